@@ -54,6 +54,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "snapshot": Entry("operate.snapshot:snapshot", _LOOK, "Download a consistent copy of the history."),
     "drain": Entry("operate.fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
     "undrain": Entry("operate.fleet:undrain", _OPERATE, "Allow new work on drained devices or hosts again."),
+    "reserve": Entry("operate.reserve:reserve", _OPERATE, "Book GPUs for a time, for owners or a group."),
     "evict": Entry("operate.fleet:evict", _OPERATE, "Evict a lease: end it against its owner's will."),
     "group": Entry(
         "operate.group:group", _OPERATE, "Manage groups that share the fleet: guarantees, limits, weights, members."

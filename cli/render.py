@@ -78,6 +78,8 @@ def device_state(device: operations.DeviceStatus) -> Text:
             return Text("leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased", style="cyan")
         if device.in_use:
             return Text(f"in use: {device.in_use_reason}" if device.in_use_reason else "in use", style="magenta")
+        if device.booked:
+            return Text(device.booked.partition(": before")[0], style="blue")
         return Text("throttled" if device.throttled else "free", style="yellow" if device.throttled else "green")
     why = device.drain_reason and f"drained: {device.drain_reason}"
     return Text(why or device.health or ", ".join(device.why_not) or "unusable", style="red")

@@ -15,6 +15,7 @@ from typing import Any, Self, Unpack
 import msgspec
 import nats.aio.client
 import nats.errors
+from msgspec.structs import replace
 
 from ..bus.connect import BusUnavailable
 from ..bus.connect import connect as bus_connect
@@ -24,11 +25,12 @@ from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
+from ..schemas.windows import Window, WindowAction, WindowFilter, Windows, WindowStatus
 from . import subscriptions
 from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
-from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
+from .errors import InvalidRequest, NoService, QueryFailed, Refused, Rejected, Unavailable
 from .lease import LeaseContext, Lost, Noticed, OnOutage
 from .notebook import DeviceList
 from .paging import all_devices, all_queued
@@ -207,6 +209,43 @@ class Client(RequestCalls):
         )
         return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, operations.Drains)).drains
 
+    async def book(self, window: Window, *, dry_run: bool = False, operator: str | None = None) -> WindowStatus:
+        """Book devices for a time, once or repeatedly; or maintenance, with nobody on them.
+
+        Args:
+            window: the window. Without a `window_id` it is given one, so that it is booked once if it is sent twice.
+            dry_run: only say which devices it would get.
+            operator: name of the operator; as for `drain`.
+
+        Returns:
+            The window with its devices, and the leases that may reach into it.
+
+        Raises:
+            Rejected: there are not enough devices that are free by then; its message says when there are.
+            InvalidRequest: the window contradicts itself; `field` says where.
+        """
+        if window.window_id is None:
+            window = replace(window, window_id=uuid.uuid4().hex[:8])
+        return await self._change_window(WindowAction(book=window, dry_run=dry_run, operator=self._operator(operator)))
+
+    async def cancel_window(self, window_id: str, *, operator: str | None = None) -> WindowStatus:
+        """Cancel a booked window, all of its occurrences. Leases in it go on until it would have ended."""
+        return await self._change_window(WindowAction(cancel=window_id, operator=self._operator(operator)))
+
+    async def windows(self, *, owner: str | None = None, window_id: str | None = None) -> list[WindowStatus]:
+        """Booked windows, soonest first; only those that are for `owner`, if given."""
+        only = WindowFilter(owner=owner, window_id=window_id)
+        return (await self._plan(PlanSubject.WINDOWS, only, Windows)).windows
+
+    async def _change_window(self, action: WindowAction) -> WindowStatus:
+        expected: Any = Windows | requests.Rejection
+        answer: Windows | requests.Rejection = await self._plan(
+            self._signed(PlanSubject.BOOK, action), action, expected
+        )
+        if isinstance(answer, requests.Rejection):
+            raise Rejected(answer)
+        return answer.windows[0]
+
     async def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """Evict a lease: take it back from its owner, who is told the reason."""
         action = operations.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
@@ -353,7 +392,7 @@ class Client(RequestCalls):
     def _signed(
         self,
         subject: str,
-        action: operations.DrainAction | operations.EvictAction | operations.PreemptAction | GroupChange,
+        action: operations.DrainAction | operations.EvictAction | operations.PreemptAction | GroupChange | WindowAction,
     ) -> str:
         if not self.owned_subjects:
             return subject

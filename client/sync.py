@@ -16,6 +16,7 @@ from ..schemas import operations, requests
 from ..schemas.groups import Group, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
+from ..schemas.windows import Window, WindowStatus
 from .child_processes import CHILDREN_GRACE_SECONDS
 from .client import Client, connect
 from .environment import environment_set, restricted_to_host
@@ -317,6 +318,18 @@ class SyncClient:
     def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.preempt`."""
         return self._loop.run(self._client.preempt(lease_id, reason=reason, operator=operator))
+
+    def book(self, window: Window, *, dry_run: bool = False, operator: str | None = None) -> WindowStatus:
+        """See `Client.book`."""
+        return self._loop.run(self._client.book(window, dry_run=dry_run, operator=operator))
+
+    def cancel_window(self, window_id: str, *, operator: str | None = None) -> WindowStatus:
+        """See `Client.cancel_window`."""
+        return self._loop.run(self._client.cancel_window(window_id, operator=operator))
+
+    def windows(self, *, owner: str | None = None, window_id: str | None = None) -> list[WindowStatus]:
+        """See `Client.windows`."""
+        return self._loop.run(self._client.windows(owner=owner, window_id=window_id))
 
     def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.evict`."""

@@ -101,6 +101,8 @@ def leaves(name: str) -> Iterator[tuple[str, Any]]:
     if not inner:
         yield name, command
         return
+    if command.invoke_without_command and command.params:
+        yield name, command
     for part, one in inner.items():
         yield f"{name} {part}", one
 

@@ -16,6 +16,7 @@ from corral.schemas import (
     request_events,
     requests,
     telemetry,
+    windows,
 )
 from msgspec import Struct
 
@@ -96,6 +97,38 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ),
         ("What deleting a group would do", {"delete": ["lab/vision"], "dry_run": True}),
     ],
+    "WindowFilter": [("All", {}), ("Those for one owner", {"owner": "ann"})],
+    "WindowAction": [
+        (
+            "Eight devices for a course, each Monday",
+            {
+                "book": {
+                    "starts_at": "2026-12-07T07:00:00Z",
+                    "ends_at": "2026-12-07T11:00:00Z",
+                    "repeat": "weekly",
+                    "repeat_until": "2027-01-31T22:59:59Z",
+                    "zone": "Europe/Berlin",
+                    "gpus": 8,
+                    "models": ["*H100*"],
+                    "group": "lab/vision",
+                    "reason": "course",
+                }
+            },
+        ),
+        (
+            "Maintenance of a host",
+            {
+                "book": {
+                    "starts_at": "2026-12-05T05:00:00Z",
+                    "ends_at": "2026-12-05T11:00:00Z",
+                    "maintenance": True,
+                    "hosts": ["node1"],
+                    "reason": "new fans",
+                }
+            },
+        ),
+        ("Cancel a window", {"cancel": "4f1c09aa"}),
+    ],
     "QueryRequest": [
         ("Watts by host", {"sql": "SELECT host, avg(power_watts) FROM samples GROUP BY host"}),
         ("As Arrow, in parts", {"sql": "FROM samples", "format": "arrow", "limit": 1000000, "window": 8}),
@@ -147,6 +180,30 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
                 ),
             ],
             revision=1,
+        ),
+    ),
+    (
+        "One is to come",
+        windows.Windows(
+            windows=[
+                windows.WindowStatus(
+                    window=windows.Window(
+                        window_id="4f1c09aa",
+                        starts_at=_AT + timedelta(days=1),
+                        ends_at=_AT + timedelta(days=1, hours=4),
+                        gpus=1,
+                        owners=["ann"],
+                        devices=[_DEVICE],
+                        reason="course",
+                        operator="olga",
+                    ),
+                    state=windows.WindowState.BOOKED,
+                    starts_at=_AT + timedelta(days=1),
+                    ends_at=_AT + timedelta(days=1, hours=4),
+                    occurrences=1,
+                    hosts=["node1"],
+                )
+            ]
         ),
     ),
     (

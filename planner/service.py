@@ -32,6 +32,7 @@ from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
+from ..schemas.windows import Window
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
@@ -58,6 +59,7 @@ from .durable.store import (
     SERVICE_TIME,
     USAGE,
     WATERMARK,
+    WINDOWS,
     Store,
     WriteFailed,
     decode_or_none,
@@ -116,6 +118,7 @@ class Bucket(Struct):
         records: leases, each with its revision.
         rejections: cached rejections, by the part of their keys after the prefix.
         drains: drains by target.
+        windows: booked windows.
         service: service time; None if there is none.
         watermark: revision up to which no event is missing on the stream.
         event_key: key that makes the message ids of events; empty if there is none.
@@ -129,6 +132,7 @@ class Bucket(Struct):
     records: list[tuple[LeaseRecord, int]] = []
     rejections: dict[str, CachedRejection] = {}
     drains: dict[str, str] = {}
+    windows: list[Window] = []
     service: Service | None = None
     watermark: int = 0
     event_key: bytes = b""
@@ -363,6 +367,8 @@ class Planner:
                 found.usage = decode_or_none(entry.key, entry.value, SavedUsage)
             elif entry.key == DRAINS:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
+            elif entry.key == WINDOWS:
+                found.windows = decode_or_none(entry.key, entry.value, list[Window]) or []
             elif entry.key == LEADER:
                 found.claimed_at = entry.stored_at
             elif entry.key == SERVICE_TIME:
@@ -425,6 +431,7 @@ class Planner:
             planner=self.id,
             policies=self._policies,
             drains=found.drains,
+            windows=found.windows,
             answers=found.rejections,
             deposed=self._election.deposed,
             limiter=self._limiter,

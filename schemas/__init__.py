@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WorkRequest,
     )
     from .telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, SampleBatch
+    from .windows import Repeat, Window, WindowStatus
 
 __all__ = [
     "Addition",
@@ -66,10 +67,13 @@ __all__ = [
     "Reason",
     "Rejection",
     "RejectionCode",
+    "Repeat",
     "Resources",
     "ResultFormat",
     "SampleBatch",
     "WeightBy",
+    "Window",
+    "WindowStatus",
     "WorkItem",
     "WorkRequest",
     "codec",
@@ -77,7 +81,7 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("groups", "metrics", "operations", "query", "requests", "telemetry")
+_SOURCES = ("groups", "metrics", "operations", "query", "requests", "telemetry", "windows")
 """Modules that define the messages, searched in this order."""
 
 

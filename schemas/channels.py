@@ -6,7 +6,19 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import codec, durations, groups, health, operations, query, request_events, requests, subjects, telemetry
+from . import (
+    codec,
+    durations,
+    groups,
+    health,
+    operations,
+    query,
+    request_events,
+    requests,
+    subjects,
+    telemetry,
+    windows,
+)
 
 Message = type[Struct]
 
@@ -236,6 +248,15 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         operations.DrainAction,
         (operations.Drains,),
         "Drain devices: they take no new work.",
+        "operator",
+    ),
+    _plan("windows", subjects.PlanSubject.WINDOWS, windows.WindowFilter, (windows.Windows,), "List booked windows."),
+    _plan(
+        "book",
+        subjects.PlanSubject.BOOK,
+        windows.WindowAction,
+        (windows.Windows, requests.Rejection),
+        "Book devices, or maintenance, for a time; or cancel that.",
         "operator",
     ),
     _plan("evict", subjects.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Evict a lease.", "operator"),

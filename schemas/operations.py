@@ -66,7 +66,8 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
         index: the driver's index on that host.
         model: the device's name.
         usable: true if it may take work now.
-        why_not: reasons if it is not usable: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`.
+        why_not: reasons if it is not usable: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`,
+            `maintenance`.
         memory_total_bytes: device memory in all.
         memory_used_bytes: device memory in use, as measured last; null if unknown.
         memory_free_bytes: device memory that a request could still get, without that of leases and foreign processes.
@@ -84,6 +85,7 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
             is then granted as a whole only to a request with `allow_in_use`.
         in_use_reason: what uses it, in words; empty if it is not in use.
         mig_profile: profile of a MIG instance, such as `1g.10gb`; empty for a whole device.
+        booked: for whom it is booked now or next, and when, in words; empty if it is not booked.
     """
 
     uuid: str
@@ -108,6 +110,7 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     in_use: bool = False
     in_use_reason: str = ""
     mig_profile: str = ""
+    booked: str = ""
 
 
 class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"):

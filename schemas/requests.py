@@ -299,7 +299,8 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         warnings: in an answer: fields of the request that this planner does not know and has ignored.
         asked_at: when the planner received the request; null in leases of earlier versions.
         expected_seconds: estimate of how long the work takes, as requested or by the planner; null if unknown.
-        ends_at: time at which the lease ends however often it is renewed, by `max_seconds`; null for no limit.
+        ends_at: time at which the lease ends however often it is renewed, by `max_seconds`, or with the booked window
+            that it is in; null for no limit.
         preemptible: true if it may be preempted.
         grace_seconds: time between the notice of a preemption and the end.
         checkpoint: true if its holder saves its work when it gets the notice.
@@ -308,6 +309,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         requeued: true if it goes on with the work of a lease that was preempted.
         saved_at: time at which its holder last said that its work is saved; null if it never did.
         preemption: notice that it will be preempted, or of the preemption that ended it; null without one.
+        window: id of the booked window that it is in; empty for none.
     """
 
     lease_id: str
@@ -340,6 +342,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     requeued: bool = False
     saved_at: Time | None = None
     preemption: Preemption | None = None
+    window: str = ""
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
@@ -373,8 +376,8 @@ class Reason(Struct, frozen=True, kw_only=True):
     """Reason why some devices could not be used, with their number.
 
     Attributes:
-        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `in_use`, `mig`,
-            `cpus`, …
+        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `booked`, `in_use`,
+            `mig`, `cpus`, …
         devices: number of devices.
         detail: the reason in words, with the nearest miss where there is one.
     """

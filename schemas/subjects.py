@@ -70,6 +70,8 @@ class PlanSubject:
     PREEMPT: Final = f"{PLAN}.preempt"
     GROUPS: Final = f"{PLAN}.groups"
     SET_GROUPS: Final = f"{PLAN}.set_groups"
+    WINDOWS: Final = f"{PLAN}.windows"
+    BOOK: Final = f"{PLAN}.book"
 
 
 def unnamed(subject: str) -> str:
@@ -90,7 +92,7 @@ REQUESTS_STREAM: Final = "CORRAL_REQUESTS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
 PLANNER_BUCKET: Final = "corral_planner"
-"""The planner's durable state: leader, leases, answers, drains, groups.
+"""The planner's durable state: leader, leases, answers, drains, windows, groups.
 
 One bucket, so that one revision can fence them all.
 """

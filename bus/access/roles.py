@@ -40,7 +40,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Sees the fleet."""
     OPERATOR = "operator"
-    """Sees the fleet, requests devices under its own name, drains, evicts, changes groups, takes snapshots."""
+    """Sees the fleet, requests devices under its own name, drains, books, evicts, changes groups, takes snapshots."""
     ADMIN = "admin"
     """Manages streams, in an emergency; no part needs it."""
 
@@ -144,6 +144,7 @@ _FLEET_WIDE: Final = (
     PlanSubject.FLEET,
     PlanSubject.QUEUE,
     PlanSubject.GROUPS,
+    PlanSubject.WINDOWS,
 )
 """Subjects with the same answer for every user. A name at their end is allowed, and changes nothing."""
 
@@ -271,9 +272,10 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _PUB,
-        "drains, evictions, preemptions and changes of groups, under its own name",
+        "drains, booked windows, evictions, preemptions and changes of groups, under its own name",
         [Role.OPERATOR],
         f"{PlanSubject.DRAIN}.{{operator}}",
+        f"{PlanSubject.BOOK}.{{operator}}",
         f"{PlanSubject.EVICT}.{{operator}}",
         f"{PlanSubject.PREEMPT}.{{operator}}",
         f"{PlanSubject.SET_GROUPS}.{{operator}}",
@@ -320,6 +322,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         PlanSubject.WITHDRAW,
         PlanSubject.EXPLAIN,
         PlanSubject.DRAIN,
+        PlanSubject.BOOK,
         PlanSubject.EVICT,
         PlanSubject.PREEMPT,
         PlanSubject.SET_GROUPS,

@@ -14,6 +14,7 @@ from ...schemas.units import format_bytes
 from .. import exits, render
 from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run
 from ..work.request_options import pairs
+from .reserve import From, ZoneName, maintain
 
 Devices = Annotated[
     list[str] | None, typer.Option("--device", metavar="UUID", help="Devices (UUIDs) that match. Repeatable.")
@@ -134,29 +135,54 @@ DrainLabels = Annotated[
 
 
 def drain(
+    name: Annotated[
+        list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts, as with --host.", show_default=False)
+    ] = None,
     reason: Annotated[str, typer.Option("--reason", "-r", help="Reason, which users see.")] = "",
     host: DrainHosts = None,
     device: DrainDevices = None,
     host_label: DrainLabels = None,
+    begin: From = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="End, for maintenance.")] = None,
+    zone: ZoneName = None,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
     """Keep new work off devices or hosts, until `corral undrain`; existing leases continue.
 
-    Without options, list the drains.
+    Without options, list the drains. With --until, and --from, it is maintenance for that time: until the begin only
+    leases that end in time are placed there (--max), and it ends by itself. Leases that may run into it are listed.
+    `corral reserve` lists and cancels it.
 
     Examples:
       corral drain
       corral drain --host node-7 --reason 'new driver'
       corral drain --device GPU-8a3c… --reason 'ECC errors'
       corral drain --host-label rack=r1 --reason 'power work'
+      corral drain node-7 --from 'sat 06:00' --until 'sat 12:00' --reason 'new fans'
     """
-    listing = not (reason or host or device or host_label)
+    host = [*(name or []), *(host or [])]
+    planned = begin is not None or until is not None
+    listing = not (reason or host or device or host_label or planned)
     if not listing:
         _need(host, device, host_label)
         if not reason:
             raise exits.CommandError("give a reason: --reason", exits.USAGE)
+    if planned:
+        maintain(
+            host,
+            device or (),
+            pairs(host_label or [], "--host-label"),
+            begin=begin,
+            until=until,
+            reason=reason,
+            zone=zone,
+            json=json,
+            nats=nats,
+            timeout=timeout,
+        )
+        return
 
     async def work() -> dict[str, str]:
         async with connected(nats, timeout=timeout) as client:
@@ -164,7 +190,7 @@ def drain(
                 return await client.undrain()
             return await client.drain(
                 reason=reason,
-                hosts=host or (),
+                hosts=host,
                 devices=device or (),
                 host_labels=pairs(host_label or [], "--host-label"),
             )

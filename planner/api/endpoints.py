@@ -40,6 +40,7 @@ from ...schemas.operations import (
 )
 from ...schemas.requests import CheckpointAction, Error, LeaseAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
+from ...schemas.windows import WindowAction, WindowFilter
 from ..broker import query_costs
 from ..broker.broker import RequestBroker
 from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
@@ -65,6 +66,7 @@ _ACTS: Final = (
     PreemptAction,
     DrainAction,
     GroupChange,
+    WindowAction,
 )
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
@@ -190,6 +192,9 @@ class Endpoints:
         async def evict(context: RequestContext, body: EvictAction) -> None:
             await broker.lease_commands.evict(body, context)
 
+        async def book(context: RequestContext, body: WindowAction) -> None:
+            await broker.booker.act(body, context)
+
         async def drain(context: RequestContext, body: DrainAction) -> None:
             await broker.drainer.drain(body, context)
 
@@ -233,6 +238,7 @@ class Endpoints:
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             *self._owned("set_groups", own.SET_GROUPS, GroupChange, set_groups, "operator"),
+            *self._owned("book", own.BOOK, WindowAction, book, "operator"),
             # The body may name any owner: the user who asks is the one in the subject.
             *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS, large_explanation),
             *self._listing(
@@ -262,6 +268,7 @@ class Endpoints:
                 broker.groups.listing,
                 lambda _: grouping(),
             ),
+            *self._listing("windows", own.WINDOWS, WindowFilter, broker.booker.listing, lambda _: broker.booker.cost),
         ]
 
     async def _answer(self, context: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:

@@ -19,6 +19,7 @@ from ...schemas.groups import GroupFilter
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Distribution, Error, WorkRequest
 from ...schemas.subjects import PlanSubject
+from ...schemas.windows import WindowAction, WindowFilter
 from ..broker.idempotency import digest_of
 from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, without_items
 from ..broker.stored_queue import StoredCaller
@@ -35,7 +36,7 @@ _MAX_CLIENT_NAME: Final = 128
 """Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Room that is left in a message for all but the lease that it carries."""
-_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter)
+_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter, WindowFilter)
 """Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
@@ -225,6 +226,10 @@ class RequestContext:
             if sum(more.devices for more in message.with_more) > MAX_ADDED_DEVICES:
                 text = f"More than {MAX_ADDED_DEVICES} devices to add - at `$.with_more`"
                 raise codec.DecodeError(text, "too_large", "$.with_more")
+        elif isinstance(message, WindowAction):
+            if message.book is not None:
+                globs.check(message.book.models, "$.book.models")
+                globs.check(message.book.hosts, "$.book.hosts")
         elif isinstance(message, DeviceFilter):
             for name in ("hosts", "models", "devices"):
                 globs.check(getattr(message, name), f"$.{name}")

@@ -32,6 +32,7 @@ from ...schemas.requests import (
     WithdrawAction,
     WorkRequest,
 )
+from ...schemas.windows import Window
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
 from ..groups.tree import Tree
@@ -63,6 +64,7 @@ from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .stored_queue import StoredQueue, StoredRequest
+from .windows import Booker, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
 
@@ -90,6 +92,7 @@ class RequestBroker:
         planner: id of this planner.
         policies: of this planner.
         drains: as read from the bucket.
+        windows: booked windows, as read from the bucket.
         answers: as read from the bucket, by their keys.
         requests: publishes what became of requests.
         estimator: estimates durations.
@@ -109,6 +112,7 @@ class RequestBroker:
         lease_commands: handles operations on leases.
         drainer: handles drains.
         groups: handles the groups.
+        booker: handles booked windows.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class RequestBroker:
         planner: str,
         policies: Policies,
         drains: dict[str, str],
+        windows: Sequence[Window],
         answers: dict[str, CachedRejection],
         requests: RequestLog,
         estimator: Estimator,
@@ -161,6 +166,16 @@ class RequestBroker:
         self._request_pool = request_pool
         self._grants = GrantReservations(fleet, ledger.table.owners, accounts.drop)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
+        self.booker = Booker(
+            fleet,
+            ledger,
+            store,
+            term,
+            windows,
+            self.wake.set,
+            deposed,
+            lambda owner: accounts.state.node_of(owner).name,
+        )
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self.groups = GroupCommands(
             fleet, ledger.table, self.queue, accounts, store, term, max_bytes, self._groups_changed, deposed
@@ -294,7 +309,9 @@ class RequestBroker:
         queued = self.queue.find(request.owner, request.request_id or "")
         now = time.time()
         seconds = self.estimator.of_request(request, now).seconds if queued is None else queued.entry.estimate.seconds
-        with self.line.protected(None if queued is None else queued.entry, request.priority, seconds, now):
+        entry = None if queued is None else queued.entry
+        windows = self.fleet.bookings.inside(request.owner)
+        with self.line.protected(entry, request.priority, seconds, now, windows):
             yield barred
 
     def _barred(self, request: WorkRequest) -> Barred | str:
@@ -306,6 +323,7 @@ class RequestBroker:
         return admission.reason if admission.barred is None else admission.barred
 
     def _groups_changed(self) -> None:
+        self.booker.apply(time.time())
         self.line.regroup()
         self.wake.set()
 
@@ -453,6 +471,7 @@ class RequestBroker:
                     self.ledger.table.put(record)
                     self.ledger.note_deadline(record.lease)
                     self.group_accounts.granted(record.lease)
+                    self.booker.granted(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
@@ -499,11 +518,13 @@ class RequestBroker:
         return with_distribution(placed, packed)
 
     def _record(self, pending: PendingRequest, placed: Placed, lease_id: str) -> LeaseRecord:
+        now = clock()
+        until, window = lease_limit(self.fleet, pending.request, placed.grants, now)
         return lifecycle.grant(
             pending.request,
             placed.grants,
             lease_id=lease_id,
-            now=clock(),
+            now=now,
             digest=pending.digest,
             planner=self._planner,
             environment=environment(self.fleet, placed.grants, lease_id),
@@ -514,6 +535,8 @@ class RequestBroker:
             service_seconds=self.ledger.service_seconds(),
             asked_at=time_of(pending.asked_at),
             age_from=None if pending.age_from is None else time_of(pending.age_from),
+            until=until,
+            window=window,
         )
 
     def _charge(self, reservation: GrantReservation, lease: Lease) -> None:
@@ -724,7 +747,8 @@ class RequestBroker:
             if entry.group not in found:
                 if len(found) >= MAX_EXPLAINED:
                     return
-                with self.line.protected(entry, request.priority, entry.estimate.seconds, now):
+                windows = entry.ask.windows
+                with self.line.protected(entry, request.priority, entry.estimate.seconds, now, windows):
                     ask = entry.group.ask
                     refused = entry.group.refused
                     found[entry.group] = (
@@ -747,6 +771,7 @@ class RequestBroker:
         stamp = now.timestamp()
         self.ledger.expire(now)
         self.ledger.evict_ended(stamp)
+        self.booker.tick(stamp)
         self._rejections.evict_expired(stamp)
 
     async def close(self, shutdown_error: Error | None) -> None:
@@ -770,6 +795,7 @@ class RequestBroker:
     async def end(self) -> None:
         """End what is in flight: grants, changes of leases, and rejections. Call it once their writes are abandoned."""
         await self._tasks.cancel()
+        await self.booker.close()
         await self.ledger.close()
         await self._rejections.close()
         await self._stored.close()

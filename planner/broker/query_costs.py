@@ -92,6 +92,15 @@ def groups(table: LeaseTable, entries: int) -> float:
     return len(table) * _GROUPED_LEASE + entries * _GROUPED_WAITING
 
 
+def windows(devices: int) -> float:
+    """Cost of listing booked windows, in seconds.
+
+    Args:
+        devices: number of their devices, all together.
+    """
+    return devices * _LISTED_DEVICE
+
+
 def _filtering(fleet: Fleet, only: DeviceFilter) -> float:
     per_device = len(only.models) + len(only.devices)
     return (len(fleet.hosts) * len(only.hosts) + len(fleet.devices) * per_device) * _COMPARED_NAME

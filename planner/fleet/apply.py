@@ -13,9 +13,9 @@ from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
-from .blocking import block, count_idle, refresh, uncount_idle
+from .blocking import block, count_idle, rebook, refresh, uncount_idle
 from .device import Device, Fault, last_tick
-from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
+from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
 from .holdings import free, hold, part_gone, relate, sharing_memory
 from .host import Host
@@ -320,6 +320,11 @@ def _drains(fleet: Fleet, event: Drains) -> None:
         refresh(fleet, host)
 
 
+def _booked(fleet: Fleet, event: Booked) -> None:
+    fleet.bookings = event.bookings
+    rebook(fleet)
+
+
 def _host_lost(fleet: Fleet, event: HostLost) -> None:
     fleet.lost_hosts.add(event.host)
     _set_lost(fleet, event.host, True)
@@ -359,6 +364,8 @@ def _clock_set(fleet: Fleet, event: ClockSet) -> None:
         host.timer = math.inf
         block(fleet, host)
         refresh(fleet, host)
+    if fleet.bookings:
+        rebook(fleet)
 
 
 def _move_faults(faults: dict[K, Fault], seconds: float) -> None:
@@ -392,6 +399,7 @@ FOLDS: Final[dict[type, Callable[[Fleet, Any], None]]] = {
     LeaseEvent: _lease_event,
     LeaseEnded: _lease_ended,
     Drains: _drains,
+    Booked: _booked,
     HostLost: _host_lost,
     HostSeen: _host_seen,
     HostForgotten: _host_forgotten,

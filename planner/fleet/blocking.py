@@ -29,6 +29,21 @@ def recheck(fleet: Fleet, host: Host) -> None:
     refresh(fleet, host)
 
 
+def rebook(fleet: Fleet) -> None:
+    """Update the hosts of booked windows: some begin or end now, or have changed."""
+    fleet.bookings.advance(fleet.now)
+    fleet.bookings_version += 1
+    names: set[str] = set()
+    for target in fleet.bookings.targets:
+        kind, _, rest = target.partition(":")
+        if kind == "device" and rest in fleet.devices:
+            names.add(fleet.devices[rest].host)
+    whole = any(not target.startswith("device:") for target in fleet.bookings.targets)
+    for name, host in fleet.hosts.items():
+        if whole or name in names or host.bookings or any(device.bookings for device in host.devices):
+            reblock(fleet, name)
+
+
 def reblock(fleet: Fleet, name: str) -> None:
     """Update a host now."""
     host = fleet.hosts[name]
@@ -60,6 +75,7 @@ def refresh(fleet: Fleet, host: Host, changed: Iterable[Device] | None = None) -
         memory,
         host.blocked,
         tuple([device.state for device in order]),
+        host.booked_from,
     )
     if host.group is None or host.group.state is not state:
         host.group = fleet.index.move(host.name, host.group, state)
@@ -87,6 +103,8 @@ def block(fleet: Fleet, host: Host) -> None:
         mask |= DRAINED
     again = math.inf
     newest = -math.inf
+    if fleet.bookings or host.bookings or any(device.bookings for device in host.devices):
+        _book(fleet, host)
     for device in host.devices:
         blocked = mask
         if now - device.seen_at > limit:
@@ -118,6 +136,16 @@ def block(fleet: Fleet, host: Host) -> None:
         # Just after the limit, so that the comparison above is true by then.
         host.timer = math.nextafter(again, math.inf)
         fleet.at_timer(host.timer, host.name)
+
+
+def _book(fleet: Fleet, host: Host) -> None:
+    """Determine the times for which a host and its devices are booked, and by which leases there must have ended."""
+    bookings, now = fleet.bookings, fleet.now
+    host.bookings = bookings.on_host(host.name, host.labels, now)
+    host.booked_from = bookings.standing(host.bookings, now)[1]
+    for device in host.devices:
+        device.bookings = bookings.on_device(device.uuid, device.info.mig_parent, host.bookings, now)
+        device.booked_for, device.booked_from = bookings.standing(device.bookings, now)
 
 
 def _host_drain(fleet: Fleet, host: Host) -> str | None:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ...schemas.metrics import METRICS
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
+from .bookings import Booking
 from .occupancy import Listed, Occupancy
 from .order import REREAD_NS, is_past
 from .reservation import Reserved
@@ -222,6 +223,9 @@ class Device:
         "_overhead_high",
         "_overhead_low",
         "blocked",
+        "booked_for",
+        "booked_from",
+        "bookings",
         "fault",
         "heat",
         "holders",
@@ -272,6 +276,12 @@ class Device:
         self.warned = False
         self.fault: Fault | None = None
         self.blocked = 0
+        self.bookings: tuple[Booking, ...] = ()
+        """Times for which it is booked, now and later."""
+        self.booked_for = ""
+        """Id of the window that has it now; empty for none."""
+        self.booked_from = math.inf
+        """Time by which leases on it must have ended, since it is booked; minus infinity while `booked_for` is set."""
         self.time_ns = -1
         self.seen_at = -math.inf
         """Time when the last sample was read, by the NATS server's clock."""
@@ -536,6 +546,8 @@ class Device:
                 rounded=self.overhead > 0,
                 in_use=self.in_use != "",
                 memory_most=most,
+                booked_for=self.booked_for,
+                booked_from=self.booked_from,
             )
         self.state = state = intern(key)
         return state

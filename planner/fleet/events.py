@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from .bookings import Bookings
+
 
 class HostLost(Struct, frozen=True):
     """The host is lost: nothing was heard from it for too long."""
@@ -33,6 +35,12 @@ class ClockSet(Struct, frozen=True):
 
     seconds: float
     now: float
+
+
+class Booked(Struct, frozen=True):
+    """The booked windows have changed: these are all."""
+
+    bookings: Bookings
 
 
 class LeaseEnded(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The fleet as a fold of events: `apply(fleet, event, at)` for telemetry, leases and drains.
+"""The fleet as a fold of events: `apply(fleet, event, at)` for telemetry, leases, drains and booked windows.
 
 There is no clock and no I/O: `at` is the time when NATS stored the message, in seconds since the epoch, and `advance`
 moves time on. `apply` changes the fleet in place and returns it. The order of messages about different things does not
@@ -14,13 +14,14 @@ from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .apply import FOLDS, claim_again
-from .blocking import drain_reason, reblock, recheck, refresh, why_blocked
-from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
+from .blocking import drain_reason, reblock, rebook, recheck, refresh, why_blocked
+from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .holdings import free, hold
 from .host import Host
 from .known import Fleet, Held
 
 __all__ = [
+    "Booked",
     "ClockSet",
     "Event",
     "Fleet",
@@ -50,6 +51,7 @@ Event = (
     | LeaseEvent
     | LeaseEnded
     | Drains
+    | Booked
     | HostLost
     | HostSeen
     | HostForgotten
@@ -81,9 +83,11 @@ def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
 
 
 def advance(fleet: Fleet, now: float) -> Fleet:
-    """Advance time, never back: devices without samples become stale, and old warnings end."""
+    """Advance time, never back: devices become stale, old warnings end, and booked windows begin and end."""
     if now > fleet.now:
         fleet.now = now
+    if fleet.bookings.due <= fleet.now:
+        rebook(fleet)
     name = fleet.due(fleet.now)
     while name is not None:
         host = fleet.hosts.get(name)

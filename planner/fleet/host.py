@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .bookings import Booking
 from .device import Device
 from .index import HostClass
 from .state import UNLIMITED, HostState
@@ -19,6 +20,8 @@ class Host:
         "batch_devices",
         "batch_order",
         "blocked",
+        "booked_from",
+        "bookings",
         "cpus_held",
         "cpus_total",
         "devices",
@@ -62,6 +65,9 @@ class Host:
         self.idle: HostState | None = None
         """State that the host would have if it were idle and healthy."""
         self.blocked = 0
+        self.bookings: tuple[Booking, ...] = ()
+        """Maintenance of the host, now and later."""
+        self.booked_from = math.inf
         self.lost = False
         self.stale = True
         self.heard_at = -math.inf

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from ...schemas.limits import STALE_AFTER_SECONDS
 from ...schemas.telemetry import DeviceInfo, Inventory
+from .bookings import NOTHING_BOOKED, Bookings
 from .device import Device, Fault
 from .host import Host
 from .index import Index
@@ -58,6 +59,8 @@ class Fleet:
         devices: by uuid.
         leases: what active leases hold, by id, also of devices that are not known.
         drains: `host:NAME`, `device:UUID` or `label:K=V` → reason.
+        bookings: booked windows.
+        bookings_version: changes when windows are booked or canceled, begin or end.
         index: hosts by state.
         now: time of the fleet, seconds since the epoch; `advance` moves it.
         stale_after: seconds without a sample after which a device takes no work; infinite for fleets without samples.
@@ -69,6 +72,8 @@ class Fleet:
         self.devices: dict[str, Device] = {}
         self.leases: dict[str, Held] = {}
         self.drains: dict[str, str] = {}
+        self.bookings: Bookings = NOTHING_BOOKED
+        self.bookings_version = 0
         self.faults: dict[str, Fault] = {}
         """Faults by `host:NAME` or `device:UUID`."""
         self.early: dict[tuple[str, str], Fault] = {}
@@ -168,9 +173,10 @@ class Fleet:
         memory_free: int,
         blocked: int,
         devices: tuple[DeviceState, ...],
+        booked_from: float = math.inf,
     ) -> HostState:
         """Intern a `HostState`: the one object of this fleet for these values."""
-        key = (topology, cpus_free, memory_free, blocked, devices)
+        key = (topology, cpus_free, memory_free, blocked, devices, booked_from)
         found = self._host_states.get(key)
         if found is None:
             core = None
@@ -178,8 +184,9 @@ class Fleet:
             if cores != devices:
                 if topology is None:
                     cores = tuple(sorted(cores, key=lambda device: device.order))
-                core = self.host_state(topology, cpus_free, memory_free, blocked, cores)
-            found = self._host_states[key] = HostState(topology, cpus_free, memory_free, blocked, devices, core)
+                core = self.host_state(topology, cpus_free, memory_free, blocked, cores, booked_from)
+            found = HostState(topology, cpus_free, memory_free, blocked, devices, core, booked_from)
+            self._host_states[key] = found
         return found
 
     def forget(self) -> None:

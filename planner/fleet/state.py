@@ -123,6 +123,8 @@ class StateKey(NamedTuple):
     rounded: bool = False
     in_use: bool = False
     memory_most: int = 0
+    booked_for: str = ""
+    booked_from: float = math.inf
 
     @property
     def core(self) -> StateKey:
@@ -148,9 +150,13 @@ class DeviceState:
         in_use: true if processes without a lease compute or hold memory on it.
         memory_most: bytes that leases can have of it together, rounded down; a share that names no memory gets its
             part of them.
+        booked_for: id of the booked window that has it now; empty for none.
+        booked_from: time by which leases on it must have ended, since it is booked, in seconds since the epoch;
+            infinite if it is not booked.
         whole: true if no lease is on it, and it may take work.
-        idle: true if `whole`, not in use, and no MIG instance: requests for whole devices get these by default.
-        open_share: `share`, but 0 for a MIG instance, which must be requested as such.
+        idle: true if `whole`, not in use, not booked, and no MIG instance: requests for whole devices get these by
+            default.
+        open_share: `share`, but 0 for a MIG instance, which must be requested as such, and for a booked device.
         share_free: `open_share` in thousandths, for policies.
         order: sorts states the same way in every run.
         strain: cache of `policies`; None before it was computed.
@@ -159,6 +165,8 @@ class DeviceState:
     __slots__ = (
         "_core",
         "blocked",
+        "booked_for",
+        "booked_from",
         "heat",
         "idle",
         "in_use",
@@ -193,9 +201,12 @@ class DeviceState:
         self.rounded = key.rounded
         self.in_use = key.in_use
         self.memory_most = key.memory_most
+        self.booked_for = key.booked_for
+        self.booked_from = key.booked_from
         self.whole = self.share == WHOLE_SHARE and not self.leased
-        self.open_share = 0 if self.model.mig_profile else self.share
-        self.idle = self.whole and not self.in_use and not self.model.mig_profile
+        special = bool(self.model.mig_profile) or self.booked_from < math.inf
+        self.open_share = 0 if special else self.share
+        self.idle = self.whole and not self.in_use and not special
         self.share_free = milli_of(self.open_share)
         self.order = (self.model.order, *key[1:])
         self.strain: float | None = None
@@ -216,6 +227,8 @@ class HostState:
         cpus_free: thousandths of cores that no lease holds.
         memory_free: bytes of RAM that no lease holds.
         blocked: bits of `BLOCKS` for the host itself.
+        booked_from: time by which leases of cores and RAM alone must have ended, since maintenance begins; minus
+            infinity during maintenance, infinite if none is booked.
         devices: their states, by index or sorted.
         kinds: each different device state with the indexes in `devices` that have it.
         share_free: thousandths over all devices that no lease holds.
@@ -228,6 +241,7 @@ class HostState:
     __slots__ = (
         "_core",
         "blocked",
+        "booked_from",
         "cpus_free",
         "devices",
         "kinds",
@@ -248,11 +262,13 @@ class HostState:
         blocked: int,
         devices: tuple[DeviceState, ...],
         core: HostState | None = None,
+        booked_from: float = math.inf,
     ) -> None:
         self.topology = topology
         self.cpus_free = cpus_free
         self.memory_free = memory_free
         self.blocked = blocked
+        self.booked_from = booked_from
         self.devices = devices
         self.standing: tuple[object, Any] | None = None
         self._core = core
@@ -271,6 +287,7 @@ class HostState:
             cpus_free,
             memory_free,
             blocked,
+            booked_from,
             tuple((device.order, len(places)) for device, places in self.kinds),
             () if topology is None else (topology.levels, tuple(device.order for device in devices)),
         )
@@ -299,6 +316,15 @@ class AskKey(NamedTuple):
     mig: tuple[str, ...]
     allow_in_use: bool
     barred: tuple[str, ...] = ()
+    ends_by: float = math.inf
+    windows: tuple[str, ...] = ()
+    inside: bool = False
+    outlasts: bool = False
+
+    @property
+    def anytime(self) -> AskKey:
+        """The same whatever is booked."""
+        return self._replace(ends_by=math.inf, windows=(), inside=False, outlasts=False)
 
 
 class Ask:
@@ -321,8 +347,13 @@ class Ask:
         mig: lower-case globs over the profiles of MIG instances, one of which is requested; empty requests none.
         allow_in_use: true if whole devices may have processes without a lease on them.
         barred: names of models that a quota keeps from it, sorted.
+        ends_by: time by which its lease will have ended, rounded up to one from which devices are booked, in seconds
+            since the epoch; infinite if it may last longer than that.
+        windows: ids of the booked windows, of those that are now, which its owner may use.
+        inside: true if it is for devices of these windows only.
+        outlasts: true if it is expected to take longer than these windows.
         mig_models: those of `models` that name instances.
-        plain: true if it requests neither instances nor devices in use.
+        plain: true if it requests neither instances nor devices in use, and may use no booked device.
         any_model: true if it names no models, vendors or capability, and none is barred.
         allowed: model → true if it is allowed. A cache, filled by `feasible`.
         verdicts: device state → reason why it can't be used; empty text if it can. A cache, filled by `feasible`.
@@ -334,16 +365,19 @@ class Ask:
         "any_model",
         "barred",
         "cpus_milli",
+        "ends_by",
         "gpu_memory_bytes",
         "gpus",
         "host_labels",
         "host_memory_bytes",
         "hosts",
+        "inside",
         "key",
         "mig",
         "mig_models",
         "min_compute_capability",
         "models",
+        "outlasts",
         "parts",
         "placement",
         "plain",
@@ -352,6 +386,7 @@ class Ask:
         "vendors",
         "verdicts",
         "whole",
+        "windows",
     )
 
     def __init__(self, key: AskKey) -> None:
@@ -371,9 +406,14 @@ class Ask:
         self.mig = key.mig
         self.allow_in_use = key.allow_in_use
         self.barred = key.barred
+        self.ends_by = key.ends_by
+        self.windows = key.windows
+        self.inside = key.inside
+        self.outlasts = key.outlasts
         self.share_milli = milli_of(self.share)
         self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
-        self.plain = not (self.mig or self.mig_models or self.allow_in_use)
+        special = self.mig or self.mig_models or self.allow_in_use or self.windows or self.ends_by < math.inf
+        self.plain = not special
         self.any_model = not (self.models or self.vendors or any(self.min_compute_capability) or self.barred)
         self.allowed: dict[Model, bool] = {}
         self.verdicts: dict[DeviceState, str] = {}

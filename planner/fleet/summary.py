@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from ...schemas import globs
 from ...schemas.inventory import board_part
 from ...schemas.operations import DeviceFilter, DeviceStatus, FleetSummary
+from .bookings import booked_words
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
 from .state import MIG_PARENT, STALE, WHOLE_SHARE
@@ -23,14 +24,15 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
     """Status of one device."""
     fault = device.fault
     own = fault.message if fault is not None and fault.fatal else fault.warning if device.warned and fault else ""
-    usable = not device.blocked
+    maintained = device.booked_for != "" and fleet.bookings.parties[device.booked_for].nobody
+    usable = not device.blocked and not maintained
     return DeviceStatus(
         uuid=device.uuid,
         host=device.host,
         index=device.index,
         model=device.info.name,
         usable=usable,
-        why_not=why_blocked(device.blocked),
+        why_not=[*why_blocked(device.blocked), *(["maintenance"] if maintained else [])],
         memory_total_bytes=device.memory_total,
         memory_used_bytes=device.memory_used,
         memory_free_bytes=device.memory_free if device.share_left else 0,
@@ -47,6 +49,7 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
         in_use=device.in_use != "",
         in_use_reason=device.in_use,
         mig_profile=device.info.mig_profile,
+        booked=booked_words(device.bookings, fleet.bookings, now) if device.bookings else "",
     )
 
 

@@ -404,6 +404,8 @@ def _over(record: LeaseRecord) -> str:
     """Reason for which a lease expires."""
     lease = record.lease
     if lease.ends_at is not None and lease.expires_at >= lease.ends_at:
+        if lease.window:
+            return f"the booked window {lease.window} is over, or its max_seconds"
         return f"its limit of {(lease.ends_at - lease.granted_at).total_seconds():g} s (max_seconds) is over"
     return f"not renewed within {record.life_seconds:g} s"
 

@@ -198,9 +198,17 @@ def grant(
     service_seconds: float | None = None,
     asked_at: datetime | None = None,
     age_from: datetime | None = None,
+    until: datetime | None = None,
+    window: str = "",
 ) -> LeaseRecord:
-    """Record of a new lease for a request that was decided; `service_seconds` is `now` in service time."""
+    """Record of a new lease for a request that was decided.
+
+    `service_seconds` is `now` in service time. The lease ends `until` then at the latest; `window` is the id of the
+    booked window that it is in.
+    """
     ends_at = None if request.max_seconds is None else now + timedelta(seconds=request.max_seconds)
+    if until is not None:
+        ends_at = _limited(until, ends_at)
     lease = Lease(
         lease_id=lease_id,
         owner=request.owner,
@@ -227,6 +235,7 @@ def grant(
         min_run_seconds=request.min_run_seconds,
         priority=request.priority,
         requeued=request.requeue_of is not None,
+        window=window,
     )
     return LeaseRecord(
         lease=lease,

@@ -127,13 +127,13 @@ def decide(
         InvalidRequest: fields contradict each other, or the policy is unknown.
     """
     policy = policies.get(request.policy)
-    ask = _asked(fleet, request)
     advance(fleet, now)
+    ask = _asked(fleet, request)
     if isinstance(barred, str):
         return quota_rejection(fleet, ask, barred, request.request_id or "")
     ask = _without(fleet, ask, barred)
     if learn:
-        policy.observe(fleet, ask)
+        policy.observe(fleet, ask if ask.plain else fleet.ask(ask.key.anytime))
     picks = select(fleet, policy, ask)
     if picks is None:
         return reject(fleet, ask, request.request_id or "")
@@ -162,8 +162,8 @@ def explain(
         InvalidRequest: as `decide`; also for an addition of a model that the fleet does not have.
     """
     policy = policies.get(request.policy)
-    ask = _asked(fleet, request)
     advance(fleet, now)
+    ask = _asked(fleet, request)
     if not isinstance(barred, str):
         ask = _without(fleet, ask, barred)
     with with_additions(fleet, with_more):
@@ -298,7 +298,8 @@ def ask_of(fleet: Fleet, request: WorkRequest) -> Ask:
     Raises:
         InvalidRequest: fields contradict each other.
     """
-    return fleet.ask(ask_key(replace(request, mig=True) if _any_instance(fleet, request) else request))
+    key = ask_key(replace(request, mig=True) if _any_instance(fleet, request) else request)
+    return fleet.ask(fleet.bookings.classify(key, request, fleet.now) if fleet.bookings else key)
 
 
 def _without(fleet: Fleet, ask: Ask, barred: tuple[str, ...]) -> Ask:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from ...schemas.operations import Verdict
 from ...schemas.requests import Placement
 from ...schemas.units import format_bytes
+from ..fleet.bookings import booked_words
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import Reserved, owners_of
@@ -85,6 +86,8 @@ def _verdict(fleet: Fleet, ask: Ask, device: Device, place: _Place, taken: bool)
         reason = f"reserved for {', '.join(owners_of([kept]))}, who has waited longer"
     elif kept is not None and reason == WORDS["leased"]:
         reason = f"leased; then reserved for {', '.join(owners_of([kept]))}, who has waited longer"
+    elif reason == WORDS["booked"]:
+        reason = booked_words(device.bookings, fleet.bookings, fleet.now)
     if place.near and device.memory_free < ask.gpu_memory_bytes:
         reason = f"too little free memory ({format_bytes(device.memory_free)})"
     return Verdict(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ...schemas import globs
+from ..fleet.device import Device
 from ..fleet.state import (
     BLOCKS,
     MIG_PARENT,
@@ -73,13 +74,22 @@ def device_verdict(device: DeviceState, ask: Ask) -> str:
             return "reserved"
     elif device.share < ask.share:
         return "share"
-    elif not ask.gpu_memory_bytes and not has_part(device, ask.share):
+    if not admitted(device, ask):
+        return "booked"
+    if not (ask.whole or ask.gpu_memory_bytes or has_part(device, ask.share)):
         return "memory"
     if device.memory_free < ask.gpu_memory_bytes:
         if device.rounded and ask.gpu_memory_bytes < device.memory_free + ROUNDED_OFF_BYTES:
             return _in_use(device, ask) or NEAR_MEMORY
         return "memory"
     return _in_use(device, ask)
+
+
+def admitted(device: DeviceState | Device, ask: Ask) -> bool:
+    """True if booked windows leave a device to the request: it may use the window, or has ended before the next."""
+    if device.booked_for or ask.inside:
+        return device.booked_for in ask.windows
+    return ask.ends_by <= device.booked_from
 
 
 def _in_use(device: DeviceState, ask: Ask) -> str:
@@ -141,6 +151,7 @@ def excluded(state: HostState, ask: Ask) -> bool:
         state.cpus_free < ask.cpus_milli
         or state.memory_free < ask.host_memory_bytes
         or state.blocked != 0
+        or (state.booked_from < ask.ends_by and not ask.gpus)
         or not ((state.whole_free >= ask.gpus if ask.whole else state.share_most >= ask.share) if ask.plain else True)
     )
 
@@ -149,6 +160,8 @@ def host_verdict(state: HostState, ask: Ask, usable: int) -> str:
     """Reason why a single host can't hold the whole request, given its number of usable devices; empty if it can."""
     if state.blocked:
         return next(name for bit, name in BLOCKS.items() if state.blocked & bit)
+    if not ask.gpus and state.booked_from < ask.ends_by:
+        return "booked"
     if usable < ask.gpus:
         return "host_devices"
     if state.cpus_free < ask.cpus_milli:

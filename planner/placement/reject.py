@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
 from ...schemas.units import format_bytes
+from ..fleet.bookings import booked_words
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of
 from ..fleet.state import WHOLE_SHARE, Ask, HostState
 from .capacity import CapacityTally, allowed, room_for
-from .feasible import NEAR_MEMORY, candidates, capacity
+from .feasible import NEAR_MEMORY, candidates, capacity, verdict_of
 
 
 def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
@@ -24,7 +26,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         merged["memory"] = merged.get("memory", 0) + merged.pop(NEAR_MEMORY)
     unit = "devices" if ask.gpus else "hosts"
     reasons = [
-        Reason(code=code, devices=devices, detail=kept(fleet) if code == "reserved" else words(code, tally, ask))
+        Reason(code=code, devices=devices, detail=_detail(fleet, code, tally, ask))
         for code, devices in sorted(merged.items(), key=lambda item: (-item[1], item[0]))
     ]
     if _IN_PART & merged.keys() and (fleet.reserved or fleet.reserved_hosts) and "reserved" not in merged:
@@ -42,7 +44,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         reasons=reasons,
         could_ever_fit=fits,
         request_id=request_id,
-        nearest=_nearest(tally, ask, fits),
+        nearest=_nearest(tally, ask, fits) or (_sooner(fleet, ask) if "booked" in merged else ""),
     )
 
 
@@ -64,6 +66,43 @@ def quota_rejection(fleet: Fleet, ask: Ask, reason: str, request_id: str = "") -
         request_id=request_id,
         nearest="wait (wait_seconds) until the group uses less" if fits else "",
     )
+
+
+def _detail(fleet: Fleet, code: str, tally: CapacityTally, ask: Ask) -> str:
+    if code == "reserved":
+        return kept(fleet)
+    return _booked(fleet, ask) if code == "booked" else words(code, tally, ask)
+
+
+def _booked(fleet: Fleet, ask: Ask) -> str:
+    """Text on the booked devices that a request could use: of those that are booked last, for whom and from when."""
+    latest = _booked_from(fleet, ask)
+    bookings = fleet.bookings.closing(latest) or fleet.bookings.running
+    return booked_words(bookings, fleet.bookings, fleet.now)
+
+
+def _booked_from(fleet: Fleet, ask: Ask) -> float:
+    """The latest time by which leases must have ended on a booked device that a request could use.
+
+    Minus infinity if all are booked now.
+    """
+    if ask.filtered or not ask.gpus:
+        states = {host.state for host in (allowed(fleet, ask) if ask.filtered else fleet.hosts.values())}
+        if not ask.gpus:
+            return max((state.booked_from for state in states if state.booked_from < math.inf), default=-math.inf)
+        devices = {device for state in states for device, _ in state.kinds}
+    else:
+        devices = fleet.index.devices.keys()
+    booked = (device.booked_from for device in devices if verdict_of(device, ask) == "booked")
+    return max((at for at in booked if at < math.inf), default=-math.inf)
+
+
+def _sooner(fleet: Fleet, ask: Ask) -> str:
+    """Suggest a limit with which a request could have devices until they are booked; empty if none would do."""
+    left = _booked_from(fleet, ask) - fleet.now
+    if left < 1:
+        return "wait for the booked window to end (wait_seconds)"
+    return f"ask with max_seconds of at most {math.floor(left)} (--max), or preemptible, to use devices until then"
 
 
 def kept(fleet: Fleet) -> str:
@@ -107,6 +146,7 @@ WORDS: Final = {
     "host_lost": "on lost hosts",
     "reserved": "reserved for requests that have waited longer",
     "leased": "leased",
+    "booked": "booked",
     "in_use": "in use by others without a lease",
     "mig": "MIG instances",
     "mig_profile": "MIG instances of another profile",
@@ -148,7 +188,7 @@ def _nearest(tally: CapacityTally, ask: Ask, fits: bool) -> str:
         return f"ask for at most {format_bytes(tally.most('host_memory'))} of RAM"
     if "in_use" in tally.devices and fits:
         return "ask with allow_in_use (--allow-in-use) to be given devices that others use, or wait for them to end"
-    if "leased" in tally.devices and fits:
+    if "leased" in tally.devices and "booked" not in tally.devices and fits:
         return "wait for a lease to end (wait_seconds)"
     if "mig" in tally.devices and ask.gpus <= 1:
         return "ask with mig (--mig) for a MIG instance"

@@ -20,7 +20,15 @@ DRAWS: Final = 16
 
 
 def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """Select the best placement by the policy; None if the request does not fit now."""
+    """Select the best placement by the policy; None if the request does not fit now.
+
+    Whoever may use booked devices gets these first, or last if the work outlasts the window.
+    """
+    if ask.windows and not ask.inside:
+        first = ask.key._replace(windows=()) if ask.outlasts else ask.key._replace(inside=True)
+        found = select(fleet, policy, fleet.ask(first))
+        if found is not None:
+            return found
     if ask.placement is Placement.SPREAD:
         found = _spread(fleet, policy, ask)
     else:

@@ -19,13 +19,14 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
-from ...schemas.requests import Placement
+from ...schemas.requests import Placement, WorkRequest
+from ..fleet.bookings import free_from, lasts_of
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, AskKey, HostState, Model
 from ..placement.capacity import allowed
-from ..placement.feasible import PART_SLACK_BYTES, candidates, device_verdict, model_allowed
+from ..placement.feasible import PART_SLACK_BYTES, admitted, candidates, device_verdict, model_allowed
 from .ends import Ends
 
 Capacity = tuple[object, object]
@@ -61,6 +62,50 @@ Unit = tuple[float, int, Device]
 """Time from which a device could be taken, its index, and the device."""
 
 
+class Stay(NamedTuple):
+    """What a request may use of booked devices, now and later.
+
+    Attributes:
+        lasts: time by which its lease can have ended, in seconds after its grant; infinite if it has no limit.
+        windows: ids of the windows that are for its owner.
+        later: false if only what it may use now counts, whenever leases end.
+    """
+
+    lasts: float = math.inf
+    windows: frozenset[str] = frozenset()
+    later: bool = True
+
+    def available_at(self, booked: Device | Host, ask: Ask, at: float, now: float) -> float | None:
+        """Time from which its lease could be on a booked device, or a booked host.
+
+        Args:
+            booked: the device, or host.
+            ask: the request.
+            at: time from which no other lease is in the way.
+            now: seconds.
+
+        Returns:
+            The time; None if it may not use it now, and only that counts.
+        """
+        inside = admitted(booked, ask) if isinstance(booked, Device) else ask.ends_by <= booked.booked_from
+        if not self.later:
+            return at if inside else None
+        if inside and at == NOW:
+            return at
+        return free_from(booked.bookings, max(at, now), self.lasts, self.windows)
+
+
+ANYWHERE: Final = Stay()
+PRESENT: Final = Stay(later=False)
+
+
+def stay_of(fleet: Fleet, request: WorkRequest) -> Stay:
+    """What a request may use of booked devices; the same for all while nothing is booked."""
+    if not fleet.bookings:
+        return ANYWHERE
+    return Stay(lasts_of(request), fleet.bookings.admitted(request.owner))
+
+
 def _soonest(unit: Unit) -> tuple[float, int]:
     return unit[:2]
 
@@ -80,12 +125,14 @@ class Horizon:
         fleet: live state.
         ends: of the running leases.
         ask: a request for one such device.
+        stay: what booked devices it may use later.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask, stay: Stay) -> None:
         self._fleet = fleet
         self._ends = ends
         self._ask = ask
+        self._stay = stay
         self._units: dict[str, list[Unit]] = {}
         self._steps: dict[int, list[_Step]] = {}
         self._able: dict[HostState, bool] = {}
@@ -179,6 +226,10 @@ class Horizon:
                 for lease in device.holders:
                     known = running.get(lease)
                     at = max(at, math.inf if known is None else known.ends_at)
+            if device.bookings:
+                at = self._stay.available_at(device, self._ask, at, self._fleet.now)
+                if at is None:
+                    continue
             found.append((at, device.index, device))
         found.sort(key=_soonest)
         return found
@@ -239,16 +290,24 @@ class Horizons:
         fleet: live state.
         ends: of the running leases.
         most: limit on the horizons that are kept, those that were used last.
+        stay: what requests may use of booked devices, unless a plan names other.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, most: int = 48) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, most: int = 48, stay: Stay = ANYWHERE) -> None:
         self._fleet = fleet
         self._ends = ends
         self._most = most
-        self._kept: dict[AskKey, Horizon] = {}
+        self._kept: dict[tuple[AskKey, Stay], Horizon] = {}
+        self._stay = self._usual_stay = stay
+        self._bookings = fleet.bookings_version
 
     def plan(
-        self, ask: Ask, owner: str, without: Set[str] = frozenset(), before: Reservation | None = None
+        self,
+        ask: Ask,
+        owner: str,
+        without: Set[str] = frozenset(),
+        before: Reservation | None = None,
+        stay: Stay | None = None,
     ) -> Plan | None:
         """Choose where a request could start soonest; None if it never could.
 
@@ -257,7 +316,9 @@ class Horizons:
             owner: of the request.
             without: names of hosts that are reserved for others.
             before: its present reservation, which stays unless another place is free sooner.
+            stay: what it may use of booked devices; None for that of all requests.
         """
+        self._stay = self._usual_stay if stay is None else stay
         if not ask.gpus:
             chosen = self._cores_alone(ask, without)
         elif ask.placement is Placement.SPREAD:
@@ -338,6 +399,10 @@ class Horizons:
             if host.name in without or host.state.blocked:
                 continue
             at = _roomy_at(fleet, self._ends, host, ask)
+            if host.bookings:
+                at = self._stay.available_at(host, ask, at, fleet.now)
+                if at is None:
+                    continue
             if at < math.inf and (best is None or (at, host.name) < best[:2]):
                 best = _Step(at, host.name, 0)
         return [] if best is None else [best]
@@ -368,13 +433,16 @@ class Horizons:
         return at
 
     def _horizon(self, ask: Ask) -> Horizon:
+        if self._bookings != self._fleet.bookings_version:
+            self._bookings = self._fleet.bookings_version
+            self._kept.clear()
         # One device of such a request, whatever its host must have: all that says which devices are meant.
-        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST)
+        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST), self._stay
         found = self._kept.pop(key, None)
         if found is None:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            found = Horizon(self._fleet, self._ends, self._fleet.ask(key))
+            found = Horizon(self._fleet, self._ends, self._fleet.ask(key[0]), self._stay)
         self._kept[key] = found
         return found
 

@@ -21,10 +21,12 @@ from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
+from ..fleet.bookings import Booking
 from ..fleet.state import WHOLE_SHARE, Ask
 from ..placement.capacity import allowed
 from ..placement.feasible import model_allowed
-from .line import Line
+from .backfill import Stay, stay_of
+from .line import Entry, Line
 
 DRAWS: Final = 15
 """Number of virtual runs."""
@@ -33,6 +35,8 @@ HIGH: Final = 0.9
 """Quantiles of the interval, which holds 80 %."""
 SLICE: Final = 64
 """Starts between two yields of a forecast."""
+BOOKINGS_FORECAST: Final = 32
+"""Number of the times for which a device is booked that a forecast counts, the soonest first."""
 MOST_PAST: Final = 500
 LEAST_PAST: Final = 20
 """Number of past forecasts from which on they correct new ones."""
@@ -59,11 +63,16 @@ class _Kind(NamedTuple):
         hosts: that it may use.
         devices: on each host; in all, if it may use any number of them. A share is a part.
         several: number of hosts; 0 for as many as it takes.
+        shut: (host, from, to, devices): so many free devices of a host are booked, and not for it, from one time to
+            another.
+        inside: (host, from, to): devices of a host are booked for it, and what it has there ends with that.
     """
 
     hosts: frozenset[int]
     devices: float
     several: int
+    shut: tuple[tuple[int, float, float, int], ...] = ()
+    inside: tuple[tuple[int, float, float], ...] = ()
 
 
 class _State:
@@ -81,8 +90,15 @@ class _State:
         ]
         self.size = [sum(not device.blocked for device in fleet.hosts[name].devices) for name in self.names]
         self.running = list(self._running(line))
-        kinds: dict[Ask, _Kind] = {}
-        self.waiting = [(entry, kinds.setdefault(entry.ask, self._kind(line, entry.ask))) for entry in line]
+        kinds: dict[tuple[Ask, Stay], _Kind] = {}
+        self.waiting: list[tuple[Entry, _Kind]] = []
+        for entry in line:
+            stay = stay_of(fleet, entry.request)
+            kind = kinds.get((entry.ask, stay))
+            if kind is None:
+                kind = kinds[entry.ask, stay] = self._kind(line, entry.ask, stay)
+            self.waiting.append((entry, kind))
+        self.openings = sorted({to for kind in kinds.values() for _, _, to, _ in kind.shut if to > now})
 
     def _running(self, line: Line) -> Iterable[tuple[str, dict[int, float]]]:
         """Leases with the devices that come free with them, by host."""
@@ -97,7 +113,7 @@ class _State:
             if devices and lease in line.ends.running:
                 yield lease, devices
 
-    def _kind(self, line: Line, ask: Ask) -> _Kind:
+    def _kind(self, line: Line, ask: Ask, stay: Stay) -> _Kind:
         inside = {host.name for host in allowed(line.fleet, ask)} if ask.filtered else None
         spread = ask.placement is Placement.SPREAD
         part = ask.part(1) if spread else ask
@@ -109,7 +125,35 @@ class _State:
             and model_allowed(self.models[at], ask)
             and (several or self.size[at] >= part.gpus)
         )
-        return _Kind(hosts, part.gpus * part.share / WHOLE_SHARE, 0 if several else ask.gpus if spread else 1)
+        several_hosts = 0 if several else ask.gpus if spread else 1
+        found = _Kind(hosts, part.gpus * part.share / WHOLE_SHARE, several_hosts)
+        if not line.fleet.bookings:
+            return found
+        return found._replace(shut=self._shut(line, hosts, stay), inside=self._inside(line, hosts, stay))
+
+    def _inside(self, line: Line, hosts: frozenset[int], stay: Stay) -> tuple[tuple[int, float, float], ...]:
+        """Times for which devices of hosts are booked for a request; see `_Kind.inside`."""
+        found = {
+            (at, booking.starts_at, booking.ends_at)
+            for at in (hosts if stay.windows else ())
+            for device in line.fleet.hosts[self.names[at]].devices
+            for booking in device.bookings[:BOOKINGS_FORECAST]
+            if booking.window in stay.windows
+        }
+        return tuple(sorted(found))
+
+    def _shut(self, line: Line, hosts: frozenset[int], stay: Stay) -> tuple[tuple[int, float, float, int], ...]:
+        """Times at which free devices of hosts are booked for others; see `_Kind.shut`."""
+        found: dict[tuple[int, float, float], int] = {}
+        for at in hosts:
+            for device in line.fleet.hosts[self.names[at]].devices:
+                if not device.bookings or device.blocked:
+                    continue
+                free_at = max((line.ends.ends_at(lease) for lease in device.holders), default=-math.inf)
+                for begin, end in shut_times(device.bookings[:BOOKINGS_FORECAST], stay):
+                    key = (at, max(begin, free_at), end)
+                    found[key] = found.get(key, 0) + 1
+        return tuple(sorted((*key, count) for key, count in found.items()))
 
 
 def forecasts(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> Generator[None, None, dict[int, Forecast]]:
@@ -149,6 +193,19 @@ def forecast(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> dict[
             return done.value
 
 
+def shut_times(bookings: Sequence[Booking], stay: Stay) -> list[tuple[float, float]]:
+    """Times at which no lease of a request could begin on a device, without overlaps, soonest first."""
+    found: list[tuple[float, float]] = []
+    last = -math.inf
+    for booking in bookings:
+        begin = max(booking.closes_at - stay.lasts, last)
+        end = booking.starts_at if booking.window in stay.windows else booking.ends_at
+        if begin < end:
+            found.append((begin, end))
+        last = max(last, booking.ends_at)
+    return found
+
+
 def _level(draw: random.Random) -> float:
     return min(0.99, max(0.01, draw.random()))
 
@@ -167,26 +224,28 @@ def _run(
 ) -> Generator[None]:
     """One virtual run; adds the start of each request, infinite if it never can."""
     free = list(state.free)
-    heap = [(at, number, devices) for number, (at, devices) in enumerate(ends)]
+    openings: list[tuple[float, dict[int, float]]] = [(at, {}) for at in state.openings]
+    heap = [(at, number, devices) for number, (at, devices) in enumerate([*ends, *openings])]
     heapify(heap)
     # Requests of one kind wait in one row: where its first does not fit, no other does.
     rows: dict[_Kind, deque[int]] = {}
     for at, (_, kind) in enumerate(state.waiting):
         rows.setdefault(kind, deque()).append(at)
-    now, fresh = state.now, len(ends)
+    now, fresh = state.now, len(heap)
     head, head_starts = -1, math.inf
     while rows:
         first = True
         for _, kind in sorted((row[0], kind) for kind, row in rows.items()):
             row = rows[kind]
-            while row and (taken := _fit(kind, free)) is not None:
+            while row and (taken := _fit(kind, free, now)) is not None:
                 at = row[0]
                 entry = state.waiting[at][0]
-                if not first and now + entry.estimate.seconds > head_starts:
+                most = _ends_with(kind, taken, now)
+                if not first and min(now + entry.estimate.seconds, most) > head_starts:
                     break
                 for host, devices in taken.items():
                     free[host] -= devices
-                heappush(heap, (now + lengths[at], fresh, taken))
+                heappush(heap, (min(now + lengths[at], most), fresh, taken))
                 fresh += 1
                 starts[entry.number].append(now)
                 row.popleft()
@@ -208,10 +267,20 @@ def _run(
             starts[state.waiting[at][0].number].append(math.inf)
 
 
-def _fit(kind: _Kind, free: Sequence[float]) -> dict[int, float] | None:
+def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
+    """End of the booked window that a request has devices in; infinite if it has none."""
+    return min((end for host, begin, end in kind.inside if begin <= now < end and host in taken), default=math.inf)
+
+
+def _fit(kind: _Kind, free: Sequence[float], now: float) -> dict[int, float] | None:
     """Devices by host for a request, best fit; None if it does not fit."""
     if not kind.devices:
         return {}
+    if kind.shut:
+        free = list(free)
+        for host, begin, end, devices in kind.shut:
+            if begin <= now < end:
+                free[host] = max(0.0, free[host] - devices)
     if kind.several == 1:
         best = min((host for host in kind.hosts if free[host] >= kind.devices), key=lambda h: free[h], default=None)
         return None if best is None else {best: kind.devices}
@@ -236,7 +305,7 @@ def _shadow(kind: _Kind, free: Sequence[float], heap: Sequence[tuple[float, int,
         at, _, devices = heappop(left)
         for host, count in devices.items():
             room[host] += count
-        if any(host in kind.hosts for host in devices) and _fit(kind, room) is not None:
+        if (not devices or any(host in kind.hosts for host in devices)) and _fit(kind, room, at) is not None:
             return at
     return math.inf
 

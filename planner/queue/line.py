@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from itertools import count as numbers_from
@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ...schemas.requests import Placement, WorkRequest
+from ..fleet.bookings import lasts_of
 from ..fleet.fleet import Fleet, advance
 from ..fleet.reservation import Reservation
 from ..fleet.reserved import reserve, unreserve
@@ -34,7 +35,7 @@ from ..placement.exact import Pick
 from ..placement.feasible import excluded, model_allowed
 from ..placement.policies import Policy
 from ..placement.select import select
-from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for
+from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for, stay_of
 from .durations import Estimate
 from .ends import Ends
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
@@ -258,6 +259,8 @@ class Line:
         self._seen = -1
         self._idle: dict[Model, int] = {}
         self._renewed_at = -math.inf
+        self._bookings = fleet.bookings_version
+        self._classes_until = math.inf
         self._count = 0
         self._use = Use()
 
@@ -308,6 +311,7 @@ class Line:
         self._count = self._count + 1 if number is None else max(self._count, number)
         entry = Entry(request, ask, now, self._count if number is None else number, estimate)
         entry.gpus = size_of(self.fleet, ask)
+        self._classes_until = min(self._classes_until, _class_until(entry))
         # As of the last renewal, or an equal request of before it would be behind this one.
         waited = max(0.0, self._renewed_at - now)
         asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(request.owner, now))
@@ -397,6 +401,18 @@ class Line:
             group.entries.sort(key=_order)
         self.changes += 1
 
+    def _classify(self) -> None:
+        """Bring up to date what requests may use of booked devices."""
+        bookings, now = self.fleet.bookings, self.fleet.now
+        self._bookings, self._classes_until = self.fleet.bookings_version, math.inf
+        for entry in self._entries:
+            key = bookings.classify(entry.ask.key, entry.request, now) if bookings else entry.ask.key.anytime
+            if key != entry.ask.key:
+                self._leave(entry)
+                entry.ask = self.fleet.ask(key)
+                self._join(entry)
+            self._classes_until = min(self._classes_until, _class_until(entry))
+
     def reopen(self) -> None:
         """Have all requests tried again: something may have changed that the states of hosts do not show."""
         self.changes += 1
@@ -451,6 +467,8 @@ class Line:
         if now > fleet.now:
             advance(fleet, now)
         self.ends.advance(now)
+        if fleet.bookings_version != self._bookings or fleet.now >= self._classes_until:
+            self._classify()
         if now - self._renewed_at >= KEYS_SECONDS and self._entries:
             self.renew(now)
         walk = self._walk
@@ -566,11 +584,12 @@ class Line:
             if picks is None:
                 self._block(group)
                 return None
-            if not any(held.visible is not None and held.touches(picks) for held in ahead.resolve()):
+            active = [held for held in ahead.resolve() if held.visible is not None]
+            if not any(held.touches(picks) for held in self._binding(active, group.ask.windows)):
                 return Start(group.entries[0], picks, policy)
         # Whoever may pass takes what is reserved only if there is nothing else.
         active = ahead.resolve()
-        hiding = [held for held in active if held.visible is not None]
+        hiding = self._binding([held for held in active if held.visible is not None], group.ask.windows)
         self._show(hiding)
         if group.opened is None or self._openers(group.ask, group.opened):
             picks = select(self.fleet, policy, group.ask)
@@ -613,9 +632,9 @@ class Line:
         for held in active:
             taken |= held.hosts
         before = entry.held
-        plan = self._horizons.plan(
-            entry.group.ask, entry.request.owner, taken, None if before is None else before.reservation
-        )
+        reserved = None if before is None else before.reservation
+        stay = stay_of(self.fleet, entry.request)
+        plan = self._horizons.plan(entry.group.ask, entry.request.owner, taken, reserved, stay)
         if plan is None:
             return None
         if before is None or before.reservation != plan.reservation:
@@ -644,8 +663,35 @@ class Line:
         self.fleet.index.quiet = False
         self._shown = wanted
 
+    def _binding(self, active: list[Held], windows: Collection[str]) -> list[Held]:
+        """Reservations without the booked devices on which a lease would have ended with its window by their start.
+
+        Args:
+            active: visible reservations.
+            windows: ids of the windows that are now and for the owner of the request.
+        """
+        if not windows:
+            return active
+        fleet, ends_at = self.fleet, self.fleet.bookings.ends_at(windows)
+        found: list[Held] = []
+        for held in active:
+            visible = held.visible
+            if visible is None or held.starts_at < ends_at:
+                found.append(held)
+                continue
+            left = tuple(part for part in visible.devices if fleet.devices[part[0]].booked_for not in windows)
+            if len(left) == len(visible.devices):
+                found.append(held)
+            elif left:
+                names = {fleet.devices[uuid].host for uuid, _, _ in left}
+                hosts = tuple(part for part in visible.hosts if part[0] in names)
+                found.append(Held(held.entry, Reservation(visible.owner, left, hosts), held.starts_at))
+        return found
+
     @contextmanager
-    def protected(self, entry: Entry | None, priority: int, seconds: float, now: float) -> Generator[Fleet]:
+    def protected(
+        self, entry: Entry | None, priority: int, seconds: float, now: float, windows: Collection[str] = ()
+    ) -> Generator[Fleet]:
         """Context in which the fleet lacks what is kept from a request: for questions about it.
 
         Args:
@@ -653,6 +699,7 @@ class Line:
             priority: of the request.
             seconds: its expected duration.
             now: seconds.
+            windows: ids of the booked windows that are now and for its owner.
         """
         order = (-priority, 1, math.inf, 0) if entry is None else entry.order
         ahead = self.held if not self._tenants.active else [held for held in self.held if held.entry is not entry]
@@ -661,7 +708,7 @@ class Line:
             for held in ahead
             if (self._tenants.active or held.entry.order < order) and not _ends_before(held, now + seconds)
         ]
-        self._show(kept)
+        self._show(self._binding(kept, windows) if windows else kept)
         try:
             yield self.fleet
         finally:
@@ -840,6 +887,12 @@ def _order_of(entry: Entry, key: float, waited: float) -> Order:
     if waited >= LIMIT_SECONDS:
         return (-entry.request.priority, 0, entry.arrived_at, entry.number)
     return (-entry.request.priority, 1, key, entry.number)
+
+
+def _class_until(entry: Entry) -> float:
+    """Time from which a request can no longer have ended before the devices are booked that it may use now."""
+    ends_by = entry.ask.ends_by
+    return ends_by if ends_by == math.inf else math.nextafter(ends_by - lasts_of(entry.request), math.inf)
 
 
 def _passes(entry: Entry, held: Held, now: float) -> bool:

@@ -21,7 +21,7 @@ from ..fleet.fleet import Fleet
 from ..fleet.state import Ask
 from ..groups.tree import Node
 from ..groups.use import Amounts, GroupUse
-from .backfill import Horizons
+from .backfill import PRESENT, Horizons
 from .ends import Ends
 
 _ROUNDS: Final = 8
@@ -76,7 +76,7 @@ class Reclaim:
         groups = list(dict.fromkeys(each.node for each in self._ranked))
         self._group = {node: number for number, node in enumerate(groups)}
         self._ranks = Ends(fleet)
-        self._horizons = Horizons(fleet, self._ranks)
+        self._horizons = Horizons(fleet, self._ranks, stay=PRESENT)
         self._removed: dict[Node, int] = {}
         for rank, each in enumerate(self._ranked):
             self._ranks.expect(each.lease_id, float(rank))

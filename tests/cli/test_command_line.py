@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from corral.cli.exits import MEANINGS, code_and_message
+from corral.cli.clock_times import parse_last_day, parse_time, zone_of
+from corral.cli.exits import MEANINGS, CommandError, code_and_message
 from corral.cli.loading import load
 from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.up import work_hints
@@ -154,6 +156,64 @@ def test_drains_hold_until_they_are_lifted(cluster: LocalCluster) -> None:
     finally:
         assert cluster.json("undrain", "--host", host)["drains"] == {}
     assert cluster.json("explain", "--host", host)["granted"] is True
+
+
+def test_windows_are_booked_listed_and_canceled(cluster: LocalCluster) -> None:
+    book = ("reserve", "--gpus", "2", "--from", "+2h", "--for", "30m", "--owner", "nobody", "--reason", "course")
+    host = cluster.json("devices")["devices"][0]["host"]
+    try:
+        [status] = cluster.json(*book)["windows"]
+        window = status["window"]
+        assert len(window["devices"]) == 2
+        lasts = datetime.fromisoformat(window["ends_at"]) - datetime.fromisoformat(window["starts_at"])
+        assert lasts == timedelta(minutes=30)
+        maintenance = cluster.json("drain", host, "--from", "+3h", "--until", "+1h", "--reason", "fans")["windows"][0]
+        listed = cluster.corral("reserve", "list", "--zone", "Asia/Tokyo").stdout
+        assert "maintenance" in listed
+        assert " JST " in listed
+        assert listed.count("course") == 1
+        assert [
+            one["window"]["window_id"] for one in cluster.json("reserve", "list", "--owner", "nobody")["windows"]
+        ] == [window["window_id"]]
+        assert maintenance["hosts"] == [host]
+    finally:
+        for one in cluster.json("reserve", "list")["windows"]:
+            assert cluster.corral("reserve", "cancel", one["window"]["window_id"]).returncode == 0
+    assert cluster.json("reserve", "list")["windows"] == []
+    assert cluster.corral("reserve", "cancel", "none").returncode == 5
+    refused = cluster.corral(*book[:2], "999", *book[3:])
+    assert refused.returncode == 4
+    assert "the window needs 999" in refused.stderr
+
+
+def test_times_are_read_by_the_clocks_of_a_zone() -> None:
+    zone = zone_of("Europe/Berlin")
+    now = datetime(2026, 3, 25, 9, 30, tzinfo=UTC)  # Wednesday, 10:30 in Berlin; on Sunday clocks skip 2:00 to 3:00
+
+    def read(text: str) -> str:
+        return zone.words(parse_time(text, zone, now, "--from"))
+
+    assert read("now") == "Wed 2026-03-25 10:30 CET"
+    assert read("+90m") == "Wed 2026-03-25 12:00 CET"
+    assert read("8:00") == "Thu 2026-03-26 08:00 CET"
+    assert read("wed 11:00") == "Wed 2026-03-25 11:00 CET"
+    assert read("Wed  08:00") == "Wed 2026-04-01 08:00 CEST"
+    assert read("monday 08:00") == "Mon 2026-03-30 08:00 CEST"
+    assert read("2026-12-01T08:00:30") == "Tue 2026-12-01 08:00:30 CET"
+    assert read("2026-12-01 08:00z") == "Tue 2026-12-01 09:00 CET"
+    assert zone.words(parse_last_day("2027-01-31", zone, now, "--until")) == "Sun 2027-01-31 23:59:59 CET"
+    for text, why in (
+        ("today 08:00", "is past"),
+        ("2026-03-24 08:00", "is past"),
+        ("2026-12-01", "time of day"),
+        ("sun 02:30", "skip"),
+        ("2026-10-25 02:30", "twice"),
+        ("25:00", "no 25:00"),
+        ("next week", "is no time: write"),
+        ("+5x", "--from"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            read(text)
 
 
 def test_samples_are_watched_line_by_line(cluster: LocalCluster) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, durations, groups, operations, query, requests
+from corral.schemas import codec, durations, groups, operations, query, requests, windows
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -32,6 +32,8 @@ BASE: dict[type[Any], dict[str, Any]] = {
     requests.CheckpointAction: {"lease_id": "l"},
     groups.GroupFilter: {},
     groups.GroupChange: {},
+    windows.WindowFilter: {},
+    windows.WindowAction: {"cancel": "w"},
     query.QueryRequest: {"sql": "SELECT 1"},
     query.CancelRequest: {"query_id": "q"},
     query.SnapshotRequest: {},
@@ -153,7 +155,7 @@ def test_addresses_say_who_asks() -> None:
     addresses = {channel["address"] for channel in ASYNCAPI["channels"].values() if channel["address"]}
     for what, name in (
         *((f"plan.{verb}", "owner") for verb in ("request", "withdraw", "renew", "release")),
-        *((f"plan.{verb}", "operator") for verb in ("drain", "evict", "set_groups")),
+        *((f"plan.{verb}", "operator") for verb in ("drain", "evict", "set_groups", "book")),
         *((what, "user") for what in ("plan.explain", "query", "history.snapshot", "history.read")),
     ):
         assert f"corral.v1.{what}.{{{name}}}" in addresses

@@ -41,7 +41,7 @@ USERS = {
     Role.OPERATOR: "olga",
 }
 PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
-LISTS = ("leases", "devices", "fleet", "queue", "groups")
+LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows")
 NAMES = (*USERS.values(), "bob")
 
 
@@ -50,7 +50,7 @@ def publish_probes() -> list[str]:
     found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
     found += [f"{V}.leases.granted.l-1", f"{V}.dead.invalid", f"{V}.unknown", "corral.v2.samples.node-7", "hello"]
     found += [f"{V}.plan.{what}{rest}" for what in (*LISTS, "unknown") for rest in ("", ".alice")]
-    for what in ("request", "renew", "release", "withdraw", "drain", "evict", "set_groups"):
+    for what in ("request", "renew", "release", "withdraw", "drain", "evict", "set_groups", "book"):
         found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
     for what in ("plan.explain", "query", "history.snapshot", "history.read"):
         found += [f"{V}.{what}", *(f"{V}.{what}.{name}" for name in NAMES)]
@@ -124,7 +124,7 @@ STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream
 HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
 UNNAMED = {
     *(f"{V}.plan.{what}" for what in ("request", "renew", "release", "withdraw", "explain")),
-    *(f"{V}.plan.{what}" for what in ("drain", "evict", "set_groups")),
+    *(f"{V}.plan.{what}" for what in ("drain", "evict", "set_groups", "book")),
     *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
 }
 SEEING = {
@@ -210,6 +210,7 @@ PUBLISH: dict[Role, set[str]] = {
         f"{V}.plan.drain.olga",
         f"{V}.plan.evict.olga",
         f"{V}.plan.set_groups.olga",
+        f"{V}.plan.book.olga",
         f"{V}.history.snapshot.olga",
         f"{V}.history.read.olga",
     },
@@ -330,12 +331,13 @@ PRIZES = (
     f"{V}.plan.evict.olga",
     f"{V}.plan.drain.olga",
     f"{V}.plan.set_groups.olga",
+    f"{V}.plan.book.olga",
     f"{V}.leases.evicted.l-1",
     f"{V}.samples.node-8",
     "$KV.corral_hosts.node-8",
     *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),
     *(f"{V}.query{whose}" for whose in ("", ".bob")),
-    *(f"{V}.plan.{what}" for what in ("request", "release", "evict", "drain", "set_groups")),
+    *(f"{V}.plan.{what}" for what in ("request", "release", "evict", "drain", "set_groups", "book")),
     f"{V}.plan.explain.bob",
 )
 

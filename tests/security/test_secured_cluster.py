@@ -113,7 +113,7 @@ async def without_a_name_one_is_told_where_to_ask(person: Person) -> None:
     olga = await person("olga")
     asked = {
         **dict.fromkeys(("request", "renew", "release", "withdraw"), "owner"),
-        **dict.fromkeys(("drain", "evict", "set_groups"), "operator"),
+        **dict.fromkeys(("drain", "evict", "set_groups", "book"), "operator"),
         "explain": "user",
     }
     for what, name in asked.items():

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas import codec, columns, groups, operations, query, requests, telemetry
+from corral.schemas import codec, columns, groups, operations, query, requests, telemetry, windows
 from corral.schemas.metrics import METRICS
 
 GIB = 2**30
@@ -175,6 +175,22 @@ ASKED: list[tuple[type[Any], Any]] = [
             ),
             delete=["old"],
             revision=3,
+        ),
+    ),
+    (
+        windows.WindowAction,
+        windows.WindowAction(
+            book=windows.Window(
+                starts_at=datetime(2026, 12, 7, 7, tzinfo=UTC),
+                ends_at=datetime(2026, 12, 7, 11, tzinfo=UTC),
+                repeat=windows.Repeat.WEEKLY,
+                repeat_until=datetime(2027, 1, 31, tzinfo=UTC),
+                zone="Europe/Berlin",
+                gpus=8,
+                models=["*H100*"],
+                group="lab/vision",
+                reason="course",
+            )
         ),
     ),
     (query.QueryRequest, query.QueryRequest(sql="SELECT 1", query_id="q1", window=4)),

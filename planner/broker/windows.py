@@ -1,0 +1,494 @@
+"""Booked windows: operators book and cancel them; the fleet takes them in, and they begin and end by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from msgspec.structs import replace
+
+from ...bus.tasks import BackgroundTasks
+from ...schemas import codec, globs
+from ...schemas.requests import Error, Grant, Lease, LeaseState, Preemption, Rejection, RejectionCode, WorkRequest
+from ...schemas.windows import (
+    MAX_WINDOWS,
+    Window,
+    WindowAction,
+    WindowFilter,
+    WindowLease,
+    Windows,
+    WindowState,
+    WindowStatus,
+)
+from ..durable.store import WINDOWS, Deposed, Store, WriteFailed
+from ..fleet.bookings import MARGIN_SECONDS, Booking, Party, limit, no_groups, time_words
+from ..fleet.device import Device
+from ..fleet.events import Booked
+from ..fleet.fleet import Fleet, advance, apply
+from ..leases.ledger import Ledger, clock, write_refused
+from ..leases.lifecycle import Refused, preemptible_from
+from ..windows.choice import Candidate, Wish, able, choose, soonest
+from ..windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
+from . import query_costs
+from .pending import Responder
+
+log = logging.getLogger("corral.planner.broker.windows")
+
+PAST_SECONDS: Final = 60.0
+"""A window may begin so long ago: the operator's clock, or patience, may differ."""
+_RETRY_SECONDS: Final = 5.0
+_NOTICE_SECONDS: Final = 1.0
+
+
+class NotEnough(Exception):
+    """There are not enough devices for a window; `rejection` is the answer."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
+
+
+class Booker:
+    """Stores and applies the booked windows of a term.
+
+    Args:
+        fleet: to which they apply.
+        ledger: leases of the term.
+        store: the bucket.
+        term: revision of the leader's key.
+        windows: as read from the bucket.
+        freed: called when devices may have come free.
+        deposed: called when a write was refused since another planner leads.
+        group_of: returns the group of an owner.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        store: Store,
+        term: int,
+        windows: Sequence[Window],
+        freed: Callable[[], None],
+        deposed: Callable[[], None],
+        group_of: Callable[[str], str] = no_groups,
+    ) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._store = store
+        self._term = term
+        self._windows = {window.window_id or "": window for window in windows if _readable(window)}
+        self._times: dict[str, list[Booking]] = {}
+        self._freed = freed
+        self._deposed = deposed
+        self._group_of = group_of
+        self._lock = asyncio.Lock()
+        self._tasks = BackgroundTasks()
+        self._sweep_at = -math.inf
+        self._notices: list[tuple[float, str, str]] = []
+        self.apply(_now())
+
+    def apply(self, now: float) -> None:
+        """Have the fleet take in all windows: at the begin of a term, and when windows or groups have changed."""
+        self._times = {window_id: occurrences(window) for window_id, window in self._windows.items()}
+        bookings = bookings_of(self._windows.values(), self._times, now, self._group_of)
+        if bookings or self._fleet.bookings:
+            advance(self._fleet, now)
+            apply(self._fleet, Booked(bookings))
+            self._freed()
+        self._notices = self._due_notices(now)
+
+    async def act(self, action: WindowAction, caller: Responder) -> None:
+        """Book or cancel a window, store that, and answer with it."""
+        try:
+            async with self._lock:
+                if (action.book is None) == (action.cancel is None):
+                    raise Refused("invalid", "Give either a window to book, or the id of one to cancel", "$.book")
+                if action.book is not None:
+                    reply = await self._book(action.book, action)
+                else:
+                    reply = await self._cancel(action.cancel or "", action)
+        except Refused as refused:
+            await caller.answer(refused.error)
+        except NotEnough as short:
+            await caller.answer(short.rejection)
+        except InvalidWindow as error:
+            await caller.answer(Error(code="invalid", message=str(error), field=error.field))
+        except Deposed:
+            self._deposed()
+            caller.forward(action)
+        except WriteFailed as error:
+            await caller.answer(write_refused(error))
+        else:
+            await caller.answer(reply)
+
+    def listing(self, only: WindowFilter) -> Windows:
+        """Windows that match a filter, soonest first; those that are over are gone."""
+        now = _now()
+        found = [
+            self._status(window, now)
+            for window_id, window in self._windows.items()
+            if only.window_id in (None, window_id)
+            and (only.owner is None or window_id in self._fleet.bookings.admitted(only.owner))
+        ]
+        found = [status for status in found if status.state is not WindowState.OVER]
+        return Windows(windows=sorted(found, key=lambda status: (status.starts_at, status.window.window_id)))
+
+    @property
+    def cost(self) -> float:
+        """Cost of a listing, in seconds."""
+        return query_costs.windows(sum(len(window.devices) for window in self._windows.values()))
+
+    def tick(self, now: float) -> None:
+        """Preempt leases for windows that close soon, and forget windows that are over."""
+        if self._notices and self._notices[0][0] <= now:
+            for at, lease_id, window_id in self._notices:
+                if at <= now:
+                    self._tasks.start(self._preempt(lease_id, window_id))
+            # A notice may fail, or be withdrawn by those whom it was for: it is repeated until the lease has ended.
+            again = now + _NOTICE_SECONDS
+            due = self._due_notices(now)
+            self._notices = sorted((at if at > now else again, lease_id, window_id) for at, lease_id, window_id in due)
+        if now < self._sweep_at or self._lock.locked():
+            return
+        ends = [times[-1].ends_at for times in self._times.values()]
+        over = bool(ends) and min(ends) <= now
+        self._sweep_at = now + _RETRY_SECONDS if over else min(ends, default=math.inf)
+        if over:
+            self._tasks.start(self._sweep(now))
+
+    def granted(self, lease: Lease) -> None:
+        """Note a new lease: if it is preemptible, it may be on devices that are booked later."""
+        if lease.preemptible and self._fleet.bookings:
+            self._notices = self._due_notices(_now())
+
+    async def close(self) -> None:
+        """End what is in flight."""
+        await self._tasks.cancel()
+
+    # Changes
+
+    async def _book(self, wanted: Window, action: WindowAction) -> Windows:
+        now = _now()
+        if wanted.window_id is None:
+            wanted = replace(wanted, window_id=secrets.token_hex(4))
+        signed = replace(wanted, operator=action.operator or wanted.operator)
+        before = self._windows.get(wanted.window_id or "")
+        if before is not None:
+            if (before if wanted.devices else replace(before, devices=[])) != signed:
+                raise Refused("conflict", f"Window {wanted.window_id} is booked already, with other fields", "$.book")
+            return Windows(windows=[self._status(before, now)])
+        self._check(wanted, now)
+        window = signed if wanted.maintenance else replace(signed, devices=self._chosen(signed, now))
+        if action.dry_run:
+            return Windows(windows=[self._status(window, now)])
+        if len(self._windows) >= MAX_WINDOWS:
+            raise Refused("invalid", f"{MAX_WINDOWS} windows are booked: cancel one first", "$.book")
+        # From now on, so that nothing is granted there while it is written.
+        await self._change({**self._windows, window.window_id or "": window}, now)
+        return Windows(windows=[self._status(window, now)])
+
+    async def _cancel(self, window_id: str, action: WindowAction) -> Windows:
+        now = _now()
+        window = self._windows.get(window_id)
+        if window is None:
+            raise Refused("not_found", f"There is no window {window_id!r}: it was canceled, or is over", "$.cancel")
+        reply = Windows(windows=[self._status(window, now)])
+        if not action.dry_run:
+            await self._change({key: other for key, other in self._windows.items() if key != window_id}, now)
+        return reply
+
+    async def _sweep(self, now: float) -> None:
+        async with self._lock:
+            left = {key: window for key, window in self._windows.items() if self._times[key][-1].ends_at > now}
+            try:
+                await self._change(left, now)
+            except Deposed:
+                self._deposed()
+            except WriteFailed:
+                return  # the next turn tries again
+            self._sweep_at = -math.inf
+
+    async def _change(self, windows: dict[str, Window], now: float) -> None:
+        """Apply windows, and store them; those of before apply again if that fails."""
+        written = codec.encode(list(windows.values()), codec.JSON)
+        if len(written) > self._store.max_record_bytes and len(windows) > len(self._windows):
+            raise WriteFailed(f"{len(windows)} windows take {len(written)} bytes: cancel some")
+        before, self._windows = self._windows, windows
+        self.apply(now)
+        try:
+            await self._store.put(WINDOWS, written, self._term)
+        except BaseException:
+            self._windows = before
+            self.apply(_now())
+            raise
+        self._sweep_at = -math.inf
+
+    # Devices
+
+    def _check(self, window: Window, now: float) -> None:
+        """Check that a window can be booked.
+
+        Raises:
+            Refused, InvalidWindow: it can't.
+        """
+        times = occurrences(window)
+        if times[0].starts_at < now - PAST_SECONDS:
+            raise InvalidWindow("The window would begin in the past", "starts_at")
+        if times[0].ends_at <= now:
+            raise InvalidWindow("The window would be over already", "ends_at")
+        if not window.reason.strip():
+            raise InvalidWindow("Say why: a window needs a reason", "reason")
+        if window.maintenance:
+            self._check_maintenance(window)
+            return
+        if not window.gpus:
+            raise InvalidWindow("Say how many devices to book", "gpus")
+        if not window.owners and window.group is None:
+            raise InvalidWindow("Say whom the window is for: owners, or a group", "owners")
+        if window.devices or window.host_labels:
+            raise InvalidWindow("The planner chooses the devices: name models, or hosts", "devices")
+
+    def _check_maintenance(self, window: Window) -> None:
+        if window.gpus or window.owners or window.group is not None or window.models:
+            raise InvalidWindow("Maintenance is for no one, and of whole hosts or devices", "maintenance")
+        if not (window.hosts or window.devices or window.host_labels):
+            raise InvalidWindow("Name the hosts, devices or host_labels", "hosts")
+        for field, names, known in (
+            ("devices", window.devices, self._fleet.devices),
+            ("hosts", window.hosts, self._fleet.hosts),
+        ):
+            for at, name in enumerate(names):
+                if name not in known:
+                    raise Refused("not_found", f"The fleet has no {field[:-1]} {name!r}", f"$.book.{field}[{at}]")
+
+    def _chosen(self, window: Window, now: float) -> list[str]:
+        """Devices for a window.
+
+        Raises:
+            NotEnough: there are not enough that are free when it begins.
+        """
+        advance(self._fleet, now)
+        candidates = list(self._candidates(window))
+        wish = Wish(window.gpus, occurrences(window), party_of(window))
+        parties = self._fleet.bookings.parties
+        chosen = choose(candidates, wish, parties)
+        if chosen is None:
+            raise NotEnough(_rejection(window, candidates, wish, parties, soonest(candidates, wish, parties)))
+        return [candidate.uuid for candidate in chosen]
+
+    def _candidates(self, window: Window) -> Iterator[Candidate]:
+        """Whole devices of a window's models and hosts that could take work now, but for leases and windows."""
+        closes = window.starts_at.timestamp() - window.lead_seconds
+        hosts = [glob.lower() for glob in window.hosts]
+        models = [glob.lower() for glob in window.models]
+        for name, host in self._fleet.hosts.items():
+            if hosts and not globs.matches_any(name.lower(), hosts):
+                continue
+            for device in host.devices:
+                if device.blocked or device.info.mig_parent or (device.in_use and not device.holders):
+                    continue
+                if not models or globs.matches_any(device.info.name.lower(), models):
+                    yield self._candidate(device, closes)
+
+    def _candidate(self, device: Device, closes: float) -> Candidate:
+        ends = {lease_id: self._ends_at(lease_id) for lease_id in device.holders}
+        late = {lease_id: self._gone_at(lease_id) for lease_id, end in ends.items() if end > closes}
+        free_at = max((ends | late).values(), default=-math.inf)
+        return Candidate(device.uuid, device.host, device.index, free_at, device.bookings, bool(late))
+
+    def _ends_at(self, lease_id: str) -> float:
+        """Time by which a lease has surely ended; infinite if it has no limit, or is being granted just now."""
+        record = self._ledger.table.get(lease_id)
+        ends_at = None if record is None else record.lease.ends_at
+        return math.inf if ends_at is None else ends_at.timestamp()
+
+    # Preemption
+
+    def _gone_at(self, lease_id: str) -> float:
+        """Time by which a preemptible lease can have ended; infinite if it can't be preempted.
+
+        Its holder may put the end off by the grace again.
+        """
+        lease = self._lease(lease_id)
+        if lease is None or not lease.preemptible:
+            return math.inf
+        return max(_now(), preemptible_from(lease).timestamp()) + 2 * lease.grace_seconds + MARGIN_SECONDS
+
+    def _due_notices(self, now: float) -> list[tuple[float, str, str]]:
+        """Preemptible leases that would still be on a window's devices as these close, soonest first.
+
+        Each with the time of its notice, its id and that of the window.
+        """
+        found: set[tuple[float, str, str]] = set()
+        for window_id, window in self._windows.items():
+            first = next((time for time in self._times[window_id] if time.ends_at > now), None)
+            if window.maintenance or first is None or first.starts_at <= now:
+                continue
+            for device in self._devices(window):
+                for lease_id in device.holders:
+                    lease = self._lease(lease_id)
+                    if lease is not None and lease.preemptible and self._ends_at(lease_id) > first.closes_at:
+                        at = first.closes_at - 2 * lease.grace_seconds - MARGIN_SECONDS
+                        found.add((at, lease_id, window_id))
+        return sorted(found)
+
+    async def _preempt(self, lease_id: str, window_id: str) -> None:
+        """Give the notice of a preemption. One that fails is repeated."""
+        lease, window = self._lease(lease_id), self._windows.get(window_id)
+        if lease is None or window is None:
+            return
+        now = clock()
+        notice = Preemption(
+            notified_at=now,
+            ends_at=now + timedelta(seconds=lease.grace_seconds),
+            reason=f"its devices are booked for {party_of(window).words} ({window.reason})",
+            claimant_owner=window.owners[0] if window.owners else "",
+            claimant_group=window.group or "",
+        )
+        try:
+            await self._ledger.preempt(lease_id, notice)
+        except (Refused, Deposed, WriteFailed) as error:
+            log.warning("lease %s has no notice yet that its devices are booked: %s", lease_id, error)
+
+    # Answers
+
+    def _status(self, window: Window, now: float) -> WindowStatus:
+        known = self._windows.get(window.window_id or "")
+        times = self._times[window.window_id or ""] if known is window else occurrences(window)
+        left = [time for time in times if time.ends_at > now]
+        if not left:
+            return WindowStatus(window=window, state=WindowState.OVER)
+        devices = list(self._devices(window))
+        return WindowStatus(
+            window=window,
+            state=WindowState.RUNNING if left[0].starts_at <= now else WindowState.BOOKED,
+            starts_at=_time(left[0].starts_at),
+            ends_at=_time(left[0].ends_at),
+            occurrences=len(left),
+            hosts=sorted({device.host for device in devices}),
+            leases=self._in_the_way(window, devices, left[0]),
+        )
+
+    def _devices(self, window: Window) -> Iterator[Device]:
+        """Known devices of a window."""
+        fleet = self._fleet
+        found = {uuid: fleet.devices[uuid] for uuid in window.devices if uuid in fleet.devices}
+        for name in self._hosts(window):
+            found.update((device.uuid, device) for device in fleet.hosts[name].devices)
+        yield from found.values()
+
+    def _hosts(self, window: Window) -> set[str]:
+        """Known hosts that are in maintenance as a whole."""
+        if not window.maintenance:
+            return set()
+        wanted = window.host_labels.items()
+        return {
+            name
+            for name, host in self._fleet.hosts.items()
+            if name in window.hosts or any(host.labels.get(key) == value for key, value in wanted)
+        }
+
+    def _in_the_way(self, window: Window, devices: Iterable[Device], time: Booking) -> list[WindowLease]:
+        """Leases that may reach into a time of a window, and are not in the window."""
+        found: dict[str, set[str]] = {}
+        for device in devices:
+            for lease_id in device.holders:
+                found.setdefault(lease_id, set()).add(device.host)
+        for name in self._hosts(window):
+            for record in self._ledger.table.on_host(name):
+                found.setdefault(record.lease.lease_id, set()).add(name)
+        leases: list[WindowLease] = []
+        for lease_id, hosts in sorted(found.items()):
+            lease = self._lease(lease_id)
+            if lease is None or lease.window == window.window_id or self._ends_at(lease_id) <= time.starts_at:
+                continue
+            preempted = lease.preemptible and not window.maintenance
+            leases.append(
+                WindowLease(
+                    lease_id=lease_id,
+                    owner=lease.owner,
+                    name=lease.name,
+                    hosts=sorted(hosts),
+                    ends_at=lease.ends_at,
+                    preempted=preempted,
+                )
+            )
+        return leases
+
+    def _lease(self, lease_id: str) -> Lease | None:
+        record = self._ledger.table.get(lease_id)
+        return record.lease if record is not None and record.lease.state is LeaseState.ACTIVE else None
+
+
+def _readable(window: Window) -> bool:
+    """True if a stored window has times here; a host may know fewer time zones than the one that booked it."""
+    try:
+        return bool(occurrences(window))
+    except InvalidWindow as error:
+        log.error("window %s can't be read, and is dropped: %s", window.window_id, error)
+        return False
+
+
+def lease_limit(
+    fleet: Fleet, request: WorkRequest, grants: Sequence[Grant], now: datetime
+) -> tuple[datetime | None, str]:
+    """Time by which a lease must end that is granted now, since its devices are booked, and the window it is in.
+
+    Returns:
+        None for no limit; and empty text for no window.
+    """
+    if not fleet.bookings:
+        return None, ""
+    admitted = fleet.bookings.admitted(request.owner)
+    until, window = math.inf, ""
+    for grant in grants:
+        device, host = fleet.devices.get(grant.device), fleet.hosts.get(grant.host)
+        bookings = device.bookings if device is not None else host.bookings if host is not None else ()
+        at, inside = limit(bookings, now.timestamp(), admitted)
+        # One without a limit was decided before the device was booked, and one that is preemptible gets a notice.
+        if inside or (request.max_seconds is not None and not request.preemptible):
+            until, window = min(until, at), window or inside
+    return None if until == math.inf else _time(until), window
+
+
+def _rejection(
+    window: Window, candidates: Sequence[Candidate], wish: Wish, parties: Mapping[str, Party], later: float | None
+) -> Rejection:
+    """Answer to a window for which there are not enough devices.
+
+    Args:
+        window: as asked for.
+        candidates: devices that it may have.
+        wish: the window.
+        parties: whom the windows are for that are booked already.
+        later: the soonest begin for which there are enough; None if that is not known.
+    """
+    unlimited = sum(candidate.free_at == math.inf for candidate in candidates)
+    message = (
+        f"{len(able(candidates, wish, parties))} of {len(candidates)} devices that match are not booked for others and "
+        f"surely free by {time_words(wish.times[0].closes_at)}: the window needs {window.gpus}"
+    )
+    if later is not None:
+        message += f"; there are enough for one that begins at {time_words(later)}"
+    elif unlimited:
+        message += f"; {unlimited} have leases without max_seconds, which may last any time"
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY,
+        message=message,
+        could_ever_fit=len(candidates) >= window.gpus,
+        nearest="" if later is None else f"begin at {time_words(later)}",
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()

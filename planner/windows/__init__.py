@@ -1,0 +1,1 @@
+"""Booked windows: when they are, and which devices are chosen for them. Pure functions."""
