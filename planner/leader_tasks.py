@@ -162,7 +162,7 @@ class LeaderTasks:
             async with asyncio.timeout(_TICK_SECONDS):
                 await self._broker.wake.wait()
         self._broker.wake.clear()
-        if len(self._broker.queue):
+        if len(self._broker.queue) or self._broker.reclaimer.pending:
             await self._broker.serve_queue()
         return 0.0
 

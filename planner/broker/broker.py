@@ -325,6 +325,7 @@ class RequestBroker:
     def _groups_changed(self) -> None:
         self.booker.apply(time.time())
         self.line.regroup()
+        self.reclaimer.withdraw_all()
         self.wake.set()
 
     async def _enqueue(self, pending: PendingRequest, rejection: Rejection) -> None:
@@ -670,7 +671,7 @@ class RequestBroker:
             turn += 1
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
-        if self.group_accounts.active:
+        if self.group_accounts.active or self.reclaimer.pending:
             self.reclaimer.serve()
         for entry in self.line.unready:
             if entry.payload in self.queue and not entry.payload.asked_to_retry:

@@ -82,6 +82,11 @@ class Reclaimer:
         self._restored = False
         self._failed_at: dict[Group, float] = {}
 
+    @property
+    def pending(self) -> bool:
+        """True if there are claims, or if there may be some of an earlier term: `serve` is to be called."""
+        return bool(self._claims) or (self._state.active and not self._restored)
+
     def serve(self) -> None:
         """Give notice for the requests that are within guarantee and wait; to be called after a walk along the line."""
         now = time.time()
@@ -91,6 +96,15 @@ class Reclaimer:
             if group.entries and now - self._failed_at.get(group, -_RETRY_SECONDS) >= _RETRY_SECONDS:
                 self._claim_for(group, ask, now)
         self._failed_at = {group: at for group, at in self._failed_at.items() if now - at < _RETRY_SECONDS}
+
+    def withdraw_all(self) -> None:
+        """Withdraw all notices: the groups have changed, and claims are decided anew."""
+        self._restore()
+        for queued, claim in self._claims.items():
+            for lease_id in claim.victims:
+                self._start(self._withdraw(lease_id, queued.request.request_id or ""))
+        self._claims.clear()
+        self._failed_at.clear()
 
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended."""

@@ -1,0 +1,86 @@
+"""Borrowers give back what a group is guaranteed: through a real planner, over kills, and only where it helps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corral.cli.local.server import EmbeddedServer
+from nats.aio.client import Client
+from support.planner_rig import FakeHosts, PlannerProcess, ask, until_ready
+
+VISION = {"name": "vision", "guarantee": {"gpus": {"*": 3}}, "members": ["ann"]}
+NLP = {"name": "nlp", "guarantee": {"gpus": {"*": 1}}, "members": ["bob"]}
+
+
+@pytest.fixture
+def planner(server: EmbeddedServer, tmp_path: Path) -> Iterator[PlannerProcess]:
+    """A planner, not started yet, that does not outlive the test."""
+    process = PlannerProcess(server.url, tmp_path / "planner.log")
+    yield process
+    process.kill()
+
+
+async def active(nc: Client, owner: str) -> dict[str, dict[str, Any]]:
+    return {lease["lease_id"]: lease for lease in (await ask(nc, "leases", {"owner": owner}))["leases"]}
+
+
+async def noticed(nc: Client, owner: str, count: int) -> list[dict[str, Any]]:
+    """The leases of an owner that have a notice, once there are so many."""
+    while True:
+        found = [lease for lease in (await active(nc, owner)).values() if lease["preemption"]]
+        if len(found) == count:
+            return found
+        await asyncio.sleep(0.05)
+
+
+async def test_borrowers_give_back_and_nobody_else(nc: Client, planner: PlannerProcess) -> None:
+    hosts = FakeHosts(nc, hosts=1)
+    await hosts.start()
+    planner.start()
+    await until_ready(nc, 4)
+    assert (await ask(nc, "set_groups", {"set": [VISION, NLP]}))["revision"] == 1
+    borrowed = {"owner": "bob", "preemptible": True, "grace_seconds": 60}
+    for _ in range(4):
+        assert (await ask(nc, "request", borrowed))["type"] == "assignment"
+    # Work that can't be given back does not borrow.
+    refused = await ask(nc, "request", {"owner": "bob"})
+    assert "guaranteed to other groups" in refused["message"] or "0/4" in refused["message"]
+
+    want = {"owner": "ann", "gpus": 2, "wait_seconds": 600, "request_id": "two", "ttl_seconds": 600}
+    asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
+    victims = await noticed(nc, "bob", 2)
+    for lease in victims:
+        notice = lease["preemption"]
+        assert (notice["claimant"], notice["claimant_owner"], notice["claimant_group"]) == ("two", "ann", "vision")
+    # The claim outlives the planner: no third lease gets a notice, and the same two keep theirs.
+    planner.kill()
+    planner.start()
+    await until_ready(nc, 4)
+    assert (await ask(nc, "withdraw", {"owner": "ann", "request_id": "two"}))["code"] == "withdrawn"
+    await noticed(nc, "bob", 0)
+    assert len(await active(nc, "bob")) == 4
+    asked.cancel()
+
+    # Asked for again, and saved: the devices are ann's, and bob keeps what he is guaranteed and one more.
+    asked = asyncio.create_task(ask(nc, "request", {**want, "request_id": "again"}, timeout=60))
+    for lease in await noticed(nc, "bob", 2):
+        saved = {"owner": "bob", "lease_id": lease["lease_id"], "saved": True}
+        assert (await ask(nc, "checkpoint", saved))["state"] == "evicted"
+    assert (await asked)["type"] == "assignment"
+    # One device is borrowed still: the third that vision is guaranteed. A fourth would be nlp's own.
+    more = [
+        asyncio.create_task(ask(nc, "request", {**want, "gpus": 1, "request_id": f"more{at}"}, timeout=60))
+        for at in range(2)
+    ]
+    (last,) = await noticed(nc, "bob", 1)
+    await ask(nc, "release", {"owner": "bob", "lease_id": last["lease_id"]})
+    assert (await more[0])["type"] == "assignment"
+    entry = (await ask(nc, "queue"))["entries"][0]
+    assert entry["request_id"] == "more1"
+    assert [lease["preemption"] for lease in (await active(nc, "bob")).values()] == [None]
+    more[1].cancel()
+    await hosts.stop()
