@@ -199,7 +199,9 @@ class Endpoints:
             await broker.drainer.drain(body, context)
 
         def grouping() -> float:
-            return query_costs.groups(broker.ledger.table, len(broker.queue))
+            counted = broker.group_accounts.active
+            uncounted = 0 if counted else len(broker.ledger.table)
+            return query_costs.groups(len(broker.groups.tree.nodes), uncounted, len(broker.queue))
 
         async def set_groups(context: RequestContext, body: GroupChange) -> None:
             result = await broker.groups.change(body, context)

@@ -31,6 +31,7 @@ _PLACE: Final = 0.5e-6
 _NODE: Final = 8e-6
 _WAITING: Final = 6e-6
 _COMPARED_WAITING: Final = 0.1e-6
+_LISTED_GROUP: Final = 80e-6
 _GROUPED_LEASE: Final = 100e-6
 _GROUPED_WAITING: Final = 20e-6
 
@@ -87,9 +88,15 @@ def waiting(entries: int, only: QueueFilter) -> float:
     return listed * _WAITING + entries * _COMPARED_WAITING
 
 
-def groups(table: LeaseTable, entries: int) -> float:
-    """Cost of listing groups with their state, in seconds."""
-    return len(table) * _GROUPED_LEASE + entries * _GROUPED_WAITING
+def groups(number: int, leases: int, entries: int) -> float:
+    """Cost of listing groups with their state, in seconds.
+
+    Args:
+        number: of groups.
+        leases: that have to be counted first.
+        entries: requests in the queue.
+    """
+    return number * _LISTED_GROUP + leases * _GROUPED_LEASE + entries * _GROUPED_WAITING
 
 
 def windows(devices: int) -> float:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from corral.cli import config
 from corral.cli.exits import CommandError
 from corral.cli.loading import load
+from corral.cli.operate import group_file
 from corral.client.errors import CorralError
 from corral.client.query import QueryResult
 from corral.collectors.agent.spill import Record, Spill
@@ -32,8 +33,10 @@ from corral.exporter.families import FAMILIES
 from corral.exporter.live import LiveFleet
 from corral.exporter.page import write
 from corral.planner.api.request_context import RequestContext
+from corral.planner.broker.groups import beyond, changed
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply
+from corral.planner.leases.lifecycle import Refused
 from corral.planner.placement.decide import InvalidRequest, Policies, decide, explain
 from corral.planner.simulation.jobs import read_jobs
 from corral.planner.simulation.sacct import read_sacct
@@ -45,7 +48,7 @@ from corral.processors.query.guard.errors import QueryError
 from corral.processors.query.guard.guard import SqlGuard
 from corral.processors.storage import Database
 from corral.processors.storage.protocol import Series
-from corral.schemas import codec, columns, globs, operations, requests, subjects, telemetry
+from corral.schemas import codec, columns, globs, groups, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
 from corral.schemas.query import QueryEnd, ResultFormat
@@ -151,6 +154,10 @@ def questions(data: bytes) -> None:
         elif isinstance(body, operations.DeviceFilter):
             codec.encode(operations.Devices(devices=summary.devices(fleet, now, body)), codec.JSON)
             codec.encode(summary.summary(fleet, now, body), codec.JSON)
+        elif isinstance(body, groups.GroupChange):
+            beyond(changed(groups.GroupTree(), body).config, fleet)
+    except Refused as refused:
+        assert (refused.error.code, refused.error.field[:1]) == ("invalid", "$")
     except InvalidRequest as error:
         assert error.field.startswith("$")
 
@@ -476,6 +483,36 @@ def settings(data: bytes) -> None:
             config.defaults(found, name, load(name))
     except CommandError as error:
         assert str(error)
+
+
+_GROUPS = b"""half_life = "7d"
+[prices]
+H100 = 4
+[groups.lab]
+guarantee = { H100 = 16, "*" = 8 }
+[groups."lab/vision"]
+guarantee = { H100 = 8, cpus = 64, host_memory = "2TiB" }
+limit = { H100 = 12.5 }
+weight = 2
+members = ["ann", "ben"]
+"""
+
+
+@target([_GROUPS, _GROUPS.replace(b"weight", b"waight"), _GROUPS.replace(b"8", b"99"), b"[groups.lab.vision]"])
+def group_files(data: bytes) -> None:
+    """A file of groups: what is wrong is said, and what is right is written back the same."""
+    try:
+        tree = group_file.parse_file(data.decode(errors="replace"))
+    except group_file.GroupTextError as error:
+        assert str(error)
+        return
+    again = group_file.parse_file(group_file.format_file(tree))
+    assert [group.name for group in again.groups] == [group.name for group in tree.groups]
+    assert group_file.parse_file(group_file.format_file(again)) == again
+    try:
+        changed(groups.GroupTree(), groups.GroupChange(replace=tree))
+    except Refused as refused:
+        assert refused.error.field.startswith("$.replace")
 
 
 # Answers
