@@ -11,6 +11,7 @@ from typing import Final
 
 from ...client import CorralError
 from ...client.lease import HeldLease
+from ...schemas import codec
 from ...schemas.requests import LeaseState, Preemption
 from ..exits import USAGE, CommandError
 from ..options import say
@@ -67,7 +68,9 @@ class Notices:
             if left > margin:
                 await asyncio.sleep(min(left - margin, _POLL_SECONDS))
                 continue
-            with contextlib.suppress(CorralError, TimeoutError):  # it may have been withdrawn, or put off
+            with contextlib.suppress(
+                CorralError, codec.DecodeError, TimeoutError
+            ):  # it may have been withdrawn, or put off
                 async with asyncio.timeout(min(_CONFIRM_SECONDS, margin / 2)):
                     await held.confirm()
             if held.preemption == notice:

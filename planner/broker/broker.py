@@ -155,6 +155,7 @@ class RequestBroker:
         self._follows_leases = False
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
+        ledger.on_notice = self._lease_noticed
         self.presence = Presence(silence_seconds)
         self._probe = probe
         self._store = store
@@ -442,6 +443,17 @@ class RequestBroker:
         self.line.adopt(
             lease.lease_id, lease.owner, gpus, self.estimator.of_lease(record, now), lease.granted_at.timestamp()
         )
+        if lease.preemption is not None:
+            self._lease_noticed(lease)
+
+    def _lease_noticed(self, lease: Lease) -> None:
+        """Expect the end of a lease at the deadline of its preemption; by its estimate once the notice is withdrawn."""
+        if not self._follows_leases:
+            return
+        if lease.preemption is None:
+            self.line.ends.expect_by_estimate(lease.lease_id)
+        else:
+            self.line.ends.expect(lease.lease_id, lease.preemption.ends_at.timestamp())
 
     def _lease_ended(self, record: LeaseRecord) -> None:
         self.estimator.learn(record)

@@ -100,6 +100,8 @@ class Ledger:
         """Deadline (`lifecycle.deadline`) and id of leases that have one, soonest first; it may have moved since."""
         self.on_end: Callable[[LeaseRecord], None] = lambda _: None
         """Called with the record of each lease that ends, before its devices are free."""
+        self.on_notice: Callable[[Lease], None] = lambda _: None
+        """Called with each active lease that gets the notice of a preemption, and when that is put off or withdrawn."""
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
@@ -345,6 +347,8 @@ class Ledger:
                 self.table.put(record)
                 if before is None or record.lease.preemption != before.lease.preemption:
                     self.note_deadline(record.lease)
+                    if not ends:
+                        self.on_notice(record.lease)
                 if ends:
                     self.on_end(record)
                     # Samples from before the release was requested are of the time when it was held.

@@ -8,7 +8,7 @@ from msgspec import Raw, Struct
 
 from ...schemas.requests import Lease
 
-_RECORD_BYTES: Final = 600
+_RECORD_BYTES: Final = 820
 """Bytes of a record without its grants, labels and items; measured, with times and ids."""
 _GRANT_BYTES: Final = 400
 _ITEM_BYTES: Final = 8

@@ -21,14 +21,16 @@ class Running:
         started_at: seconds.
         estimate: of its duration.
         ends_at: expected end.
+        deadline: time at which it ends at the latest; infinite without one.
     """
 
-    __slots__ = ("ends_at", "estimate", "started_at")
+    __slots__ = ("deadline", "ends_at", "estimate", "started_at")
 
     def __init__(self, started_at: float, estimate: Estimate) -> None:
         self.started_at = started_at
         self.estimate = estimate
         self.ends_at = started_at + estimate.seconds
+        self.deadline = math.inf
 
     def extend(self, now: float) -> None:
         """Expect a later end: it still runs at its expected one."""
@@ -70,9 +72,15 @@ class Ends:
         found = self.running.get(lease_id)
         if found is None:
             found = self.running[lease_id] = Running(ends_at, unknown())
-        found.ends_at = ends_at
+        found.ends_at = found.deadline = ends_at
         heappush(self._due, (ends_at, lease_id))
         self._touch(lease_id)
+
+    def expect_by_estimate(self, lease_id: str) -> None:
+        """Expect the end of a lease by its estimate again, since the notice of its preemption was withdrawn."""
+        found = self.running.get(lease_id)
+        if found is not None:
+            self.started(lease_id, found.estimate, found.started_at)
 
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended, before or after the fleet frees what it held."""

@@ -26,6 +26,7 @@ from ..fleet.state import WHOLE_SHARE, Ask
 from ..placement.capacity import allowed
 from ..placement.feasible import model_allowed
 from .backfill import Stay, stay_of
+from .ends import Running
 from .line import Entry, Line
 
 DRAWS: Final = 15
@@ -156,6 +157,12 @@ class _State:
         return tuple(sorted((*key, count) for key, count in found.items()))
 
 
+def _end(running: Running, now: float, level: float) -> float:
+    """End of a lease at a level of its estimate, and no later than its deadline unless that has passed."""
+    end = now + running.estimate.remaining(now - running.started_at, level)
+    return min(end, running.deadline) if running.deadline > now else end
+
+
 def forecasts(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> Generator[None, None, dict[int, Forecast]]:
     """Compute the expected start of each waiting request, by its number of arrival, a slice at a time.
 
@@ -174,10 +181,7 @@ def forecasts(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> Gene
     for number in range(draws):
         draw = random.Random(f"{seed}/{number}")
         # Stratified: the draws of one request cover its distribution.
-        ends = [
-            (now + lasts[lease].estimate.remaining(now - lasts[lease].started_at, _level(draw)), devices)
-            for lease, devices in state.running
-        ]
+        ends = [(_end(lasts[lease], now, _level(draw)), devices) for lease, devices in state.running]
         lengths = [entry.estimate.quantile(_level(draw)) for entry, _ in state.waiting]
         yield from _run(state, ends, lengths, starts)
     return {number: _summary(found) for number, found in starts.items()}

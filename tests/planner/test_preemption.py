@@ -246,6 +246,13 @@ async def test_a_holder_answers_a_notice_and_its_work_keeps_its_place_in_line(
         assert stamp(extended["ends_at"]) == pytest.approx(stamp(first["preemption"]["ends_at"]) + 500)
         assert extended["extended"]
         assert (await ask(nc, "checkpoint", busy))["code"] == "refused"
+        # Whoever waits for the devices is expected to start then, at the latest.
+        for _ in range(400):
+            forecast = (await ask(nc, "queue"))["entries"][0]["forecast"]
+            if forecast and stamp(forecast["latest_start"]) <= stamp(extended["ends_at"]) + 1:
+                break
+            await asyncio.sleep(0.05)
+        assert stamp(forecast["latest_start"]) <= stamp(extended["ends_at"]) + 1
 
         # The requeued request was asked last, and is the first in line by its age.
         ended = await ask(nc, "checkpoint", {"lease_id": lease_id, "owner": "ann", "saved": True})
