@@ -164,7 +164,8 @@ class Booker:
 
     def granted(self, lease: Lease) -> None:
         """Note a new lease: if it is preemptible, it may be on devices that are booked later."""
-        if lease.preemptible and self._fleet.bookings:
+        devices = (self._fleet.devices.get(grant.device) for grant in lease.grants)
+        if lease.preemptible and any(device is not None and device.bookings for device in devices):
             self._notices = self._due_notices(_now())
 
     async def close(self) -> None:
@@ -294,10 +295,15 @@ class Booker:
                 if device.blocked or device.info.mig_parent or (device.in_use and not device.holders):
                     continue
                 if not models or globs.matches_any(device.info.name.lower(), models):
-                    yield self._candidate(device, closes)
+                    yield self._candidate(device, window, closes)
 
-    def _candidate(self, device: Device, closes: float) -> Candidate:
+    def _candidate(self, device: Device, window: Window, closes: float) -> Candidate:
+        starts = window.starts_at.timestamp()
         ends = {lease_id: self._ends_at(lease_id) for lease_id in device.holders}
+        # Those of a window just before it, for the same owners, end with that.
+        ends = {
+            lease_id: end for lease_id, end in ends.items() if end > starts or not self._continues(lease_id, window)
+        }
         late = {lease_id: self._gone_at(lease_id) for lease_id, end in ends.items() if end > closes}
         free_at = max((ends | late).values(), default=-math.inf)
         return Candidate(device.uuid, device.host, device.index, free_at, device.bookings, bool(late))
@@ -307,6 +313,16 @@ class Booker:
         record = self._ledger.table.get(lease_id)
         ends_at = None if record is None else record.lease.ends_at
         return math.inf if ends_at is None else ends_at.timestamp()
+
+    def _continues(self, lease_id: str, window: Window) -> bool:
+        """True if a lease is in a window of before that is for the same owners."""
+        lease = self._lease(lease_id)
+        before = None if lease is None else self._windows.get(lease.window)
+        return before is not None and party_of(before).same(party_of(window))
+
+    def _in_own(self, lease: Lease, window: Window) -> bool:
+        """True if a lease is in a window, or in one of before that goes on in it."""
+        return lease.window != "" and (window.window_id or "") in self._fleet.bookings.admitted(lease.owner)
 
     # Preemption
 
@@ -333,7 +349,9 @@ class Booker:
             for device in self._devices(window):
                 for lease_id in device.holders:
                     lease = self._lease(lease_id)
-                    if lease is not None and lease.preemptible and self._ends_at(lease_id) > first.closes_at:
+                    if lease is None or not lease.preemptible or self._in_own(lease, window):
+                        continue
+                    if self._ends_at(lease_id) > first.closes_at:
                         at = first.closes_at - 2 * lease.grace_seconds - MARGIN_SECONDS
                         found.add((at, lease_id, window_id))
         return sorted(found)
@@ -406,7 +424,7 @@ class Booker:
         leases: list[WindowLease] = []
         for lease_id, hosts in sorted(found.items()):
             lease = self._lease(lease_id)
-            if lease is None or lease.window == window.window_id or self._ends_at(lease_id) <= time.starts_at:
+            if lease is None or self._in_own(lease, window) or self._ends_at(lease_id) <= time.starts_at:
                 continue
             preempted = lease.preemptible and not window.maintenance
             leases.append(

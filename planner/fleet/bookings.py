@@ -172,8 +172,8 @@ class Bookings:
         return tuple(sorted({booking.window for booking in self._running if booking.window in admitted}))
 
     def ends_at(self, windows: Collection[str]) -> float:
-        """Time at which the last of some windows ends that are now."""
-        return max(booking.ends_at for booking in self._running if booking.window in windows)
+        """Time at which the last of some windows ends that are now; minus infinity if none is."""
+        return max((booking.ends_at for booking in self._running if booking.window in windows), default=-math.inf)
 
     def classify(self, key: AskKey, request: WorkRequest, now: float) -> AskKey:
         """A request with what it may use of booked devices, which is the same for many requests and for some time."""

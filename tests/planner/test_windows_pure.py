@@ -15,7 +15,7 @@ from corral.planner.queue.forecast import forecast
 from corral.planner.queue.line import Line
 from corral.planner.windows.choice import Candidate, Wish, choose, soonest
 from corral.planner.windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
-from corral.schemas.requests import Grant, Rejection, WorkRequest
+from corral.schemas.requests import Grant, Placement, Rejection, WorkRequest
 from corral.schemas.windows import Repeat, Window
 from hypothesis import given as examples
 from hypothesis import settings
@@ -68,8 +68,10 @@ class World:
         self.leases[lease_id] = Held(request.owner, uuids, self.now, min(limits))
         return lease_id
 
-    def request(self, owner: str, gpus: int, max_seconds: float | None, wait: bool) -> bool:
-        request = WorkRequest(owner=owner, gpus=gpus, max_seconds=max_seconds, placement="fewest_hosts")  # pyright: ignore[reportArgumentType]
+    def request(self, owner: str, gpus: int, max_seconds: float | None, wait: bool, share: float | None = None) -> bool:
+        where = Placement.FEWEST_HOSTS
+        gpus = 1 if share else gpus
+        request = WorkRequest(owner=owner, gpus=gpus, gpu_share=share, max_seconds=max_seconds, placement=where)
         decision = decide(self.fleet, request, NOW + self.now, Policies("best-fit"))
         assert explain(self.fleet, request, NOW + self.now, Policies("best-fit")).granted == isinstance(
             decision, Placed
@@ -178,6 +180,7 @@ OPS = st.one_of(
         st.integers(1, 4),
         st.sampled_from([None, 5.0, 20.0, 60.0]),
         st.booleans(),
+        st.sampled_from([None, None, 0.5]),
     ),
     st.tuples(
         st.just("book"),
