@@ -159,7 +159,7 @@ def run_feed(url: str, gpus: int, stop: Any) -> None:
 
 
 def run_planner(url: str, profile: str, policy: str | None) -> None:
-    settings = Settings(stale_after_seconds=60.0, policy=policy, limits=Limits(requests_per_second=0))
+    settings = Settings(stale_after_seconds=60.0, policy=policy, limits=Limits(requests_per_second=0, waiting=100_000))
     if not profile:
         uvloop.run(plan(url, settings))
         return

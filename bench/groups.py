@@ -2,12 +2,18 @@
 
     python bench/groups.py                    # Kueue's `baseline`, about 80 s
     python bench/groups.py --load large-scale
+    python bench/groups.py --load kai         # KAI-Scheduler's scale tests, about 30 s
+    python bench/groups.py --load plain       # a plain request with and without groups
 
 The loads are those of Kueue's performance tests (kubernetes-sigs/kueue, `test/performance/scheduler/configs`, August
 2026): cohorts of queues with a quota of 20 units each that may borrow 100 from the cohort, and workloads of three
 classes that arrive on a schedule, run for a time, and have a priority. Kueue's figures are its own, measured on its CI
 with an API server, so that they are an anchor and no race. The floor is the same load under a scheduler that takes no
 time, first-fit by priority and age, computed here.
+
+`kai` is what KAI-Scheduler's scale tests measure (`docs/scale-tests/example-results.json`, July 2026; on its CI with
+an API server): 500 nodes of 8 GPUs, filled with single-GPU jobs; the verdict on a job that does not fit; one GPU, and
+all, taken back for a group that is guaranteed them. Its anchors are printed beside.
 
 A unit is a GPU, a cohort is a group, and a queue is a group within it. Work may be preempted without grace; a client
 whose work was preempted asks again with `requeue_of`.
@@ -32,7 +38,7 @@ import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
 from corral.schemas import subjects
-from granting import start_planner, until_usable
+from granting import HEADER, drive, grant_and_release, start_planner, until_usable
 from servers import cpu_seconds, start
 
 QUOTA = 20
@@ -232,13 +238,112 @@ class Client:
             await self._ask(found[0], lease)
 
 
+async def kai(nc: Any) -> None:
+    """Fill 500 × 8 GPUs, ask for what does not fit, and take one and then all back."""
+    gpus = 4000
+    tree = {
+        "replace": {
+            "groups": [
+                {"name": "lender", "guarantee": {"gpus": {"*": gpus}}, "members": ["lender"]},
+                {"name": "borrower", "members": ["borrower"]},
+            ]
+        }
+    }
+    answer = await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(tree).encode(), timeout=30)
+    assert json.loads(answer.data)["type"] == "groups", answer.data
+    inbox, granted = f"_INBOX.kai{time.time_ns()}", asyncio.Event()
+    counts: dict[str, int] = {}
+    wanted = {"borrower": gpus, "lender": 1}
+    leases: dict[str, str] = {}
+
+    async def answered(message: Any) -> None:
+        if not message.data:
+            return
+        answer = json.loads(message.data)
+        if answer["type"] != "assignment":
+            print(answer, flush=True)
+            return
+        lease = answer["lease"]
+        leases[lease["lease_id"]] = lease["owner"]
+        counts[lease["owner"]] = counts.get(lease["owner"], 0) + 1
+        if counts[lease["owner"]] >= wanted[lease["owner"]]:
+            granted.set()
+
+    async def told(message: Any) -> None:
+        """A job that gets notice ends at once, as one that was killed: grace aside."""
+        lease = message.subject.rpartition(".")[2]
+        body = json.dumps({"lease_id": lease, "owner": "borrower"}).encode()
+        await nc.publish(subjects.PlanSubject.RELEASE, body, reply=f"{inbox}x.release")
+
+    await nc.subscribe(f"{inbox}.*", cb=answered)
+    await nc.subscribe(f"{subjects.LEASE_EVENTS}.preempting.*", cb=told)
+
+    async def ask(owner: str, count: int, **fields: Any) -> float:
+        granted.clear()
+        wanted[owner] = counts.get(owner, 0) + count
+        body = json.dumps({"owner": owner, "ttl_seconds": 3600, "wait_seconds": 600, **fields}).encode()
+        started = time.perf_counter()
+        for number in range(count):
+            await nc.publish(subjects.PlanSubject.REQUEST, body, reply=f"{inbox}.{owner}{number}")
+            if number % 256 == 0:
+                await asyncio.sleep(0)
+        while not granted.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(granted.wait(), 5)
+            if time.perf_counter() - started > 5:
+                print(f"  {owner} has {counts.get(owner, 0):,} of {wanted[owner]:,}", flush=True)
+        return time.perf_counter() - started
+
+    filled = await ask("borrower", gpus, preemptible=True, grace_seconds=5)
+    verdicts: list[float] = []
+    wide = json.dumps({"owner": "lender", "gpus": 80, "placement": "fewest_hosts"}).encode()
+    for _ in range(100):
+        started = time.perf_counter()
+        answer = json.loads((await nc.request(subjects.PlanSubject.REQUEST, wide, timeout=10)).data)
+        verdicts.append(time.perf_counter() - started)
+        assert answer["type"] == "rejection"
+    print(f"filled in {filled:.2f} s", flush=True)
+    ones = [await ask("lender", 1) for _ in range(20)]
+    print("one by one", [round(one, 3) for one in ones], flush=True)
+    rest = await ask("lender", gpus - 20)
+    print(f"{'500 nodes of 8 GPUs':44}{'Corral':>12}{'KAI, its CI':>14}")
+    print(f"{'4,000 single-GPU jobs':44}{filled:>10.2f} s{'398 s':>14}")
+    print(
+        f"{'verdict on 80 GPUs that are not free, p50':44}{statistics.median(verdicts) * 1e3:>9.2f} ms{'249.5 s':>14}"
+    )
+    print(f"{'verdict, longest of 100':44}{max(verdicts) * 1e3:>9.2f} ms")
+    print(f"{'one GPU taken back, p50 of 20':44}{statistics.median(ones) * 1e3:>9.1f} ms{'13.9 s':>14}")
+    print(f"{'one GPU taken back, longest of 20':44}{max(ones) * 1e3:>9.1f} ms")
+    print(f"{'3,980 GPUs taken back one by one':44}{rest:>10.2f} s{'694 s':>14}")
+    print(f"last verdict: {answer['message']}")
+
+
+async def plain(url: str, nc: Any) -> None:
+    """A plain request by one client, and by 64, with and without groups, in turns."""
+    print(HEADER)
+    for turn in range(3):
+        for groups_on in (False, True):
+            tree = {"replace": {"groups": _teams() if groups_on else []}}
+            await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(tree).encode(), timeout=30)
+            label = "100 groups" if groups_on else "no groups"
+            for clients in (1, 64):
+                await drive(f"grant and release, {label}, {turn + 1}", url, clients, 3.0, grant_and_release)
+
+
+def _teams() -> list[dict[str, Any]]:
+    return [
+        {"name": f"team{number}", "guarantee": {"gpus": {"*": 4}}, "members": [f"owner{number}", f"bench{number}"]}
+        for number in range(100)
+    ]
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--load", choices=LOADS, default="baseline")
+    parser.add_argument("--load", choices=[*LOADS, "kai", "plain"], default="baseline")
     parser.add_argument("--profile", default="", help="write the planner's profile to this file")
     options = parser.parse_args()
-    load = LOADS[options.load]
-    gpus = load.cohorts * load.queues * QUOTA
+    load = LOADS.get(options.load)
+    gpus = 4000 if load is None else load.cohorts * load.queues * QUOTA
     with tempfile.TemporaryDirectory() as folder:
         servers = start(Path(folder), 1)
         url = servers[0].url
@@ -248,6 +353,9 @@ async def main() -> None:
         parts = start_planner(url, gpus, stop, options.profile)
         try:
             await until_usable(nc, gpus)
+            if load is None:
+                await (kai(nc) if options.load == "kai" else plain(url, nc))
+                return
             await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(groups(load)).encode(), timeout=30)
             client = Client(nc, load)
             before = cpu_seconds(parts[0].pid or 0)

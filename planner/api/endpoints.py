@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -70,6 +71,8 @@ _ACTS: Final = (
 )
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
+_TURNS: Final = 16
+"""Messages of a burst that are handled in one iteration of the event loop."""
 _FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
 """Timeout for the answer of another planner: a request may wait in its queue."""
 
@@ -119,6 +122,8 @@ class Endpoints:
         self._health = health
         self._service: Service | None = None
         self._tasks = BackgroundTasks()
+        self._turns: deque[asyncio.Future[None]] = deque()
+        """Messages that wait for a later iteration of the event loop."""
         self._turn_began: float | None = None
         """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
         self._unanswerable_logged_at = -_LOG_AGAIN_SECONDS
@@ -362,15 +367,27 @@ class Endpoints:
         return handle
 
     async def _next_turn(self) -> None:
-        """Let other tasks run, if messages have been handled for long in this iteration of the event loop."""
+        """Let other tasks run, if messages have been handled for long in this iteration of the event loop.
+
+        The others of a burst wait in line, so that the heartbeat is acknowledged in between.
+        """
         if self._turn_began is None:
             self._turn_began = time.perf_counter()
             asyncio.get_running_loop().call_soon(self._end_turn)
-        elif time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS:
-            await asyncio.sleep(0)
+        elif self._turns or time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS:
+            turn = asyncio.get_running_loop().create_future()
+            self._turns.append(turn)
+            await turn
 
     def _end_turn(self) -> None:
         self._turn_began = None
+        for _ in range(min(_TURNS, len(self._turns))):
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+        if self._turns:
+            self._turn_began = time.perf_counter()
+            asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _listing(
         self,

@@ -28,6 +28,8 @@ log = logging.getLogger("corral.planner.broker.reclaimer")
 
 IDLE_SECONDS: Final = 15.0
 """Time for the devices of preempted leases to be seen idle, before more are preempted for the same request."""
+_CANDIDATES_SECONDS: Final = 1.0
+"""Time for which a list of candidates is used: another would differ little, and take long with many leases."""
 _RETRY_SECONDS: Final = 1.0
 """Time after which leases are looked for again, for requests that found none."""
 
@@ -36,7 +38,7 @@ class Claim:
     """Leases that are given notice for a request.
 
     Attributes:
-        victims: ids of the leases that have not ended yet.
+        victims: the leases that have not ended yet, by id.
         devices: billionths of devices that the request asks for.
         node: group of its owner.
         until: time until which the devices may not have been seen idle, once all leases have ended.
@@ -44,7 +46,7 @@ class Claim:
 
     __slots__ = ("devices", "node", "until", "victims")
 
-    def __init__(self, victims: set[str], devices: int, node: Node) -> None:
+    def __init__(self, victims: dict[str, Candidate], devices: int, node: Node) -> None:
         self.victims = victims
         self.devices = devices
         self.node = node
@@ -79,6 +81,15 @@ class Reclaimer:
         self._queue = queue
         self._start = start
         self._claims: dict[QueuedRequest, Claim] = {}
+        self._claim_on: dict[str, Claim] = {}
+        """Claims by the leases that have not ended yet."""
+        self._awaited: dict[Node, int] = {}
+        """Billionths of devices that groups are about to get by claims."""
+        self._given: dict[Node, int] = {}
+        """Billionths of devices that groups are about to give up by claims."""
+        self._choices: dict[tuple[Node, Node], Reclaim] = {}
+        self._choices_at = 0.0
+        """Time when the candidates were listed."""
         self._restored = False
         self._failed_at: dict[Group, float] = {}
 
@@ -100,18 +111,17 @@ class Reclaimer:
     def withdraw_all(self) -> None:
         """Withdraw all notices: the groups have changed, and claims are decided anew."""
         self._restore()
-        for queued, claim in self._claims.items():
-            for lease_id in claim.victims:
-                self._start(self._withdraw(lease_id, queued.request.request_id or ""))
-        self._claims.clear()
+        for queued in list(self._claims):
+            self._end_claim(queued)
         self._failed_at.clear()
+        self._choices.clear()
 
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended."""
-        for claim in self._claims.values():
-            if lease_id in claim.victims:
-                claim.victims.discard(lease_id)
-                claim.until = time.time() + IDLE_SECONDS
+        claim = self._claim_on.pop(lease_id, None)
+        if claim is not None:
+            self._give(claim.victims.pop(lease_id), -1)
+            claim.until = time.time() + IDLE_SECONDS
 
     def _restore(self) -> None:
         """Take up the claims of an earlier term."""
@@ -128,27 +138,49 @@ class Reclaimer:
             if queued is None:
                 self._start(self._withdraw(lease.lease_id, notice.claimant))
                 continue
-            claim = self._claims.get(queued)
-            if claim is None:
-                claim = self._claims[queued] = self._claim_of(queued, set())
-            claim.victims.add(lease.lease_id)
+            holding = self._state.use.holdings.get(lease.lease_id)
+            if holding is not None:
+                node = self._state.node_of(lease.owner)
+                self._claim(queued, Candidate(lease.lease_id, node, holding.amounts, 0.0, 0.0))
 
-    def _claim_of(self, queued: QueuedRequest, victims: set[str]) -> Claim:
-        entry = queued.entry
-        return Claim(victims, devices_of(entry.ask), self._state.node_of(queued.request.owner))
+    def _claim(self, queued: QueuedRequest, *victims: Candidate) -> None:
+        claim = self._claims.get(queued)
+        if claim is None:
+            claim = self._claims[queued] = Claim(
+                {}, devices_of(queued.entry.ask), self._state.node_of(queued.request.owner)
+            )
+            self._await(claim, 1)
+        for each in victims:
+            claim.victims[each.lease_id] = each
+            self._claim_on[each.lease_id] = claim
+            self._give(each, 1)
+
+    def _give(self, victim: Candidate, sign: int) -> None:
+        devices = sum(victim.amounts.devices.values())
+        for node in victim.node.path:
+            self._given[node] = self._given.get(node, 0) + sign * devices
+
+    def _await(self, claim: Claim, sign: int) -> None:
+        for node in claim.node.path:
+            self._awaited[node] = self._awaited.get(node, 0) + sign * claim.devices
 
     def _end_claims(self) -> None:
         for queued in [queued for queued in self._claims if queued not in self._queue]:
-            claim = self._claims.pop(queued)
-            for lease_id in claim.victims:
-                self._start(self._withdraw(lease_id, queued.request.request_id or ""))
+            self._end_claim(queued)
+
+    def _end_claim(self, queued: QueuedRequest) -> None:
+        claim = self._claims.pop(queued)
+        self._await(claim, -1)
+        for lease_id, victim in claim.victims.items():
+            self._claim_on.pop(lease_id, None)
+            self._give(victim, -1)
+            self._start(self._withdraw(lease_id, queued.request.request_id or ""))
 
     def _claim_for(self, group: Group, ask: Ask, now: float) -> None:
         """Give notice for as many requests of a kind as are within guarantee."""
         node = group.node
         models = list(models_of(self._fleet, ask)) if ask.gpus else [None]
         devices = devices_of(ask)
-        reclaims: dict[Node, Reclaim] = {}
         for entry in list(group.entries):
             queued: QueuedRequest = entry.payload
             if not entry.ready or queued.request.requeue_of is not None:
@@ -156,14 +188,13 @@ class Reclaimer:
             claim = self._claims.get(queued)
             if node is None or (claim is not None and (claim.victims or now < claim.until)):
                 continue
-            pending = self._pending()
             within = next(
                 (
                     level
                     for model in models
                     if (
                         level := self._state.use.within_level(
-                            node, model, devices, ask.cpus_milli, ask.host_memory_bytes, pending
+                            node, model, devices, ask.cpus_milli, ask.host_memory_bytes, self._awaited
                         )
                     )
                     is not None
@@ -172,30 +203,29 @@ class Reclaimer:
             )
             if within is None:
                 return
-            reclaim = reclaims.get(within)
-            if reclaim is None:
-                reclaim = reclaims[within] = Reclaim(
-                    self._fleet,
-                    self._state.use,
-                    node,
-                    within,
-                    self._candidates(now),
-                    lambda of: self._state.share(of, now),
-                )
-            chosen = reclaim.choose(ask)
+            chosen = self._choice(node, within, now).choose(ask)
             if not chosen:
                 self._failed_at[group] = now
                 return
-            self._claims[queued] = self._claim_of(queued, {each.lease_id for each in chosen})
+            self._claim(queued, *chosen)
             for each in chosen:
                 self._start(self._notify(each.lease_id, queued, node))
 
-    def _pending(self) -> dict[Node, int]:
-        """Billionths of devices that groups are about to get by claims."""
-        found: dict[Node, int] = {}
-        for claim in self._claims.values():
-            for node in claim.node.path:
-                found[node] = found.get(node, 0) + claim.devices
+    def _choice(self, node: Node, within: Node, now: float) -> Reclaim:
+        if now - self._choices_at > _CANDIDATES_SECONDS:
+            self._choices.clear()
+            self._choices_at = now
+        found = self._choices.get((node, within))
+        if found is None:
+            found = self._choices[node, within] = Reclaim(
+                self._fleet,
+                self._state.use,
+                node,
+                within,
+                self._candidates(now),
+                lambda of: self._state.share(of, now),
+                self._given,
+            )
         return found
 
     def _candidates(self, now: float) -> list[Candidate]:

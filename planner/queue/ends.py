@@ -12,6 +12,7 @@ from .durations import Estimate, unknown
 LEAST_EXTENSION_SECONDS: Final = 60.0
 """A lease that exceeds its expected end is expected to go on for so long at least."""
 _LOG_MOST: Final = 4096
+_UNKNOWN: Final = unknown()
 
 
 class Running:
@@ -71,7 +72,7 @@ class Ends:
         """Expect the end of a lease at a time, such as the deadline of its preemption."""
         found = self.running.get(lease_id)
         if found is None:
-            found = self.running[lease_id] = Running(ends_at, unknown())
+            found = self.running[lease_id] = Running(ends_at, _UNKNOWN)
         found.ends_at = found.deadline = ends_at
         heappush(self._due, (ends_at, lease_id))
         self._touch(lease_id)

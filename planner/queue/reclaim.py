@@ -56,6 +56,7 @@ class Reclaim:
         within: group, that or one around it, in whose guarantee there is room: leases within it are not taken.
         candidates: preemptible leases.
         share: use of a group for its weight.
+        given: billionths of devices that groups give up already; it follows what is chosen.
     """
 
     def __init__(
@@ -66,18 +67,19 @@ class Reclaim:
         within: Node,
         candidates: Iterable[Candidate],
         share: Callable[[Node], float],
+        given: Mapping[Node, int],
     ) -> None:
         self._fleet = fleet
         self._use = use
         self._claimant = claimant
-        able = [each for each in candidates if within not in each.node.path and not self._protected(each, {})]
+        able = [each for each in candidates if within not in each.node.path and not self._protected(each, given)]
         self._ranked = _sorted(able, share)
         self._able = {each.lease_id: (rank, each) for rank, each in enumerate(self._ranked)}
         groups = list(dict.fromkeys(each.node for each in self._ranked))
         self._group = {node: number for number, node in enumerate(groups)}
         self._ranks = Ends(fleet)
         self._horizons = Horizons(fleet, self._ranks, stay=PRESENT)
-        self._removed: dict[Node, int] = {}
+        self._given = given
         for rank, each in enumerate(self._ranked):
             self._ranks.expect(each.lease_id, float(rank))
 
@@ -89,10 +91,9 @@ class Reclaim:
             chosen = self._choose(ask)
             if chosen is None:
                 break
-            removed = dict(self._removed)
+            removed = dict(self._given)
             beyond = [each for each in chosen if self._protected(each, removed) or self._remove(each, removed)]
             if not beyond:
-                self._removed = removed
                 break
             spared += beyond
             self._leave_out(beyond)

@@ -132,14 +132,20 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
         Candidate(lease, nodes["nlp"], Amounts({"H100": WHOLE_SHARE}), 100.0 - 10 * number, 10.0 * number)
         for number, lease in enumerate(world.running)
     ]
-    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0)
+    given_up: dict[object, int] = {}
+    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, given_up)
     chosen = reclaim.choose(ask)
     assert chosen is not None
     # The four that lose least.
     assert {each.lease_id for each in chosen} == set(list(world.running)[4:])
     # Two more are above the guarantee of nlp, and no third.
-    more = [reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1))) for _ in range(3)]
-    assert [found and len(found) for found in more] == [1, 1, None]
+    more: list[int | None] = []
+    given_up[nodes["nlp"]] = 4 * WHOLE_SHARE
+    for _ in range(3):
+        found = reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1)))
+        more.append(found and len(found))
+        given_up[nodes["nlp"]] += WHOLE_SHARE
+    assert more == [1, 1, None]
     # What comes free goes to ann, whatever priority bob has in his group.
     for each in chosen:
         world.end(each.lease_id)
@@ -163,7 +169,7 @@ def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
     ]
     ann = world.ask("ann", gpus=4)
     world.serve()
-    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0)
+    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, {})
     chosen = reclaim.choose(ann.group.ask)
     assert chosen is not None
     assert [prices[each.lease_id] for each in chosen] == [100.0]  # rather than four of 30
