@@ -10,7 +10,9 @@ from typing import Final
 
 from ...schemas.request_events import Forecast
 from ..queue import forecast as core
-from .queue import QueuedRequest, WaitingQueue, time_of
+from ..queue.durations import Estimate
+from .estimates import Estimator
+from .queue import Kind, QueuedRequest, WaitingQueue, time_of
 
 EVERY_SECONDS: Final = 2.0
 MAX_LOAD: Final = 0.1
@@ -18,14 +20,16 @@ MAX_LOAD: Final = 0.1
 
 
 class Forecaster:
-    """Keeps the forecasts of a queue up to date.
+    """Keeps the forecasts of a queue up to date, and the estimates of durations that they rest on.
 
     Args:
         queue: of the term.
+        estimator: of durations.
     """
 
-    def __init__(self, queue: WaitingQueue) -> None:
+    def __init__(self, queue: WaitingQueue, estimator: Estimator) -> None:
         self._queue = queue
+        self._estimator = estimator
         self._calibration = core.Calibration()
         self._rounds = 0
 
@@ -33,11 +37,12 @@ class Forecaster:
         """Compute all forecasts anew; returns the seconds until the next time."""
         if not len(self._queue):
             return EVERY_SECONDS
+        busy = await self._revise_estimates()
         began = time.thread_time()
         now = time.time()
         self._rounds += 1
         work = core.forecasts(self._queue.line, now, seed=self._rounds)
-        busy = time.thread_time() - began
+        busy += time.thread_time() - began
         while True:
             began = time.thread_time()
             try:
@@ -55,6 +60,20 @@ class Forecaster:
                 if queued.forecast is None:
                     queued.forecast, queued.uncorrected = queued.last_forecast, forecast
         return max(EVERY_SECONDS, busy / MAX_LOAD)
+
+    async def _revise_estimates(self) -> float:
+        """Estimate the durations of all queued requests anew; returns the processor time that it took, in seconds."""
+        began, busy = time.thread_time(), 0.0
+        found: dict[Kind, Estimate] = {}
+        now = time.time()
+        for kind, request in self._queue.kinds():
+            found[kind] = self._estimator.of_request(request, now)
+            if not len(found) % core.SLICE:
+                busy += time.thread_time() - began
+                await asyncio.sleep(0)
+                began = time.thread_time()
+        self._queue.revise(found, now)
+        return busy + time.thread_time() - began
 
     def started(self, queued: QueuedRequest, now: float) -> None:
         """Learn from a request that starts now."""
