@@ -224,6 +224,8 @@ class RequestBroker:
         pending = PendingRequest(digest, request, caller, named, items, self._new_uid(), time.time(), age_from)
         decision = self._decide(pending)
         self._add_pending(pending)
+        if isinstance(decision, Placed) or request.wait_seconds:
+            self.forecaster.arrived(request, pending.asked_at)
         if isinstance(decision, Placed) and request.wait_seconds and self.group_accounts.active and len(self.queue):
             decision = _after_others(request)  # whose turn it is depends on the use of all groups
         if isinstance(decision, Placed):

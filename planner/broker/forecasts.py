@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from datetime import datetime
 from typing import Final
 
 from ...schemas.request_events import Forecast
+from ...schemas.requests import WorkRequest
+from ..placement.decide import ask_of
 from ..queue import forecast as core
 from ..queue.durations import Estimate
+from ..queue.line import size_of
 from .estimates import Estimator
 from .queue import Kind, QueuedRequest, WaitingQueue, time_of
 
@@ -31,6 +35,7 @@ class Forecaster:
         self._queue = queue
         self._estimator = estimator
         self._calibration = core.Calibration()
+        self._recent: deque[tuple[float, WorkRequest]] = deque(maxlen=core.MOST_ARRIVALS)
         self._rounds = 0
 
     async def renew(self) -> float:
@@ -41,7 +46,7 @@ class Forecaster:
         began = time.thread_time()
         now = time.time()
         self._rounds += 1
-        work = core.forecasts(self._queue.line, now, seed=self._rounds)
+        work = core.forecasts(self._queue.line, now, seed=self._rounds, arrivals=self._arrivals(now))
         busy += time.thread_time() - began
         while True:
             began = time.thread_time()
@@ -60,6 +65,19 @@ class Forecaster:
                 if queued.forecast is None:
                     queued.forecast, queued.uncorrected = queued.last_forecast, forecast
         return max(EVERY_SECONDS, busy / MAX_LOAD)
+
+    def arrived(self, request: WorkRequest, now: float) -> None:
+        """Note a request that was granted or waits: more like it are to be expected."""
+        self._recent.append((now, request))
+
+    def _arrivals(self, now: float) -> core.Arrivals:
+        """Recent arrivals, as the queue would estimate them now."""
+        fleet = self._queue.line.fleet
+        found = core.Arrivals()
+        for at, request in self._recent:
+            ask, estimate = ask_of(fleet, request), self._estimator.of_request(request, now)
+            found.add(core.Arrival(at, ask, request.priority, size_of(fleet, ask), estimate, stay_of(fleet, request)))
+        return found
 
     async def _revise_estimates(self) -> float:
         """Estimate the durations of all queued requests anew; returns the processor time that it took, in seconds."""
