@@ -1,7 +1,6 @@
 """How good is the expected start of a waiting request? On a fleet in virtual time, with workloads that repeat.
 
     python bench/forecasts.py [--seeds 1,2,3] [--jobs 3000] [--spread 0.3] [--load 1.0] [--rule shortest]
-    python bench/forecasts.py --planner 120    # the same through a planner, with leases of seconds
 
 Each workload has a name, an owner, a size and a median duration; its runs spread around that (lognormal). Nobody says
 how long work takes: the queue learns it from what has ended. Each request is forecast soon after its arrival, and that
@@ -9,7 +8,7 @@ first forecast is compared with its start. As peers: the same without the correc
 wait of the last 50 that started.
 
 Printed are the median error in parts of the wait, and the part of starts inside the 80 % interval, each over requests
-that waited for at least a minute (a second with `--planner`), after the first fifth.
+that waited for at least a minute, after the first fifth.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import NamedTuple
 
 from corral.planner.placement.decide import ask_of
 from corral.planner.placement.policies import make
+from corral.planner.queue.backfill import stay_of
 from corral.planner.queue.forecast import Arrival, Arrivals, Calibration, Forecast, forecast
 from corral.planner.queue.line import Line, size_of
 from corral.planner.queue.order import rule_of
@@ -114,7 +114,8 @@ class Observer:
         while self._jobs and self._jobs[0].submit_seconds <= now:
             job = self._jobs.popleft()
             ask, estimate = ask_of(line.fleet, job.request()), self._knowledge.estimate(job, now)
-            self._arrivals.add(Arrival(job.submit_seconds, ask, job.priority, size_of(line.fleet, ask), estimate))
+            stay = stay_of(line.fleet, job.request())
+            self._arrivals.add(Arrival(job.submit_seconds, ask, job.priority, size_of(line.fleet, ask), estimate, stay))
         waiting = {entry.number for entry in line}
         for number in [number for number in self._told if number not in waiting]:
             asked_at, told = self._told.pop(number)

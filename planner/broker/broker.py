@@ -158,6 +158,7 @@ class RequestBroker:
         self.reclaimer = Reclaimer(fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start)
         self.requests = requests
         self._follows_leases = False
+        self._came_free = False
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
         ledger.on_notice = self._lease_noticed
@@ -204,8 +205,8 @@ class RequestBroker:
             caller: that sent it.
             items: access to its work items, if it was decoded in a copy of the process.
         """
-        if len(self.queue) and not self.line.settled:  # what came free is for those that wait
-            await self.serve_queue()
+        if self._came_free and len(self.queue):  # that is for those that wait
+            await self._start_ready()
         request_id = request.request_id
         named = request_id is not None
         if request_id is None:
@@ -475,6 +476,7 @@ class RequestBroker:
         if self.group_accounts.active:
             self.group_accounts.ended(record.lease)
             self.reclaimer.ended(record.lease.lease_id)
+        self._came_free = True
         if self._follows_leases:
             self.line.ended(record.lease.lease_id, time.time())
 
@@ -676,6 +678,16 @@ class RequestBroker:
             message = f"nothing came free within {now - entry.since:.1f} s: {entry.rejection.message}"
             rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
             self._tasks.start(self._reject(entry.payload, rejection))
+        await self._start_ready()
+        if self.group_accounts.active or self.reclaimer.pending:
+            self.reclaimer.serve()
+        for entry in self.line.unready:
+            if entry.payload in self.queue and entry.payload.probed and not entry.payload.asked_to_retry:
+                await self._ask_to_retry(entry.payload)
+
+    async def _start_ready(self) -> None:
+        """Grant queued requests that may start now."""
+        self._came_free = False
         turn = 0
         while not self._closed:
             began = time.perf_counter()
@@ -699,11 +711,6 @@ class RequestBroker:
             turn += 1
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
-        if self.group_accounts.active or self.reclaimer.pending:
-            self.reclaimer.serve()
-        for entry in self.line.unready:
-            if entry.payload in self.queue and entry.payload.probed and not entry.payload.asked_to_retry:
-                await self._ask_to_retry(entry.payload)
 
     def _note_heard(self, queued: QueuedRequest) -> None:
         self.presence.note_heard(queued)

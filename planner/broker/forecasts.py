@@ -13,12 +13,15 @@ from ...schemas.request_events import Forecast
 from ...schemas.requests import WorkRequest
 from ..placement.decide import ask_of
 from ..queue import forecast as core
+from ..queue.backfill import stay_of
 from ..queue.durations import Estimate
 from ..queue.line import size_of
 from .estimates import Estimator
 from .queue import Kind, QueuedRequest, WaitingQueue, time_of
 
 EVERY_SECONDS: Final = 2.0
+_ESTIMATES: Final = 64
+"""Estimates of durations between two pauses."""
 MAX_LOAD: Final = 0.1
 """Part of a core that forecasts may take: a long queue is forecast less often."""
 
@@ -86,7 +89,7 @@ class Forecaster:
         now = time.time()
         for kind, request in self._queue.kinds():
             found[kind] = self._estimator.of_request(request, now)
-            if not len(found) % core.SLICE:
+            if not len(found) % _ESTIMATES:
                 busy += time.thread_time() - began
                 await asyncio.sleep(0)
                 began = time.thread_time()

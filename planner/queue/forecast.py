@@ -446,7 +446,9 @@ def _fit(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float]
         return dict.fromkeys(able[: kind.several], kind.devices) if len(able) >= kind.several else None
     found: dict[int, float] = {}
     left = kind.devices
-    for host in sorted((host for host in free if free[host] > _LEAST_FREE and host in kind.hosts), key=lambda host: -free[host]):
+    for host in sorted(
+        (host for host in free if free[host] > _LEAST_FREE and host in kind.hosts), key=lambda host: -free[host]
+    ):
         found[host] = min(left, free[host])
         left -= found[host]
         if not left:

@@ -473,11 +473,6 @@ class Line:
 
     # Who may start
 
-    @property
-    def settled(self) -> bool:
-        """True if nothing has changed since `next` has found nobody who may start."""
-        return self._walk is not None and not self._walk.todo and self._walk.goes_on()
-
     def serve(self, now: float) -> Iterator[Start]:
         """The requests that may start now, one by one; the fleet must hold each before the next is asked for."""
         while (start := self.next(now)) is not None:
