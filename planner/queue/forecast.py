@@ -51,7 +51,7 @@ MOST_BRIEF: Final = 64
 MOST_ARRIVALS: Final = 256
 """Number of recent arrivals that stand for those to come."""
 LEAST_ARRIVALS: Final = 32
-MOST_NEWCOMERS: Final = 1024
+MOST_NEWCOMERS: Final = 128
 """Arrivals in a virtual run, and one more for each that waits: later ones change little."""
 LAST_NUMBER: Final = 2**62
 """Numbers of arrival in a virtual run begin here."""
