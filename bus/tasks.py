@@ -40,6 +40,11 @@ class BackgroundTasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the task %s failed", task.get_name(), exc_info=error)
 
+    async def settled(self) -> None:
+        """Wait until all tasks have ended that run now, and those that they start."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def cancel(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
         tasks = list(self._tasks)

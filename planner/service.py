@@ -44,7 +44,7 @@ from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
 from .broker.request_log import RequestLog
-from .broker.stored_queue import QUEUE_PREFIX, decode_stored
+from .broker.stored_queue import BODY_PREFIX, QUEUE_PREFIX, decode_stored
 from .durable.bucket import correct_streams
 from .durable.election import LeaderElection
 from .durable.store import (
@@ -78,7 +78,7 @@ from .metrics import PlannerMetrics
 from .placement.decide import Policies
 from .placement.policies import POLICIES
 from .queue.order import DEFAULT as DEFAULT_ORDER
-from .queue.order import rule_of
+from .queue.order import LIMIT_SECONDS, rule_of
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")
@@ -99,6 +99,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         limits: quotas of one owner.
         query_limits: limits on expensive queries.
         order: name of the queue's order, or `module:function` (`planner/queue/order.py`).
+        overdue_seconds: a request that has waited for so long goes ahead of all of its priority that have not.
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
     """
 
@@ -108,6 +109,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     query_limits: ForkLimits = ForkLimits()
     order: str = DEFAULT_ORDER
+    overdue_seconds: float = LIMIT_SECONDS
     silence_seconds: float = SILENCE_SECONDS
 
 
@@ -124,6 +126,7 @@ class Bucket(Struct):
         event_key: key that makes the message ids of events; empty if there is none.
         claimed_at: begin of the term, by the server's clock.
         waiting: waiting requests, by key, not decoded.
+        bodies: parts of the messages of large waiting requests, by key.
         durations: digest of past leases; None if there is none.
         groups: the groups.
         usage: past use of owners; None if there is none.
@@ -138,6 +141,7 @@ class Bucket(Struct):
     event_key: bytes = b""
     claimed_at: float = 0.0
     waiting: list[tuple[str, bytes]] = []
+    bodies: dict[str, bytes] = {}
     durations: DurationDigest | None = None
     groups: StoredGroups = StoredGroups()
     usage: SavedUsage | None = None
@@ -263,6 +267,7 @@ class Planner:
                 await self._store.settled()
                 if self._broker is not None:
                     await self._broker.requests.flush()
+                    await self._broker.settled()
                 if self._publisher is not None:
                     await self._publisher.flush()
                     await self._publisher.save_watermark()
@@ -359,6 +364,8 @@ class Planner:
                     found.rejections[entry.key[len(ANSWER_PREFIX) :]] = answer
             elif entry.key.startswith(QUEUE_PREFIX):
                 found.waiting.append((entry.key, entry.value))
+            elif entry.key.startswith(BODY_PREFIX):
+                found.bodies[entry.key] = entry.value
             elif entry.key == DURATIONS:
                 found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
             elif entry.key == GROUPS:
@@ -442,6 +449,7 @@ class Planner:
             usage=found.usage,
             max_bytes=self.max_bytes,
             order=self._settings.order,
+            overdue_seconds=self._settings.overdue_seconds,
             silence_seconds=self._settings.silence_seconds,
             probe=self._probe.present,
         )
@@ -450,8 +458,8 @@ class Planner:
 
     async def _restore_queue(self, broker: RequestBroker, found: Bucket) -> None:
         """Take in the requests that waited in an earlier term. The heartbeat goes on meanwhile."""
-        for count, stored in enumerate(decode_stored(found.waiting)):
-            await broker.restore(stored, self._endpoints.stored_callers(stored.callers))
+        for count, restored in enumerate(decode_stored(found.waiting, found.bodies)):
+            await broker.restore(restored, self._endpoints.stored_callers(restored.stored, restored.body))
             if count % 256 == 0:
                 await asyncio.sleep(0)
 

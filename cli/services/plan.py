@@ -46,6 +46,14 @@ def plan(
             "--order", metavar="NAME", help="Order of the queue: shortest, fifo, fair, or module:function of your own."
         ),
     ] = "shortest",
+    overdue_after: Annotated[
+        str,
+        typer.Option(
+            "--overdue-after",
+            metavar="TIME",
+            help="A request that has waited for this time goes ahead of all of its priority that have not.",
+        ),
+    ] = "90d",
     owner_rate: Annotated[
         float,
         typer.Option(
@@ -113,6 +121,7 @@ def plan(
         settings = Settings(
             policy=policy,
             order=order,
+            overdue_seconds=parse_seconds(overdue_after),
             stale_after_seconds=parse_seconds(stale_after),
             lost_after_seconds=parse_seconds(lost_after),
             limits=Limits(

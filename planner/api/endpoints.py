@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -47,7 +47,7 @@ from ..broker.broker import RequestBroker
 from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
 from ..broker.large_requests import LARGE_BYTES
 from ..broker.pending import Responder
-from ..broker.stored_queue import StoredCaller
+from ..broker.stored_queue import StoredRequest
 from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet
@@ -439,9 +439,14 @@ class Endpoints:
             request, owner, self._max_bytes, self._forward_soon, self._metrics.count_answer if counts else None
         )
 
-    def stored_callers(self, callers: Sequence[StoredCaller]) -> list[Responder]:
-        """Responders for callers that have waited since an earlier term."""
-        return [StoredResponder(self._nc, caller, self._tasks) for caller in callers]
+    def stored_callers(self, stored: StoredRequest, body: bytes) -> list[Responder]:
+        """Responders for the callers of a request that has waited since an earlier term.
+
+        Args:
+            stored: its entry in the bucket.
+            body: its message, if that was stored.
+        """
+        return [StoredResponder(self._nc, caller, self._tasks, body, stored.body_type) for caller in stored.callers]
 
     # Forwarding
 

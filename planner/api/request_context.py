@@ -17,11 +17,11 @@ from ...bus.permissions import ACROSS, with_name
 from ...schemas import codec, globs, replies
 from ...schemas.groups import GroupFilter
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
-from ...schemas.requests import Distribution, Error, WorkRequest
+from ...schemas.requests import Error, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ...schemas.windows import WindowAction, WindowFilter
 from ..broker.idempotency import digest_of
-from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, without_items
+from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, encoded_items, without_items
 from ..broker.stored_queue import StoredCaller
 from ..fleet.state import InvalidRequest
 from ..limits import MAX_LABELS_BYTES
@@ -205,12 +205,7 @@ class RequestContext:
             return error or Error(code="internal", message="The planner failed to read the request")
         self.warnings = found.warnings
         self._may_queue = found.request.wait_seconds > 0
-        return found.request, EncodedItems(found.digest, self._distribution)
-
-    def _distribution(self) -> Distribution:
-        again = self._body
-        tree = codec.decode(again, _Distributing, self.content_type)
-        return tree.distribution
+        return found.request, encoded_items(found.digest, self._body, self.content_type)
 
     def _checked(self, message: Any) -> Any:
         """Check limits that the size of a message does not imply, and note if a work request allows queueing.
@@ -299,10 +294,6 @@ class RequestContext:
             if self._request.subject.startswith(PlanSubject.REQUEST) and not body.get("request_id"):
                 return
         self._forward(self._request, self._request.data)
-
-
-class _Distributing(Struct):
-    distribution: Distribution = Distribution()
 
 
 def _numbers_bytes(count: int) -> int:

@@ -26,12 +26,18 @@ class StoredResponder:
         nc: connection of the planner.
         caller: as stored.
         tasks: run what is forwarded.
+        body: message of the request, if it was stored as it came.
+        body_type: its content type.
     """
 
-    def __init__(self, nc: Client, caller: StoredCaller, tasks: BackgroundTasks) -> None:
+    def __init__(
+        self, nc: Client, caller: StoredCaller, tasks: BackgroundTasks, body: bytes = b"", body_type: str = codec.JSON
+    ) -> None:
         self._nc = nc
         self._caller = caller
         self._tasks = tasks
+        self._body = body
+        self._body_type = body_type
 
     @property
     def reply_to(self) -> str:
@@ -63,12 +69,12 @@ class StoredResponder:
         self._tasks.start(self._forward(body))
 
     async def _forward(self, body: Struct) -> None:
-        content = self._caller.content_type
+        content = self._body_type if self._body else self._caller.content_type
         subject = self._caller.subject or PlanSubject.REQUEST
         try:
             await self._nc.publish(
                 subject,
-                codec.encode(body, content),
+                self._body or codec.encode(body, content),
                 reply=self.reply_to,
                 headers={codec.CONTENT_TYPE_HEADER: content},
             )

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from ...bus.elapsed import steady_time
 from ...bus.tasks import BackgroundTasks
+from ...schemas import codec
 from ...schemas.operations import Queue, QueueFilter
 from ...schemas.requests import (
     Assignment,
@@ -46,7 +47,7 @@ from ..limits import Limiter
 from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment, placed
 from ..placement.reject import quota_rejection, reject
 from ..queue.line import Line
-from ..queue.order import DEFAULT, rule_of
+from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
 from . import query_costs
 from .drains import Drainer
 from .estimates import Estimator
@@ -55,19 +56,21 @@ from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
 from .group_accounts import GroupAccounts, SavedUsage
 from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
-from .large_requests import EncodedItems, distribute_packed, with_distribution
+from .large_requests import EncodedItems, distribute_packed, encoded_items, with_distribution
 from .lease_commands import LeaseCommands
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
+from .queue import MAX_WAITING, NEVER, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
-from .stored_queue import StoredQueue, StoredRequest
+from .stored_queue import Restored, StoredQueue, StoredRequest
 from .windows import Booker, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
 
+NO_ROOM_SECONDS: Final = 10.0
+"""Time after which a request may be sent again that the bucket had no room for."""
 MAX_EXPLAINED: Final = 16
 """Kinds of requests whose reasons to wait are computed anew for one listing."""
 
@@ -103,6 +106,7 @@ class RequestBroker:
         limiter: quotas of owners.
         request_pool: distributes work items if that is expensive.
         order: name of the queue's order (`planner/queue/order.py`).
+        overdue_seconds: wait after which a request goes ahead of all of its priority that have waited less.
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
         probe: probes queued clients.
 
@@ -136,6 +140,7 @@ class RequestBroker:
         limiter: Limiter,
         request_pool: ForkPool,
         order: str = DEFAULT,
+        overdue_seconds: float = LIMIT_SECONDS,
         silence_seconds: float = SILENCE_SECONDS,
         probe: ProbeClients = probe_none,
     ) -> None:
@@ -146,13 +151,14 @@ class RequestBroker:
         self.estimator = estimator
         self.group_accounts = accounts = GroupAccounts(fleet, usage)
         accounts.change(Tree(groups.tree), groups.revision, ledger.table)
-        self.line = Line(fleet, policies, rule_of(order), accounts.state)
+        self.line = Line(fleet, policies, rule_of(order), accounts.state, overdue_seconds)
         self.queue = WaitingQueue(self.line)
-        self.forecaster = Forecaster(self.queue)
+        self.forecaster = Forecaster(self.queue, estimator)
         self._tasks = BackgroundTasks()
         self.reclaimer = Reclaimer(fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start)
         self.requests = requests
         self._follows_leases = False
+        self._came_free = False
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
         ledger.on_notice = self._lease_noticed
@@ -191,21 +197,23 @@ class RequestBroker:
 
     # Requests
 
-    async def request(self, request: WorkRequest, caller: Responder, encoded_items: EncodedItems | None = None) -> None:
+    async def request(self, request: WorkRequest, caller: Responder, items: EncodedItems | None = None) -> None:
         """Grant, queue or reject a request.
 
         Args:
             request: the request.
             caller: that sent it.
-            encoded_items: access to its work items, if it was decoded in a copy of the process.
+            items: access to its work items, if it was decoded in a copy of the process.
         """
+        if self._came_free and len(self.queue):  # that is for those that wait
+            await self._start_ready()
         request_id = request.request_id
         named = request_id is not None
         if request_id is None:
             request_id = self._new_id()
             request = replace(request, request_id=request_id)
         # No client can retry under an id that it learns from the answer.
-        digest = "" if not named else encoded_items.digest if encoded_items is not None else digest_of(request)
+        digest = "" if not named else items.digest if items is not None else digest_of(request)
         if named and await self._answer_known(request, request_id, digest, caller):
             return
         try:
@@ -213,16 +221,12 @@ class RequestBroker:
         except Refused as refused:
             await caller.answer(refused.error)
             return
-        work = request.distribution
-        if (
-            encoded_items is None
-            and work is not None
-            and query_costs.distributing(work, request.gpus) > query_costs.CHEAP_SECONDS
-        ):
-            encoded_items = EncodedItems(digest, lambda: work)
-        pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time(), age_from)
+        items = items or _costly_items(request, digest)
+        pending = PendingRequest(digest, request, caller, named, items, self._new_uid(), time.time(), age_from)
         decision = self._decide(pending)
         self._add_pending(pending)
+        if isinstance(decision, Placed) or request.wait_seconds:
+            self.forecaster.arrived(request, pending.asked_at)
         if isinstance(decision, Placed) and request.wait_seconds and self.group_accounts.active and len(self.queue):
             decision = _after_others(request)  # whose turn it is depends on the use of all groups
         if isinstance(decision, Placed):
@@ -259,8 +263,6 @@ class RequestBroker:
         entry = pending.entry
         if entry is None or entry not in self.queue:
             return
-        if entry.asked_to_retry or not entry.confirmed:
-            self.wake.set()  # it may have been its turn
         self._note_heard(entry)
         for other in before:
             await other.answer(self.queue.entry_listing(entry, steady_time()))
@@ -336,7 +338,7 @@ class RequestBroker:
             await self._dismiss(pending)
         elif len(self.queue) >= MAX_WAITING:
             await self._reject(pending, rejection)
-        elif refused := self._limiter.queue_quota(owner, self.queue.count_of(owner)):
+        elif refused := self._limiter.queue_quota(owner, self.queue.count_of(owner)) or self._no_room(pending):
             await self._answer(pending, refused)
         else:
             self._add(pending, rejection)
@@ -345,23 +347,33 @@ class RequestBroker:
     def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
         self._follow_leases()
         request, now = pending.request, time.time()
-        pending.estimate = self.estimator.of_request(request, now)
+        estimate = self.estimator.of_request(request, now)
         queued = self.queue.add(
-            request, now, pending.estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
+            request, now, estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
         )
-        pending.entry = queued
+        pending.entry, pending.estimate = queued, queued.entry.estimate
         self.presence.note_heard(queued)
         if arrival is None:
             pending.asked_at = queued.arrival.asked_at
             self._store_entry(pending, queued)
         return queued
 
+    def _no_room(self, pending: PendingRequest) -> Error | None:
+        """Error if a request can't wait, since the bucket has no room for its entry; None if it can."""
+        items = pending.encoded_items
+        if self._stored.has_room(0 if items is None else len(items.body)):
+            return None
+        return Error(
+            code="too_many_requests",
+            message="The planner's bucket has no room for more waiting requests: ask again later, or without waiting",
+            retry_after_seconds=NO_ROOM_SECONDS,
+        )
+
     def _store_entry(self, pending: PendingRequest, queued: QueuedRequest) -> None:
-        if pending.encoded_items is not None:  # its items are not in the request
-            return
-        arrival = queued.arrival
+        arrival, items = queued.arrival, pending.encoded_items
         callers = [stored for caller in pending.callers if (stored := caller.stored) is not None]
-        pending.is_stored = self._stored.put(
+        pending.is_stored = True
+        self._stored.put(
             StoredRequest(
                 uid=pending.uid,
                 request=pending.request,
@@ -374,26 +386,30 @@ class RequestBroker:
                 callers=callers,
                 forecast=queued.forecast,
                 age_from=arrival.age_from,
-            )
+                body_type=codec.JSON if items is None else items.body_type,
+            ),
+            b"" if items is None else items.body,
         )
 
-    async def restore(self, stored: StoredRequest, callers: Sequence[Responder]) -> None:
+    async def restore(self, restored: Restored, callers: Sequence[Responder]) -> None:
         """Take in a request that waited in an earlier term; one that was answered then gets its answer again.
 
         It starts once its client was heard.
 
         Args:
-            stored: its entry in the bucket.
+            restored: its entry in the bucket.
             callers: that wait for the answer; none if no one could be answered.
         """
+        stored, size, body = restored
         request = stored.request
+        self._stored.note(stored.uid, size, len(body))
         nobody: list[Responder] = [_NoResponder()]
         pending = PendingRequest(
             stored.digest,
             request,
             (callers or nobody)[0],
             stored.has_client_id,
-            None,
+            encoded_items(stored.digest, body, stored.body_type) if body else _costly_items(request, stored.digest),
             stored.uid,
             stored.asked_at,
             stored.age_from,
@@ -424,7 +440,7 @@ class RequestBroker:
         arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position, stored.age_from)
         queued = self._add(pending, why, arrival)
         queued.forecast = queued.last_forecast = stored.forecast
-        queued.confirmed = False
+        queued.heard_in = NEVER
         self.queue.set_ready(queued, False)
 
     def _follow_leases(self) -> None:
@@ -460,6 +476,7 @@ class RequestBroker:
         if self.group_accounts.active:
             self.group_accounts.ended(record.lease)
             self.reclaimer.ended(record.lease.lease_id)
+        self._came_free = True
         if self._follows_leases:
             self.line.ended(record.lease.lease_id, time.time())
 
@@ -652,7 +669,8 @@ class RequestBroker:
     async def serve_queue(self) -> None:
         """Serve the queue: reject expired requests, and grant those that may start now.
 
-        A request whose client was silent is told to ask again first; what it would take is kept for it meanwhile.
+        A request whose client was silent, and was not found by a probe, is told to ask again first; what it would take
+        is kept for it meanwhile.
         """
         now = steady_time()  # setting the clock must not expire requests
         for entry in self.queue.expired(now):
@@ -660,6 +678,16 @@ class RequestBroker:
             message = f"nothing came free within {now - entry.since:.1f} s: {entry.rejection.message}"
             rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
             self._tasks.start(self._reject(entry.payload, rejection))
+        await self._start_ready()
+        if self.group_accounts.active or self.reclaimer.pending:
+            self.reclaimer.serve()
+        for entry in self.line.unready:
+            if entry.payload in self.queue and entry.payload.probed and not entry.payload.asked_to_retry:
+                await self._ask_to_retry(entry.payload)
+
+    async def _start_ready(self) -> None:
+        """Grant queued requests that may start now."""
+        self._came_free = False
         turn = 0
         while not self._closed:
             began = time.perf_counter()
@@ -683,11 +711,6 @@ class RequestBroker:
             turn += 1
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
-        if self.group_accounts.active or self.reclaimer.pending:
-            self.reclaimer.serve()
-        for entry in self.line.unready:
-            if entry.payload in self.queue and not entry.payload.asked_to_retry:
-                await self._ask_to_retry(entry.payload)
 
     def _note_heard(self, queued: QueuedRequest) -> None:
         self.presence.note_heard(queued)
@@ -717,7 +740,9 @@ class RequestBroker:
                 continue
             if any(caller.reply_to in there for caller in pending.callers):
                 self._note_heard(entry)
-            elif presence.timed_out(entry):
+                continue
+            entry.probed = True
+            if presence.timed_out(entry):
                 self.queue.remove_silent(entry, time.time(), pending.digest)
                 log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
                 await self._answer(pending, self._silence_error(entry))
@@ -805,6 +830,10 @@ class RequestBroker:
             elif shutdown_error is None or in_line:
                 await self._dismiss(pending)
 
+    async def settled(self) -> None:
+        """Wait until the entries of waiting requests are written and deleted."""
+        await self._stored.settled()
+
     async def end(self) -> None:
         """End what is in flight: grants, changes of leases, and rejections. Call it once their writes are abandoned."""
         await self._tasks.cancel()
@@ -853,6 +882,14 @@ def _after_others(request: WorkRequest) -> Rejection:
         could_ever_fit=True,
         request_id=request.request_id or "",
     )
+
+
+def _costly_items(request: WorkRequest, digest: str) -> EncodedItems | None:
+    """Access to the items of a request, if they are expensive to distribute; None if they are cheap or not there."""
+    work = request.distribution
+    if work is None or query_costs.distributing(work, request.gpus) <= query_costs.CHEAP_SECONDS:
+        return None
+    return EncodedItems(digest, lambda: work)
 
 
 def _outlive(pending: PendingRequest) -> bool:

@@ -5,39 +5,52 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from datetime import datetime
 from typing import Final
 
 from ...schemas.request_events import Forecast
+from ...schemas.requests import WorkRequest
+from ..placement.decide import ask_of
 from ..queue import forecast as core
-from .queue import QueuedRequest, WaitingQueue, time_of
+from ..queue.backfill import stay_of
+from ..queue.durations import Estimate
+from ..queue.line import size_of
+from .estimates import Estimator
+from .queue import Kind, QueuedRequest, WaitingQueue, time_of
 
 EVERY_SECONDS: Final = 2.0
+_ESTIMATES: Final = 64
+"""Estimates of durations between two pauses."""
 MAX_LOAD: Final = 0.1
 """Part of a core that forecasts may take: a long queue is forecast less often."""
 
 
 class Forecaster:
-    """Keeps the forecasts of a queue up to date.
+    """Keeps the forecasts of a queue up to date, and the estimates of durations that they rest on.
 
     Args:
         queue: of the term.
+        estimator: of durations.
     """
 
-    def __init__(self, queue: WaitingQueue) -> None:
+    def __init__(self, queue: WaitingQueue, estimator: Estimator) -> None:
         self._queue = queue
+        self._estimator = estimator
         self._calibration = core.Calibration()
+        self._recent: deque[tuple[float, WorkRequest]] = deque(maxlen=core.MOST_ARRIVALS)
         self._rounds = 0
 
     async def renew(self) -> float:
         """Compute all forecasts anew; returns the seconds until the next time."""
         if not len(self._queue):
             return EVERY_SECONDS
+        busy = await self._revise_estimates()
         began = time.thread_time()
         now = time.time()
         self._rounds += 1
-        work = core.forecasts(self._queue.line, now, seed=self._rounds)
-        busy = time.thread_time() - began
+        work = core.forecasts(self._queue.line, now, seed=self._rounds, arrivals=self._arrivals(now))
+        busy += time.thread_time() - began
         while True:
             began = time.thread_time()
             try:
@@ -55,6 +68,33 @@ class Forecaster:
                 if queued.forecast is None:
                     queued.forecast, queued.uncorrected = queued.last_forecast, forecast
         return max(EVERY_SECONDS, busy / MAX_LOAD)
+
+    def arrived(self, request: WorkRequest, now: float) -> None:
+        """Note a request that was granted or waits: more like it are to be expected."""
+        self._recent.append((now, request))
+
+    def _arrivals(self, now: float) -> core.Arrivals:
+        """Recent arrivals, as the queue would estimate them now."""
+        fleet = self._queue.line.fleet
+        found = core.Arrivals()
+        for at, request in self._recent:
+            ask, estimate = ask_of(fleet, request), self._estimator.of_request(request, now)
+            found.add(core.Arrival(at, ask, request.priority, size_of(fleet, ask), estimate, stay_of(fleet, request)))
+        return found
+
+    async def _revise_estimates(self) -> float:
+        """Estimate the durations of all queued requests anew; returns the processor time that it took, in seconds."""
+        began, busy = time.thread_time(), 0.0
+        found: dict[Kind, Estimate] = {}
+        now = time.time()
+        for kind, request in self._queue.kinds():
+            found[kind] = self._estimator.of_request(request, now)
+            if not len(found) % _ESTIMATES:
+                busy += time.thread_time() - began
+                await asyncio.sleep(0)
+                began = time.thread_time()
+        self._queue.revise(found, now)
+        return busy + time.thread_time() - began
 
     def started(self, queued: QueuedRequest, now: float) -> None:
         """Learn from a request that starts now."""

@@ -28,10 +28,33 @@ class EncodedItems(Struct, frozen=True):
     Attributes:
         digest: of the whole request.
         distribution: decodes all of it; called in a copy of this process.
+        body: the message; empty if the request has the items, too.
+        body_type: its content type.
     """
 
     digest: str
     distribution: Callable[[], Distribution]
+    body: bytes = b""
+    body_type: str = codec.JSON
+
+
+def encoded_items(digest: str, body: bytes, body_type: str) -> EncodedItems:
+    """Items of a message that this process does not decode.
+
+    Args:
+        digest: of the whole request.
+        body: the message.
+        body_type: its content type.
+    """
+
+    def distribution() -> Distribution:
+        return codec.decode(body, _Distributing, body_type).distribution
+
+    return EncodedItems(digest, distribution, body, body_type)
+
+
+class _Distributing(Struct):
+    distribution: Distribution = Distribution()
 
 
 class DecodedRequest(Struct, frozen=True):

@@ -2,7 +2,8 @@
 
 A client is heard when it asks again under its request id, or when its connection is found to be up (see `probe`). Time
 counts only while it could have been heard: outages of NATS and pauses of the planner are left out, and after a
-reconnection every client has the whole timeout to come back.
+reconnection every client has the whole timeout to come back. It is granted nothing until it was heard, though: it may
+have gone meanwhile.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Presence:
         """Silence counts from here on at the earliest, on that clock."""
         self._looked_at: float | None = None
         self._connection: int | None = None
+        self._connections = 0
 
     def tick(self, now: float, connection: int | None) -> None:
         """Advance the clock.
@@ -54,13 +56,14 @@ class Presence:
         self._looked_at = now
         if connection is None or connection != self._connection:
             self._since = self._clock
+            self._connections += self._connection is not None
         self._connection = connection
 
     def note_heard(self, entry: QueuedRequest) -> None:
         """Note that a queued client was heard."""
         entry.heard_at = self._clock
-        entry.asked_to_retry = False
-        entry.confirmed = True
+        entry.heard_in = self._connections
+        entry.asked_to_retry = entry.probed = False
 
     def silence(self, entry: QueuedRequest) -> float:
         """Seconds for which a client was not heard, though it could have been."""
@@ -68,11 +71,15 @@ class Presence:
 
     def needs_probe(self, entry: QueuedRequest) -> bool:
         """True if a client should be probed."""
-        return not entry.confirmed or self.silence(entry) >= self.silence_seconds * ASK_AGAIN
+        return not self.is_confirmed(entry) or self.silence(entry) >= self.silence_seconds * ASK_AGAIN
+
+    def is_confirmed(self, entry: QueuedRequest) -> bool:
+        """True if a client was heard since the planner started, and since the last outage of NATS."""
+        return entry.heard_in == self._connections
 
     def is_fresh(self, entry: QueuedRequest) -> bool:
         """True if a client was heard recently enough to be granted devices."""
-        return entry.confirmed and self.silence(entry) <= self.silence_seconds * FRESH
+        return self.is_confirmed(entry) and self.silence(entry) <= self.silence_seconds * FRESH
 
     def needs_notice(self, entry: QueuedRequest) -> bool:
         """True if a client should be told to ask again."""

@@ -7,13 +7,14 @@ when it gives up, and the place of one that left the queue because its client wa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from msgspec import json
 
 from ...bus.elapsed import steady_time
+from ...schemas.durations import shape_of_request
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.request_events import Forecast
 from ...schemas.requests import Rejection, WorkRequest
@@ -25,9 +26,34 @@ from .estimates import described
 
 MAX_WAITING: Final = 10_000
 EVERYBODY: Final = QueueFilter()
+NEVER: Final = -1
 _HOSTS_LISTED: Final = 10
 _PLACE_SECONDS: Final = 600.0
 """Time for which the place of a request is kept that left the queue because its client was silent."""
+
+
+class Kind(NamedTuple):
+    """Kind of a request: those of one kind are expected to take equally long.
+
+    Attributes:
+        owner: of the request.
+        name: of the workload.
+        shape: what it asks for (`schemas/durations.py`).
+        expected_seconds: its own estimate.
+        max_seconds: its limit.
+    """
+
+    owner: str
+    name: str
+    shape: str
+    expected_seconds: float | None
+    max_seconds: float | None
+
+
+def kind_of(request: WorkRequest) -> Kind:
+    """Kind of a request."""
+    shape = shape_of_request(request)
+    return Kind(request.owner, request.name, shape, request.expected_seconds, request.max_seconds)
 
 
 class Arrival(NamedTuple):
@@ -61,7 +87,8 @@ class QueuedRequest:
         since: begin of its wait, by the steady clock, which setting the clock does not change.
         deadline: time at which it is rejected, by the steady clock.
         heard_at: when its client was last heard, by the clock of `Presence`.
-        confirmed: false after a restart until its client was heard.
+        heard_in: connection to NATS in which it was heard, as `Presence` counts them; `NEVER` after a restart.
+        probed: true if its client was probed since without being found.
         asked_to_retry: true if its client was told to ask again since.
         forecast: of its start, that was made first; None before.
         last_forecast: that was made last.
@@ -71,13 +98,14 @@ class QueuedRequest:
     __slots__ = (
         "arrival",
         "asked_to_retry",
-        "confirmed",
         "deadline",
         "entry",
         "forecast",
         "heard_at",
+        "heard_in",
         "last_forecast",
         "payload",
+        "probed",
         "rejection",
         "request",
         "since",
@@ -94,7 +122,8 @@ class QueuedRequest:
         self.entry = entry
         self.since = self.deadline = 0.0
         self.heard_at = 0.0
-        self.confirmed = True
+        self.heard_in = NEVER
+        self.probed = False
         self.asked_to_retry = False
         self.forecast: Forecast | None = None
         self.last_forecast: Forecast | None = None
@@ -121,6 +150,8 @@ class WaitingQueue:
         self._members: set[QueuedRequest] = set()
         self._named: dict[str, list[QueuedRequest]] = {}
         self._of = Counter[str]()
+        self._alike: dict[Kind, dict[QueuedRequest, None]] = {}
+        """Entries of each kind, in the order of their arrival."""
         self._left: LRUCache[tuple[str, str], Place] = LRUCache(MAX_WAITING)
         """Places of requests that left, by owner and request id."""
 
@@ -147,6 +178,8 @@ class WaitingQueue:
     ) -> QueuedRequest:
         """Enqueue a request.
 
+        One that is like others that wait gets their estimate, so that it starts after them.
+
         If its digest equals that of a request which left the queue recently because its client was silent, it gets that
         place again. An empty digest gets a new place.
 
@@ -170,6 +203,9 @@ class WaitingQueue:
         ):
             arrival = place.arrival
         asked_at, number = (now, None) if arrival is None else (arrival.asked_at, arrival.number)
+        alike = self._alike.setdefault(kind_of(request), {})
+        if alike:
+            estimate = next(iter(alike)).entry.estimate
         age_from = age_from if arrival is None else arrival.age_from
         entry = self.line.arrive(request, estimate, asked_at if age_from is None else age_from, number=number)
         if arrival is None:
@@ -178,6 +214,7 @@ class WaitingQueue:
         steady = steady_time() if steady is None else steady
         queued.since, queued.deadline = steady - (now - arrival.asked_at), steady + arrival.until - now
         entry.payload = queued
+        alike[queued] = None
         self._members.add(queued)
         self._named.setdefault(request.request_id or "", []).append(queued)
         self._of[request.owner] += 1
@@ -188,6 +225,10 @@ class WaitingQueue:
         if queued.entry in self.line:
             self.line.withdraw(queued.entry)
         self._members.discard(queued)
+        kind = kind_of(queued.request)
+        del self._alike[kind][queued]
+        if not self._alike[kind]:
+            del self._alike[kind]
         named = self._named[queued.request.request_id or ""]
         named.remove(queued)
         if not named:
@@ -195,6 +236,29 @@ class WaitingQueue:
         self._of[queued.request.owner] -= 1
         if not self._of[queued.request.owner]:
             del self._of[queued.request.owner]
+
+    def kinds(self) -> list[tuple[Kind, WorkRequest]]:
+        """Kinds of the queued requests, each with one of them."""
+        return [(kind, next(iter(alike)).request) for kind, alike in self._alike.items()]
+
+    def revise(self, estimates: Mapping[Kind, Estimate], now: float) -> None:
+        """Change the estimates of the queued requests of some kinds, and renew the order if any differs.
+
+        All of a kind change at once: one must not pass those before it because more is known by now.
+
+        Args:
+            estimates: by kind.
+            now: seconds since the epoch.
+        """
+        changed = False
+        for kind, estimate in estimates.items():
+            for queued in self._alike.get(kind, ()):
+                if queued.entry.estimate == estimate:
+                    break
+                self.line.revise(queued.entry, estimate)
+                changed = True
+        if changed:
+            self.line.renew(now)
 
     def count_of(self, owner: str) -> int:
         """Number of queued requests of an owner."""
@@ -294,4 +358,4 @@ def time_of(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-__all__ = ["MAX_WAITING", "Arrival", "QueuedRequest", "WaitingQueue", "time_of"]
+__all__ = ["MAX_WAITING", "NEVER", "Arrival", "QueuedRequest", "WaitingQueue", "time_of"]

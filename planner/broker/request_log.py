@@ -27,12 +27,28 @@ LINGER_SECONDS: Final = 0.02
 """Time for which an event waits for others: it is lost if the planner is killed meanwhile."""
 MAX_WAITING_EVENTS: Final = 20_000
 """Events that are kept while the stream takes none; the oldest are dropped then."""
+KEEP_SECONDS: Final = 10.0
+"""Time for which the durable entry of an answered request is kept while the stream takes no event of it.
+
+Kept longer, it would outlive the lease or the rejection that says what became of the request, and a later leader would
+take it for one that waits."""
 _ACK_SECONDS: Final = 5.0
 _ENVELOPE_BYTES: Final = 4096
 _REFUSED_SECONDS: Final = 60.0
 """Time for which nothing is published once the server did not permit it."""
 
 Stored = Callable[[], None]
+
+
+class _Waiting:
+    """An event that the stream has not acknowledged, with what is to be done then, and when it was added."""
+
+    __slots__ = ("added_at", "event", "stored")
+
+    def __init__(self, event: RequestEvent, stored: Stored) -> None:
+        self.event = event
+        self.stored = stored
+        self.added_at = time.monotonic()
 
 
 def _ignore() -> None:
@@ -60,7 +76,7 @@ class RequestLog:
         self._nc = nc
         self._planner = planner
         self._max_bytes = max_bytes - _ENVELOPE_BYTES
-        self._waiting: deque[tuple[RequestEvent, Stored]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._added = asyncio.Event()
         self._refused_at = -math.inf
 
@@ -72,7 +88,7 @@ class RequestLog:
 
         Args:
             event: the event.
-            stored: called once the stream has it, or it was dropped.
+            stored: called once the stream has it, it was dropped, or the stream has not taken it for `KEEP_SECONDS`.
         """
         if time.monotonic() - self._refused_at < _REFUSED_SECONDS:
             self.dropped += 1
@@ -82,8 +98,8 @@ class RequestLog:
             if not self.dropped:
                 log.warning("the stream %s takes no events: the oldest are dropped", subjects.REQUESTS_STREAM)
             self.dropped += 1
-            self._waiting.popleft()[1]()
-        self._waiting.append((event, stored))
+            self._waiting.popleft().stored()
+        self._waiting.append(_Waiting(event, stored))
         self._added.set()
 
     async def publish_added(self) -> float:
@@ -108,23 +124,37 @@ class RequestLog:
         while self._waiting:
             batch, data = self._batch()
             try:
-                ack = await request(
-                    self._nc,
-                    subjects.request_events_subject(self._planner),
-                    data,
-                    timeout=_ACK_SECONDS,
-                    headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
-                )
+                await self._publish(data)
             except NotAllowed as refused:
                 self._give_up(refused)
                 return
-            if b'"error"' in ack.data:
-                raise StreamRefused(ack.data.decode(errors="replace"))
-            for event, stored in batch:
+            except (NatsError, TimeoutError):
+                self._release_old()
+                raise
+            for one in batch:
                 # An event that was dropped meanwhile is no longer the first.
-                if self._waiting and self._waiting[0][0] is event:
-                    self._waiting.popleft()
-                    stored()
+                if self._waiting and self._waiting[0] is one:
+                    self._waiting.popleft().stored()
+
+    async def _publish(self, data: bytes) -> None:
+        ack = await request(
+            self._nc,
+            subjects.request_events_subject(self._planner),
+            data,
+            timeout=_ACK_SECONDS,
+            headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
+        )
+        if b'"error"' in ack.data:
+            raise StreamRefused(ack.data.decode(errors="replace"))
+
+    def _release_old(self) -> None:
+        """Let go of the durable entries of old events, which stay in memory alone."""
+        before = time.monotonic() - KEEP_SECONDS
+        for one in self._waiting:
+            if one.added_at > before:
+                return
+            one.stored()
+            one.stored = _ignore
 
     def _give_up(self, refused: NotAllowed) -> None:
         """Drop all events: the server's configuration is of an earlier version and does not permit them."""
@@ -133,13 +163,13 @@ class RequestLog:
         self._refused_at = time.monotonic()
         self.dropped += len(self._waiting)
         while self._waiting:
-            self._waiting.popleft()[1]()
+            self._waiting.popleft().stored()
 
-    def _batch(self) -> tuple[list[tuple[RequestEvent, Stored]], bytes]:
+    def _batch(self) -> tuple[list[_Waiting], bytes]:
         count = min(MAX_EVENTS, len(self._waiting))
         while True:
             batch = [self._waiting[at] for at in range(count)]
-            data = codec.encode(RequestEvents(planner=self._planner, events=[event for event, _ in batch]), codec.JSON)
+            data = codec.encode(RequestEvents(planner=self._planner, events=[one.event for one in batch]), codec.JSON)
             if len(data) <= self._max_bytes or count == 1:
                 return batch, data
             count = max(1, count // 2)

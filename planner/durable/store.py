@@ -41,6 +41,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from ...bus.connect import BusUnavailable
 from ...bus.connection import Connection
+from ...bus.permissions import request
 from ...bus.stream_reader import read
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
@@ -89,6 +90,7 @@ _GROUP_BYTES: Final = 4 * 2**20
 _SUBJECT: Final = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
 _CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
+_PURGE_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 5.0
 """Time without an acknowledgement after which the connection may be dead, and is renewed."""
 _DUPLICATE_WINDOW_SECONDS: Final = 60.0
@@ -300,6 +302,25 @@ class Store:
     async def measure(self) -> None:
         """Measure the size of the bucket."""
         self.used_bytes = (await self._js.stream_info(_STREAM)).state.bytes
+
+    async def purge(self, keys: str) -> None:
+        """Delete the value of a key for good. It is not fenced: only for what no later leader may need.
+
+        A value that was replaced comes back when the replacement is deleted or expires and the server is killed then:
+        a server (as of 2.15) records the deletion of the last value alone. So this is for keys that are written once.
+
+        Args:
+            keys: a key, or keys by wildcard.
+
+        Raises:
+            permissions.NotAllowed: the server's configuration is of an earlier version.
+            NatsError, TimeoutError: the server did not confirm it.
+        """
+        body = msgspec.json.encode({"filter": f"{_KEYS}{keys}"})
+        answer = await request(self._nc, f"$JS.API.STREAM.PURGE.{_STREAM}", body, timeout=_PURGE_SECONDS)
+        error = _decode_ack(answer.data).error
+        if error is not None:
+            raise NatsError(error.description)
 
     async def purge_answers(self) -> bool:
         """Delete all cached rejections, which works also in a full bucket that takes no more writes.

@@ -2,22 +2,26 @@
 
 Each run draws what the running leases have left, and how long the waiting requests take, from their estimates; then
 requests start in order as devices come free, on hosts with so many free devices of an allowed model (best fit). Those
-behind one that does not fit start only where its expected start is not delayed, as in `backfill.py`. Cores, RAM and
-shares of devices are left out, and so are requests to come: what they change is learned from past forecasts.
+behind one that does not fit start beside its reservation, or if they end before it, as in `backfill.py`. Requests like
+the most recent ones arrive meanwhile, at the same rate. Cores and RAM are left out: what they change is learned from
+past forecasts.
 
-`Calibration` compares past forecasts with what came of them, and corrects the center and the width of the interval by
-the quantiles of the ratio of actual to expected wait (split conformal prediction [1]).
+`Calibration` compares past forecasts with what came of them, and corrects the center and the width of the interval
+(conformal prediction [1] with levels that adapt [2]).
 
 [1] V. Vovk, A. Gammerman, G. Shafer: Algorithmic Learning in a Random World (2005), chapter 4.
+[2] I. Gibbs, E. Candès: Adaptive Conformal Inference Under Distribution Shift. NeurIPS 2021.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import statistics
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush, nsmallest
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
@@ -26,19 +30,42 @@ from ..fleet.state import WHOLE_SHARE, Ask
 from ..placement.capacity import allowed
 from ..placement.feasible import model_allowed
 from .backfill import Stay, stay_of
+from .durations import Estimate
 from .ends import Running
-from .line import Entry, Line
+from .line import Entry, Line, Order
+from .order import LEAST_SECONDS, TIMELESS, Asked, Rule
 
 DRAWS: Final = 15
 """Number of virtual runs."""
 LOW: Final = 0.1
 HIGH: Final = 0.9
 """Quantiles of the interval, which holds 80 %."""
-SLICE: Final = 64
-"""Starts between two yields of a forecast."""
+SLICE: Final = 4096
+"""Hosts that are looked at between two yields of a forecast: about a millisecond."""
+_LEAST_FREE: Final = 1e-9
+"""Part of a device that counts as free."""
 BOOKINGS_FORECAST: Final = 32
 """Number of the times for which a device is booked that a forecast counts, the soonest first."""
+MOST_BRIEF: Final = 64
+"""Requests of one kind among which one is looked for that is brief enough to pass a reservation."""
+MOST_ARRIVALS: Final = 256
+"""Number of recent arrivals that stand for those to come."""
+LEAST_ARRIVALS: Final = 32
+MOST_NEWCOMERS: Final = 128
+"""Arrivals in a virtual run, and one more for each that waits: later ones change little."""
+LAST_NUMBER: Final = 2**62
+"""Numbers of arrival in a virtual run begin here."""
 MOST_PAST: Final = 500
+NEAR_PAST: Final = 100
+"""Number of past forecasts of about the same wait that correct the center."""
+WORTHWHILE: Final = 0.8
+"""The center moves if that leaves at most this part of the median error."""
+LEAST_WAIT_SECONDS: Final = 1.0
+LEAST_WIDTH: Final = 0.05
+MOST_WIDTH: Final = 3.0
+"""Bounds on the width of an interval on one side, as the logarithm of a ratio, by which scores are scaled."""
+ADAPTATION: Final = 0.02
+"""Change of a level with each start: within some 50 starts it follows a change of how good forecasts are."""
 LEAST_PAST: Final = 20
 """Number of past forecasts from which on they correct new ones."""
 
@@ -79,7 +106,7 @@ class _Kind(NamedTuple):
 class _State:
     """State from which all runs of a forecast start."""
 
-    def __init__(self, line: Line, now: float) -> None:
+    def __init__(self, line: Line, now: float, recent: Sequence[Arrival] = ()) -> None:
         fleet = line.fleet
         self.now = now
         self.names = [name for name, host in fleet.hosts.items() if host.devices and not host.state.blocked]
@@ -92,13 +119,17 @@ class _State:
         self.size = [sum(not device.blocked for device in fleet.hosts[name].devices) for name in self.names]
         self.running = list(self._running(line))
         kinds: dict[tuple[Ask, Stay], _Kind] = {}
-        self.waiting: list[tuple[Entry, _Kind]] = []
-        for entry in line:
-            stay = stay_of(fleet, entry.request)
-            kind = kinds.get((entry.ask, stay))
-            if kind is None:
-                kind = kinds[entry.ask, stay] = self._kind(line, entry.ask, stay)
-            self.waiting.append((entry, kind))
+
+        def kind_of(ask: Ask, stay: Stay) -> _Kind:
+            found = kinds.get((ask, stay))
+            if found is None:
+                found = kinds[ask, stay] = self._kind(line, ask, stay)
+            return found
+
+        self.waiting: list[tuple[Entry, _Kind]] = [
+            (entry, kind_of(entry.ask, stay_of(fleet, entry.request))) for entry in line
+        ]
+        self.recent = [(arrival, kind_of(arrival.ask, arrival.stay)) for arrival in recent]
         self.openings = sorted({to for kind in kinds.values() for _, _, to, _ in kind.shut if to > now})
 
     def _running(self, line: Line) -> Iterable[tuple[str, dict[int, float]]]:
@@ -163,7 +194,62 @@ def _end(running: Running, now: float, level: float) -> float:
     return min(end, running.deadline) if running.deadline > now else end
 
 
-def forecasts(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> Generator[None, None, dict[int, Forecast]]:
+class Arrival(NamedTuple):
+    """A request that arrived, whether it had to wait or not.
+
+    Attributes:
+        at: seconds.
+        ask: what it asks for.
+        priority: of the request.
+        gpus: devices that it asks for; see `Entry.gpus`.
+        estimate: of its duration.
+        stay: how long it may stay where devices are booked.
+    """
+
+    at: float
+    ask: Ask
+    priority: int
+    gpus: float
+    estimate: Estimate
+    stay: Stay
+
+
+class Arrivals:
+    """The most recent arrivals: requests like them are expected to come at the same rate."""
+
+    def __init__(self) -> None:
+        self._recent: deque[Arrival] = deque(maxlen=MOST_ARRIVALS)
+
+    def add(self, arrival: Arrival) -> None:
+        """Note an arrival."""
+        self._recent.append(arrival)
+
+    def snapshot(self) -> list[Arrival]:
+        """The arrivals, oldest first; none while there are too few to tell the rate."""
+        return list(self._recent) if len(self._recent) >= LEAST_ARRIVALS else []
+
+
+class _Waiting(NamedTuple):
+    """A request that waits in a virtual run.
+
+    Attributes:
+        order: its place; the smaller is ahead.
+        kind: its needs.
+        expected: expected duration, by which it may pass others.
+        length: duration in this run.
+        number: of its arrival; None for one that arrives within the run.
+    """
+
+    order: Order
+    kind: _Kind
+    expected: float
+    length: float
+    number: int | None
+
+
+def forecasts(
+    line: Line, now: float, draws: int = DRAWS, seed: int = 0, arrivals: Arrivals | None = None
+) -> Generator[None, None, dict[int, Forecast]]:
     """Compute the expected start of each waiting request, by its number of arrival, a slice at a time.
 
     It yields now and then, so that the caller may do other things; it works on the state of its first step. Its value
@@ -174,22 +260,44 @@ def forecasts(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> Gene
         now: time, in seconds.
         draws: number of virtual runs.
         seed: of the draws.
+        arrivals: recent ones, if more like them are to be expected.
     """
-    state = _State(line, now)
+    recent = [] if arrivals is None or line.rule in TIMELESS else arrivals.snapshot()
+    state = _State(line, now, recent)
     starts: dict[int, list[float]] = {entry.number: [] for entry, _ in state.waiting}
     lasts = {lease: line.ends.running[lease] for lease, _ in state.running}
     for number in range(draws):
         draw = random.Random(f"{seed}/{number}")
-        # Stratified: the draws of one request cover its distribution.
         ends = [(_end(lasts[lease], now, _level(draw)), devices) for lease, devices in state.running]
-        lengths = [entry.estimate.quantile(_level(draw)) for entry, _ in state.waiting]
-        yield from _run(state, ends, lengths, starts)
+        waiting = [
+            _Waiting(entry.order, kind, entry.estimate.seconds, entry.estimate.quantile(_level(draw)), entry.number)
+            for entry, kind in state.waiting
+        ]
+        yield from _run(state, ends, waiting, _newcomers(state, line.rule, draw), starts)
     return {number: _summary(found) for number, found in starts.items()}
 
 
-def forecast(line: Line, now: float, draws: int = DRAWS, seed: int = 0) -> dict[int, Forecast]:
+def _newcomers(state: _State, rule: Rule, draw: random.Random) -> Iterator[tuple[float, _Waiting]]:
+    """Requests that arrive within a run, with the times of their arrival: a random choice of recent ones."""
+    recent, now = state.recent, state.now
+    if not recent:
+        return
+    mean_gap = max(1e-3, (now - recent[0][0].at) / len(recent))
+    at = now
+    for number in range(MOST_NEWCOMERS + len(state.waiting)):
+        at += draw.expovariate(1 / mean_gap)
+        arrival, kind = draw.choice(recent)
+        seconds = max(LEAST_SECONDS, arrival.estimate.seconds)
+        key = float(rule(Asked(at, 0.0, arrival.gpus, seconds, 0.0)))
+        length = arrival.estimate.quantile(_level(draw))
+        yield at, _Waiting((-arrival.priority, 1, key, LAST_NUMBER + number), kind, seconds, length, None)
+
+
+def forecast(
+    line: Line, now: float, draws: int = DRAWS, seed: int = 0, arrivals: Arrivals | None = None
+) -> dict[int, Forecast]:
     """Compute the expected start of each waiting request at once, by its number of arrival."""
-    work = forecasts(line, now, draws, seed)
+    work = forecasts(line, now, draws, seed, arrivals)
     while True:
         try:
             next(work)
@@ -223,52 +331,90 @@ def _summary(starts: Sequence[float]) -> Forecast:
 def _run(
     state: _State,
     ends: Sequence[tuple[float, dict[int, float]]],
-    lengths: Sequence[float],
+    waiting: Sequence[_Waiting],
+    newcomers: Iterator[tuple[float, _Waiting]],
     starts: dict[int, list[float]],
 ) -> Generator[None]:
     """One virtual run; adds the start of each request, infinite if it never can."""
-    free = list(state.free)
+    free = {host: count for host, count in enumerate(state.free) if count > _LEAST_FREE}
     openings: list[tuple[float, dict[int, float]]] = [(at, {}) for at in state.openings]
     heap = [(at, number, devices) for number, (at, devices) in enumerate([*ends, *openings])]
     heapify(heap)
-    # Requests of one kind wait in one row: where its first does not fit, no other does.
-    rows: dict[_Kind, deque[int]] = {}
-    for at, (_, kind) in enumerate(state.waiting):
-        rows.setdefault(kind, deque()).append(at)
-    now, fresh = state.now, len(heap)
-    head, head_starts = -1, math.inf
-    while rows:
+    # Requests of one kind wait in one row: where its first does not fit, only a briefer one may.
+    rows: dict[_Kind, list[_Waiting]] = {}
+    for one in waiting:
+        rows.setdefault(one.kind, []).append(one)
+    now, fresh, left = state.now, len(heap), len(waiting)
+    work = 0
+    head: _Waiting | None = None
+    kept = _Kept(math.inf, {})
+    coming = next(newcomers, None)
+    while left:
         first = True
-        for _, kind in sorted((row[0], kind) for kind, row in rows.items()):
+        for _, kind in sorted((row[0].order, kind) for kind, row in rows.items()):
             row = rows[kind]
-            while row and (taken := _fit(kind, free, now)) is not None:
-                at = row[0]
-                entry = state.waiting[at][0]
-                most = _ends_with(kind, taken, now)
-                if not first and min(now + entry.estimate.seconds, most) > head_starts:
+            while row:
+                at, taken, passes = _next_of(row, free, kept, now, first)
+                if taken is None:
                     break
                 for host, devices in taken.items():
                     free[host] -= devices
-                heappush(heap, (min(now + lengths[at], most), fresh, taken))
+                    if free[host] <= _LEAST_FREE:
+                        del free[host]
+                    if not passes and host in kept.beyond:
+                        kept.beyond[host] -= devices
+                one = row.pop(at)
+                heappush(heap, (min(now + one.length, _ends_with(kind, taken, now)), fresh, taken))
                 fresh += 1
-                starts[entry.number].append(now)
-                row.popleft()
-                if not fresh % SLICE:
-                    yield
+                if one.number is not None:
+                    starts[one.number].append(now)
+                    left -= 1
+            work += 1 + len(free)
+            if work > SLICE:
+                work = 0
+                yield
             if row and first:
                 first = False
-                if head != row[0]:
-                    head, head_starts = row[0], _shadow(kind, free, heap)
+                if head is not row[0]:
+                    head, kept = row[0], _reserve(kind, free, heap)
         rows = {kind: row for kind, row in rows.items() if row}
+        if coming is not None and (not heap or coming[0] < heap[0][0]):
+            now = coming[0]
+            insort(rows.setdefault(coming[1].kind, []), coming[1])
+            coming = next(newcomers, None)
+            continue
         if not heap:
             break
         now = heap[0][0]
         while heap and heap[0][0] <= now:
             for host, devices in heappop(heap)[2].items():
-                free[host] += devices
+                free[host] = free.get(host, 0.0) + devices
     for row in rows.values():
-        for at in row:
-            starts[state.waiting[at][0].number].append(math.inf)
+        for one in row:
+            if one.number is not None:
+                starts[one.number].append(math.inf)
+
+
+def _next_of(
+    row: Sequence[_Waiting], free: Mapping[int, float], kept: _Kept, now: float, first: bool
+) -> tuple[int, dict[int, float] | None, bool]:
+    """Who of a row starts next, if any: its place, its devices by host, and whether it may use what is reserved.
+
+    Args:
+        row: requests of one kind.
+        free: devices by host.
+        kept: reservation of the first that does not fit.
+        now: time in the run.
+        first: true if nobody ahead waits.
+    """
+    kind = row[0].kind
+    if first or now + row[0].expected <= kept.starts:
+        return 0, _fit(kind, free, now), True
+    taken = _fit(kind, kept.beside(free), now)
+    if taken is not None:
+        return 0, taken, False
+    brief = next((at for at in range(1, min(len(row), MOST_BRIEF)) if now + row[at].expected <= kept.starts), None)
+    return (0, None, False) if brief is None else (brief, _fit(kind, free, now), True)
 
 
 def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
@@ -276,25 +422,33 @@ def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
     return min((end for host, begin, end in kind.inside if begin <= now < end and host in taken), default=math.inf)
 
 
-def _fit(kind: _Kind, free: Sequence[float], now: float) -> dict[int, float] | None:
-    """Devices by host for a request, best fit; None if it does not fit."""
+def _fit(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float] | None:
+    """Devices by host for a request, best fit; None if it does not fit.
+
+    Args:
+        kind: its needs.
+        free: devices by host; hosts without any are left out.
+        now: time, by which devices are booked or not.
+    """
     if not kind.devices:
         return {}
     if kind.shut:
-        free = list(free)
+        free = dict(free)
         for host, begin, end, devices in kind.shut:
-            if begin <= now < end:
+            if begin <= now < end and host in free:
                 free[host] = max(0.0, free[host] - devices)
+    able = [host for host, count in free.items() if count >= kind.devices and host in kind.hosts]
     if kind.several == 1:
-        best = min((host for host in kind.hosts if free[host] >= kind.devices), key=lambda h: free[h], default=None)
+        best = min(able, key=lambda host: free[host], default=None)
         return None if best is None else {best: kind.devices}
     if kind.several:
-        able = [host for host in kind.hosts if free[host] >= kind.devices]
         able.sort(key=lambda host: free[host])
         return dict.fromkeys(able[: kind.several], kind.devices) if len(able) >= kind.several else None
     found: dict[int, float] = {}
     left = kind.devices
-    for host in sorted((host for host in kind.hosts if free[host]), key=lambda host: -free[host]):
+    for host in sorted(
+        (host for host in free if free[host] > _LEAST_FREE and host in kind.hosts), key=lambda host: -free[host]
+    ):
         found[host] = min(left, free[host])
         left -= found[host]
         if not left:
@@ -302,39 +456,123 @@ def _fit(kind: _Kind, free: Sequence[float], now: float) -> dict[int, float] | N
     return None
 
 
-def _shadow(kind: _Kind, free: Sequence[float], heap: Sequence[tuple[float, int, dict[int, float]]]) -> float:
-    """Time from which a request fits if only what runs now ends; infinite if never."""
-    room, left = list(free), list(heap)
+class _Kept(NamedTuple):
+    """Reservation of the first request that does not fit.
+
+    Attributes:
+        starts: its expected start.
+        beyond: devices that others may use for longer, by reserved host.
+    """
+
+    starts: float
+    beyond: dict[int, float]
+
+    def beside(self, free: Mapping[int, float]) -> Mapping[int, float]:
+        """Free devices that others may use for longer."""
+        if not self.beyond:
+            return free
+        left = dict(free)
+        for host, count in self.beyond.items():
+            if count <= _LEAST_FREE:
+                left.pop(host, None)
+            elif host in left:
+                left[host] = min(left[host], count)
+        return left
+
+
+def _reserve(kind: _Kind, free: Mapping[int, float], heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
+    """Reserve where a request fits first if only what runs now ends."""
+    room, left = dict(free), list(heap)
     while left:
         at, _, devices = heappop(left)
         for host, count in devices.items():
-            room[host] += count
-        if (not devices or any(host in kind.hosts for host in devices)) and _fit(kind, room, at) is not None:
-            return at
-    return math.inf
+            room[host] = room.get(host, 0.0) + count
+        reached = not devices or any(host in kind.hosts for host in devices)
+        if reached and (taken := _fit(kind, room, at)) is not None:
+            return _Kept(at, {host: room[host] - count for host, count in taken.items()})
+    return _Kept(math.inf, {})
+
+
+class _Past(NamedTuple):
+    """What came of a forecast.
+
+    Attributes:
+        log_expected: logarithm of the expected wait in seconds.
+        log_ratio: logarithm of actual to expected wait.
+        score: the same, in units of the forecast's own width on that side.
+    """
+
+    log_expected: float
+    log_ratio: float
+    score: float
 
 
 class Calibration:
-    """Correction of forecasts by what came of past ones."""
+    """Correction of forecasts by what came of past ones.
+
+    The center moves by the median ratio of actual to expected wait among the past forecasts of about the same wait. The
+    bounds widen or narrow by quantiles of the scores of past ones. The levels of these quantiles follow how often
+    starts fell outside, so that the interval holds its part also where past forecasts are not like the next.
+    """
 
     def __init__(self) -> None:
-        self._past: deque[tuple[float, float, float]] = deque(maxlen=MOST_PAST)
+        self._past: deque[_Past] = deque(maxlen=MOST_PAST)
+        self._scores: list[float] = []
+        self._low = LOW
+        self._high = HIGH
 
-    def started(self, asked_at: float, forecast: Forecast, started_at: float) -> None:
-        """Note when a request started, and what was forecast at a time."""
-        expected = forecast.expected - asked_at
-        if 0 < expected < math.inf:
-            actual = max(1.0, started_at - asked_at)
-            self._past.append((actual / expected, expected, actual))
+    def started(self, made_at: float, forecast: Forecast, started_at: float) -> None:
+        """Note when a request started, and what was forecast at a time, before the correction."""
+        if forecast.expected == math.inf:
+            return
+        expected = max(LEAST_WAIT_SECONDS, forecast.expected - made_at)
+        ratio = math.log(max(LEAST_WAIT_SECONDS, started_at - made_at) / expected)
+        below, above = _widths(made_at, forecast)
+        score = ratio / (above if ratio > 0 else below)
+        if len(self._scores) >= LEAST_PAST:
+            self._low += ADAPTATION * (LOW - (score < self._at(self._low)))
+            self._high += ADAPTATION * (HIGH - (score <= self._at(self._high)))
+            self._low, self._high = min(0.45, max(0.005, self._low)), min(0.995, max(0.55, self._high))
+        if len(self._past) == MOST_PAST:
+            del self._scores[bisect_left(self._scores, self._past[0].score)]
+        self._past.append(_Past(math.log(expected), ratio, score))
+        insort(self._scores, score)
 
-    def corrected(self, asked_at: float, forecast: Forecast) -> Forecast:
+    def corrected(self, made_at: float, forecast: Forecast) -> Forecast:
         """Forecast with the center and width of the interval that past ones had needed."""
-        expected = forecast.expected - asked_at
-        if len(self._past) < LEAST_PAST or not 0 < expected < math.inf:
+        if len(self._past) < LEAST_PAST or forecast.expected == math.inf:
             return forecast
-        ratios = sorted(ratio for ratio, _, _ in self._past)
-        last = len(ratios) - 1
-        # Of n past ones, ranks of (n + 1): the interval holds what comes with the probability that it says.
-        low = ratios[max(0, math.floor(LOW * (last + 2)) - 1)]
-        high = ratios[min(last, math.ceil(HIGH * (last + 2)) - 1)]
-        return Forecast(asked_at + low * expected, asked_at + ratios[last // 2] * expected, asked_at + high * expected)
+        expected = max(LEAST_WAIT_SECONDS, forecast.expected - made_at)
+        below, above = _widths(made_at, forecast)
+        at = math.log(expected)
+        near = nsmallest(NEAR_PAST, self._past, key=lambda one: abs(one.log_expected - at))
+        ratio = _bias([one.log_ratio for one in near])
+        low, high = self._at(self._low), self._at(self._high)
+        low *= above if low > 0 else below
+        high *= above if high > 0 else below
+        return Forecast(
+            made_at + expected * math.exp(min(ratio, low)),
+            made_at + expected * math.exp(ratio),
+            math.inf if forecast.high == math.inf else made_at + expected * math.exp(max(ratio, high)),
+        )
+
+    def _at(self, level: float) -> float:
+        """Quantile of the scores."""
+        last = len(self._scores) - 1
+        return self._scores[min(last, max(0, round(level * last)))]
+
+
+def _bias(ratios: Sequence[float]) -> float:
+    """Median of the logarithms of ratios, if a correction by it would have made them clearly better; else 0."""
+    median = statistics.median(ratios)
+    before = statistics.median(abs(ratio) for ratio in ratios)
+    after = statistics.median(abs(ratio - median) for ratio in ratios)
+    return median if after < WORTHWHILE * before else 0.0
+
+
+def _widths(made_at: float, forecast: Forecast) -> tuple[float, float]:
+    """Widths of an interval below and above its center, in logarithms of the wait; at least `LEAST_WIDTH`."""
+    expected = max(LEAST_WAIT_SECONDS, forecast.expected - made_at)
+    low = math.log(expected / max(LEAST_WAIT_SECONDS, forecast.low - made_at))
+    high = math.log(max(LEAST_WAIT_SECONDS, forecast.high - made_at) / expected)
+    return min(MOST_WIDTH, max(LEAST_WIDTH, low)), min(MOST_WIDTH, max(LEAST_WIDTH, high))

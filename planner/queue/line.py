@@ -42,6 +42,8 @@ from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, 
 from .turns import ByGroup, InOrder, Turns
 
 MOST_RESERVATIONS: Final = 16
+LEAST_KEYS_SECONDS: Final = 0.25
+"""Least time between two renewals of the keys, however soon requests are overdue."""
 _WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
 """Rules that do not need the use of owners."""
 _FEW_HOSTS: Final = 64
@@ -228,6 +230,7 @@ class Line:
         policies: rank hosts.
         rule: gives the order.
         groups: groups of owners; None for none.
+        overdue_seconds: wait after which a request goes ahead of all of its priority that have waited less.
 
     Attributes:
         fleet: as given.
@@ -240,10 +243,17 @@ class Line:
     """
 
     def __init__(
-        self, fleet: Fleet, policies: Policies, rule: Rule = shortest, groups: GroupState | None = None
+        self,
+        fleet: Fleet,
+        policies: Policies,
+        rule: Rule = shortest,
+        groups: GroupState | None = None,
+        overdue_seconds: float = LIMIT_SECONDS,
     ) -> None:
         self.fleet = fleet
         self.rule = rule
+        self._overdue_seconds = overdue_seconds
+        self._keys_seconds = min(KEYS_SECONDS, max(LEAST_KEYS_SECONDS, overdue_seconds / 10))
         self.owed: list[tuple[Group, Ask]] = []
         self._tenants = GroupState() if groups is None else groups
         self.ends = Ends(fleet)
@@ -263,6 +273,8 @@ class Line:
         self._classes_until = math.inf
         self._count = 0
         self._use = Use()
+        self._uses: dict[str, float] = {}
+        """Use of owners that the keys rest on, as of the last renewal."""
 
     @property
     def groups(self) -> Iterable[Group]:
@@ -314,8 +326,9 @@ class Line:
         self._classes_until = min(self._classes_until, _class_until(entry))
         # As of the last renewal, or an equal request of before it would be behind this one.
         waited = max(0.0, self._renewed_at - now)
-        asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(request.owner, now))
-        entry.order = _order_of(entry, float(self.rule(asked)), waited)
+        use = self._uses.setdefault(request.owner, self._use.of(request.owner, now))
+        asked = Asked(now, waited, entry.gpus, entry.seconds, use)
+        entry.order = self._order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)
         self._join(entry)
@@ -386,16 +399,17 @@ class Line:
         entries = self._entries
         arrived = np.array([entry.arrived_at for entry in entries])
         waited = np.maximum(0.0, now - arrived)
+        self._uses = self._use.of_owners({entry.request.owner for entry in entries}, now)
         asked = Asked(
             arrived,
             waited,
             np.array([entry.gpus for entry in entries]),
             np.array([entry.seconds for entry in entries]),
-            self._use.of_all(entries, now) if self.rule not in _WITHOUT_OWNERS else 0.0,
+            0.0 if self.rule in _WITHOUT_OWNERS else np.array([self._uses[entry.request.owner] for entry in entries]),
         )
         keys: list[float] = np.broadcast_to(np.asarray(self.rule(asked), dtype=float), arrived.shape).tolist()
         for entry, key, wait in zip(entries, keys, waited.tolist(), strict=True):
-            entry.order = _order_of(entry, key, wait)
+            entry.order = self._order_of(entry, key, wait)
         entries.sort(key=_order)
         for group in self._groups.values():
             group.entries.sort(key=_order)
@@ -412,6 +426,12 @@ class Line:
                 entry.ask = self.fleet.ask(key)
                 self._join(entry)
             self._classes_until = min(self._classes_until, _class_until(entry))
+
+    def _order_of(self, entry: Entry, key: float, waited: float) -> Order:
+        """Place of an entry with this key of the rule."""
+        if waited >= self._overdue_seconds:
+            return (-entry.request.priority, 0, entry.arrived_at, entry.number)
+        return (-entry.request.priority, 1, key, entry.number)
 
     def reopen(self) -> None:
         """Have all requests tried again: something may have changed that the states of hosts do not show."""
@@ -469,7 +489,7 @@ class Line:
         self.ends.advance(now)
         if fleet.bookings_version != self._bookings or fleet.now >= self._classes_until:
             self._classify()
-        if now - self._renewed_at >= KEYS_SECONDS and self._entries:
+        if now - self._renewed_at >= self._keys_seconds and self._entries:
             self.renew(now)
         walk = self._walk
         if walk is None or not walk.goes_on():
@@ -820,11 +840,9 @@ class Use:
         self._settle(owner, now)
         return self._done[owner][1]
 
-    def of_all(self, entries: Sequence[Entry], now: float) -> Any:
-        """The same for the owner of each entry, as an array."""
-        owners = {entry.request.owner for entry in entries}
-        use = {owner: self.of(owner, now) for owner in owners}
-        return np.array([use[entry.request.owner] for entry in entries])
+    def of_owners(self, owners: Iterable[str], now: float) -> dict[str, float]:
+        """The same for each of some owners."""
+        return {owner: self.of(owner, now) for owner in owners}
 
     def _settle(self, owner: str, now: float) -> None:
         at, done = self._done.get(owner, (now, 0.0))
@@ -880,13 +898,6 @@ def _kept(start: Start) -> Held:
         devices += [(device.uuid, ask.share, memory_for(device, ask)) for device in pick.devices]
         hosts.append((pick.host.name, pick.ask.cpus_milli, pick.ask.host_memory_bytes))
     return Held(start.entry, Reservation(start.entry.request.owner, tuple(devices), tuple(hosts)), NOW)
-
-
-def _order_of(entry: Entry, key: float, waited: float) -> Order:
-    """Place of an entry with this key of the rule."""
-    if waited >= LIMIT_SECONDS:
-        return (-entry.request.priority, 0, entry.arrived_at, entry.number)
-    return (-entry.request.priority, 1, key, entry.number)
 
 
 def _class_until(entry: Entry) -> float:

@@ -114,6 +114,44 @@ async def test_a_new_planner_has_every_waiting_request_in_order_with_its_age(
         await client.close()
 
 
+async def test_a_large_request_outlives_the_planner_with_its_items(
+    server: EmbeddedServer, nc: Bus, hosts: FakeHosts, tmp_path: Path
+) -> None:
+    """Close to the most that the bus carries, as it came; what it took in the bucket is free once it is answered."""
+    items = [f"{number:06d}-{'x' * 80}" for number in range(9_000)]
+    waiter = Waiter(nc)
+    planner = PlannerProcess(server.url, tmp_path / "planner.log")
+    planner.start()
+    await until_ready(nc, 2)
+    held = await ask(nc, "request", {"owner": "x", "gpus": 2, "ttl_seconds": 600})
+    await waiter.ask(gpus=2, request_id="large", distribution={"items": items})
+    await queued(nc, 1)
+    await _until_stored(nc, True)
+    planner.kill()
+    planner.start()
+    await until_ready(nc, 2)
+    await queued(nc, 1)
+    await ask(nc, "release", {"owner": "x", "lease_id": held["lease"]["lease_id"]})
+    lease = (await waiter.answer())["lease"]
+    assert sorted(item for grant in lease["grants"] for item in grant["items"]) == items
+    await _until_stored(nc, False)
+    planner.stop()
+
+
+async def _until_stored(nc: Bus, there: bool) -> None:
+    """Wait until the bucket has an entry of the queue with its body, or neither."""
+    for _ in range(600):
+        found: list[bool] = []
+        for prefix in ("queue", "queue_body"):
+            wanted = f"$KV.{subjects.PLANNER_BUCKET}.{prefix}.>"
+            info = await nc.jetstream().stream_info(f"KV_{subjects.PLANNER_BUCKET}", subjects_filter=wanted)
+            found.append(bool(info.state.subjects))
+        if found == [there, there]:
+            return
+        await asyncio.sleep(0.05)
+    raise TimeoutError("the bucket did not come to that")
+
+
 async def test_what_was_answered_does_not_wait_again(server: EmbeddedServer, nc: Bus, hosts: FakeHosts) -> None:
     """Planners that stop and start leave nothing of a granted or withdrawn request behind."""
     waiter = Waiter(nc)

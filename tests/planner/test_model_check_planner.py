@@ -16,6 +16,7 @@ import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
+from nats.aio.client import Client
 from support.planner_model import (
     ABSENT_SECONDS,
     HEARD_SECONDS,
@@ -28,18 +29,39 @@ from support.planner_model import (
     connect_clients,
 )
 from support.planner_rig import FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
+from support.queue_model import (
+    OVERDUE_SECONDS,
+    SILENCE_SECONDS,
+    SLOTS,
+    Outage,
+    QueueHistory,
+    StoredEntries,
+    WaitingClient,
+    ask_and_go,
+    check_queue,
+    left_over,
+    request_events,
+)
+from support.stalling_proxy import StallingProxy
 
 ROUNDS_MOST = 6
 
 
 async def torment(
-    server: EmbeddedServer, planners: list[PlannerProcess], rng: random.Random, until: float, pause: float
+    server: EmbeddedServer,
+    planners: list[PlannerProcess],
+    proxy: StallingProxy,
+    outages: list[Outage],
+    rng: random.Random,
+    until: float,
+    pause: float,
 ) -> list[str]:
-    """Kill, pause and restart until a time; everything is up again afterwards."""
+    """Kill, pause, cut off and restart until a time; everything is up again afterwards."""
     done: list[str] = []
     while time.time() < until:
         await asyncio.sleep(rng.uniform(0.3, pause))
         dice = rng.random()
+        began = time.time()
         if dice < 0.25:
             done.append("bus killed")
             server.kill()
@@ -51,13 +73,52 @@ async def torment(
             planner.pause(True)
             await asyncio.sleep(rng.uniform(1.0, 4.5))
             planner.pause(False)
+        elif dice < 0.55:
+            done.append("planner cut off")
+            await proxy.stall(rng.uniform(1.0, 4.5), cut=rng.random() < 0.5)
         else:
             done.append("planner killed")
             planner = rng.choice(planners)
             planner.kill()
             await asyncio.sleep(rng.uniform(0.0, 0.8))
             planner.start()
+        outages.append(Outage(began, time.time()))
     return done
+
+
+def waiting_clients(
+    connections: list[Client], histories: tuple[History, QueueHistory], entries: StoredEntries, rng: random.Random
+) -> list[WaitingClient]:
+    """Some that wait for one slot with several requests each, and one with long work among many with short work."""
+    kinds = [(f"racer{number}", SLOTS[0], None, 3) for number in range(3)]
+    kinds += [(f"short{number}", SLOTS[1], 1.0, 1) for number in range(5)]
+    kinds.append(("long", SLOTS[1], 1e6, 1))
+    return [
+        WaitingClient(
+            connections[number % len(connections)],
+            name,
+            histories,
+            entries,
+            rng.getrandbits(32),
+            slot=slot,
+            expected_seconds=expected_seconds,
+            at_once=at_once,
+        )
+        for number, (name, slot, expected_seconds, at_once) in enumerate(kinds)
+    ]
+
+
+async def leave_one_by_one(
+    url: str, name: str, waits: QueueHistory, entries: StoredEntries, rng: random.Random, until: float
+) -> None:
+    """Clients that ask and go away while they wait."""
+    going: list[asyncio.Task[None]] = []
+    while time.time() < until:
+        slot = SLOTS[len(going) % len(SLOTS)]
+        one = ask_and_go(url, f"{name}-{len(going)}", waits, entries, slot, rng.uniform(0.0, 2.0))
+        going.append(asyncio.create_task(one))
+        await asyncio.sleep(rng.uniform(3.0, 9.0))
+    await asyncio.gather(*going)
 
 
 async def model_check(
@@ -67,26 +128,36 @@ async def model_check(
     nc, *rest = connections = await connect_clients(server.url, 9)
     await ensure_layout(nc.jetstream())
     hosts = FakeHosts(nc, hosts=4, devices=4)
+    slots = FakeHosts(nc, hosts=len(SLOTS), devices=1, prefix="slot")
     await hosts.start()
+    await slots.start()
+    proxy = StallingProxy(server.port)
+    await proxy.start()
+    settings = {"stale_after_seconds": 60, "silence_seconds": SILENCE_SECONDS, "overdue_seconds": OVERDUE_SECONDS}
     planners = [
-        PlannerProcess(server.url, folder / f"planner{number}.log", '{"stale_after_seconds": 60}')
-        for number in range(2)
+        PlannerProcess(url, folder / f"planner{number}.log", json.dumps(settings))
+        for number, url in enumerate((proxy.url, server.url))
     ]
-    history = History()
+    history, waits = History(), QueueHistory()
+    entries = StoredEntries(nc)
+    await entries.start()
     try:
         for planner in planners:
             planner.start()
-        await until_ready(nc, 16)
+        await until_ready(nc, 18)
         crowd = [
             RandomClient(rest[number % len(rest)], f"c{number}", history, rng.getrandbits(32))
             for number in range(clients)
         ]
+        queue = waiting_clients(rest, (history, waits), entries, rng)
         done: list[str] = []
         # Faults can take most of a short round, and more of it on a slow machine: then there is another.
-        for _ in range(ROUNDS_MOST):
+        for turn in range(ROUNDS_MOST):
             until = time.time() + seconds
-            faults = asyncio.create_task(torment(server, planners, rng, until, pause=2.0))
-            await asyncio.gather(*(client.run(until) for client in crowd))
+            faults = asyncio.create_task(torment(server, planners, proxy, waits.outages, rng, until, pause=2.0))
+            gone = asyncio.create_task(leave_one_by_one(server.url, f"gone{turn}", waits, entries, rng, until))
+            await asyncio.gather(*(client.run(until) for client in [*crowd, *queue]))
+            await gone
             done += await faults
             if history.granted() > clients:
                 break
@@ -96,13 +167,14 @@ async def model_check(
         while active and time.time() < deadline:
             await asyncio.sleep(0.25)
             active = (await persist(nc, "leases", {}))["leases"]
+        left = await left_over(nc, 3 * SILENCE_SECONDS)
         await asyncio.sleep(1.0)
         for planner in planners:
             planner.stop()
         bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
         events = [event for _, event in await lease_events(nc)]
-        wrong = check(history, events, active)
+        wrong = check(history, events, active) + check_queue(waits, events, await request_events(nc), left)
         (folder / "history.json").write_text(json.dumps({"wrong": wrong, "answers": history.answers, "events": events}))
         assert not wrong, f"seed {seed}, {done}: {len(wrong)} problems, such as {wrong[:5]} (see {folder})"
         assert not (to_the_end and active)
@@ -110,12 +182,15 @@ async def model_check(
         assert granted > clients, f"only {granted} grants: the check says little"
         print(
             f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
-            f"{len(done)} faults, {dict(history.errors)}"
+            f"{len(done)} faults, {dict(history.errors)}, {len(waits.asked)} in the queue, "
+            f"{sum(one.excused for one in waits.asked.values())} of them unheard"
         )
     finally:
         for planner in planners:
             planner.kill()
         await hosts.stop()
+        await slots.stop()
+        await proxy.stop()
         await close(connections)
 
 

@@ -140,6 +140,8 @@ class RandomClient:
             "wait_seconds": self.random.choice([0, 0, 1, 3]),
             "priority": self.random.choice([0, 0, 1]),
         }
+        if self.random.random() < 0.9:  # the others compete with those that wait for one host
+            body["hosts"] = ["node*"]
         kind = self.random.random()
         if kind < 0.4:
             body.update(gpus=1, gpu_share=self.random.choice([0.25, 0.5, 0.7]), gpu_memory_bytes=10 * 2**30)

@@ -26,9 +26,11 @@ GIB = 2**30
 class FakeHosts:
     """Publishes inventories once and samples at an interval, as collectors do."""
 
-    def __init__(self, nc: Client, hosts: int = 2, devices: int = 4, memory: int = 80 * GIB, **host: Any) -> None:
+    def __init__(
+        self, nc: Client, hosts: int = 2, devices: int = 4, memory: int = 80 * GIB, prefix: str = "node", **host: Any
+    ) -> None:
         self.nc = nc
-        self.names = [f"node{number}" for number in range(hosts)]
+        self.names = [f"{prefix}{number}" for number in range(hosts)]
         self.devices = {name: [f"GPU-{name}-{index}" for index in range(devices)] for name in self.names}
         self.memory = memory
         self.host = host
