@@ -40,14 +40,13 @@ from .durations import Estimate
 from .ends import Ends
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
 from .turns import ByGroup, InOrder, Turns
+from .use import Use
 
 MOST_RESERVATIONS: Final = 16
 _WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
 """Rules that do not need the use of owners."""
 _FEW_HOSTS: Final = 64
 """Beyond so many changed hosts all groups are tried, rather than comparing each with each."""
-USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
-"""Time in which an owner's use counts half as much for the order."""
 
 GroupKey = tuple[Ask, str | None, int, Node | None, bool]
 """What is asked for; the policy; 0, or the number of a request that must not start now; the group of the owner, or None
@@ -314,7 +313,8 @@ class Line:
         self._classes_until = min(self._classes_until, _class_until(entry))
         # As of the last renewal, or an equal request of before it would be behind this one.
         waited = max(0.0, self._renewed_at - now)
-        asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(request.owner, now))
+        owner, at = request.owner, max(now, self._renewed_at)
+        asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(owner, at), self._use.share(owner, at))
         entry.order = _order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)
@@ -386,12 +386,14 @@ class Line:
         entries = self._entries
         arrived = np.array([entry.arrived_at for entry in entries])
         waited = np.maximum(0.0, now - arrived)
+        owners = [entry.request.owner for entry in entries]
+        used = self._use.of_all(owners, now) if self.rule not in _WITHOUT_OWNERS else (0.0, 0.0)
         asked = Asked(
             arrived,
             waited,
             np.array([entry.gpus for entry in entries]),
             np.array([entry.seconds for entry in entries]),
-            self._use.of_all(entries, now) if self.rule not in _WITHOUT_OWNERS else 0.0,
+            *used,
         )
         keys: list[float] = np.broadcast_to(np.asarray(self.rule(asked), dtype=float), arrived.shape).tolist()
         for entry, key, wait in zip(entries, keys, waited.tolist(), strict=True):
@@ -791,48 +793,6 @@ class Ahead:
     def drop(self, entry: Entry) -> None:
         """Drop the reservation of an entry."""
         self.active = [held for held in self.active if held.entry is not entry]
-
-
-class Use:
-    """Device seconds of each owner: running, and recently done."""
-
-    def __init__(self, half_life_seconds: float = USE_HALF_LIFE_SECONDS) -> None:
-        self._half_life = half_life_seconds
-        self._running: dict[str, tuple[str, float, float]] = {}
-        self._speed: dict[str, float] = {}
-        self._done: dict[str, tuple[float, float]] = {}
-
-    def starts(self, lease_id: str, owner: str, gpus: float, now: float) -> None:
-        """Note the start of a lease."""
-        self._settle(owner, now)
-        self._running[lease_id] = (owner, gpus, now)
-        self._speed[owner] = self._speed.get(owner, 0.0) + gpus
-
-    def ends(self, lease_id: str, now: float) -> None:
-        """Note the end of a lease."""
-        found = self._running.pop(lease_id, None)
-        if found is not None:
-            self._settle(found[0], now)
-            self._speed[found[0]] -= found[1]
-
-    def of(self, owner: str, now: float) -> float:
-        """Device seconds that an owner used recently."""
-        self._settle(owner, now)
-        return self._done[owner][1]
-
-    def of_all(self, entries: Sequence[Entry], now: float) -> Any:
-        """The same for the owner of each entry, as an array."""
-        owners = {entry.request.owner for entry in entries}
-        use = {owner: self.of(owner, now) for owner in owners}
-        return np.array([use[entry.request.owner] for entry in entries])
-
-    def _settle(self, owner: str, now: float) -> None:
-        at, done = self._done.get(owner, (now, 0.0))
-        passed = max(0.0, now - at)
-        faded = 0.5 ** (passed / self._half_life)
-        # Use at a constant rate fades while it accrues: the integral of the decay.
-        accrued = self._speed.get(owner, 0.0) * self._half_life / math.log(2) * (1 - faded)
-        self._done[owner] = (now, done * faded + accrued)
 
 
 def size_of(fleet: Fleet, ask: Ask) -> float:

@@ -45,6 +45,7 @@ class Asked(NamedTuple):
         gpus: devices that it takes; a share counts as a part, cores as the part of a host's devices.
         seconds: expected duration, at least `LEAST_SECONDS`.
         owner_gpu_seconds: device seconds that its owner has running, or has used recently.
+        owner_share: the same in units of an equal share: of all recent use, over the number of owners that have any.
     """
 
     arrived_at: Numbers
@@ -52,6 +53,7 @@ class Asked(NamedTuple):
     gpus: Numbers
     seconds: Numbers
     owner_gpu_seconds: Numbers
+    owner_share: Numbers = 0.0
 
 
 Rule = Callable[[Asked], Numbers]
@@ -69,8 +71,12 @@ def shortest(asked: Asked) -> Numbers:
 
 
 def fair(asked: Asked) -> Numbers:
-    """As `shortest`, with the owner's recent use as work: owners with the least use go first."""
-    return (asked.seconds * asked.gpus + asked.owner_gpu_seconds) / (1.0 + asked.waited / TAU_SECONDS)
+    """As `shortest`, where work counts the more, the more of the fleet its owner has used recently.
+
+    Work of an owner with `n` times an equal share counts `1 + n` times: of equal work that of the lighter owner goes
+    first, and the brief work of a heavy one still goes before long work.
+    """
+    return asked.seconds * asked.gpus * (1.0 + asked.owner_share) / (1.0 + asked.waited / TAU_SECONDS)
 
 
 RULES: Final[dict[str, Rule]] = {"fifo": fifo, "shortest": shortest, "fair": fair}
