@@ -314,7 +314,15 @@ class Line:
         # As of the last renewal, or an equal request of before it would be behind this one.
         waited = max(0.0, self._renewed_at - now)
         owner, at = request.owner, max(now, self._renewed_at)
-        asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(owner, at), self._use.share(owner, at))
+        asked = Asked(
+            now,
+            waited,
+            entry.gpus,
+            entry.seconds,
+            self._use.of(owner, at),
+            self._use.share(owner, at),
+            estimate.known,
+        )
         entry.order = _order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)
@@ -329,11 +337,17 @@ class Line:
 
     def revise(self, entry: Entry, estimate: Estimate) -> None:
         """Change the estimate of a request, since more is known. Its place changes when keys are renewed."""
+        if estimate == entry.estimate:
+            return
         group = entry.group
         del group.brief[bisect_left(group.brief, (entry.seconds, entry.number))]
         entry.estimate, entry.seconds = estimate, max(LEAST_SECONDS, estimate.seconds)
         insort(group.brief, (entry.seconds, entry.number, entry))
         self.changes += 1
+
+    def revise_lease(self, lease_id: str, estimate: Estimate, now: float) -> None:
+        """Change the estimate of a running lease."""
+        self.ends.revise(lease_id, estimate, now)
 
     def pause(self, entry: Entry) -> None:
         """Keep a request from starting: its client must be heard first. What it would take is kept for it."""
@@ -394,6 +408,7 @@ class Line:
             np.array([entry.gpus for entry in entries]),
             np.array([entry.seconds for entry in entries]),
             *used,
+            np.array([entry.estimate.known for entry in entries]),
         )
         keys: list[float] = np.broadcast_to(np.asarray(self.rule(asked), dtype=float), arrived.shape).tolist()
         for entry, key, wait in zip(entries, keys, waited.tolist(), strict=True):
