@@ -522,9 +522,15 @@ class Line:
         if changed is None:
             self.reopen()
             return
-        for group in self._groups.values() if changed else ():
+        known = self.fleet.hosts
+        states = [(name, known[name].state) for name in changed if name in known]
+        for group in self._groups.values() if states else ():
             if group.opened is not None:
-                group.opened |= self._openers(group.ask, changed)
+                ask = group.ask
+                part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+                for name, state in states:
+                    if not excluded(state, part):
+                        group.opened.add(name)
 
     def _openers(self, ask: Ask, hosts: AbstractSet[str]) -> set[str]:
         """Those of some hosts that could hold a request, or a part of it."""
