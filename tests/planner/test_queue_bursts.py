@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from typing import Any
 
 import pytest
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.queue.bursts import GAP_SECONDS, Bursts
 from corral.planner.queue.durations import KNOTS, Durations, Kind, given
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
+from nats.aio.client import Client as Bus
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 SWEEP = Kind("ann", "", 1)
 
@@ -103,3 +108,39 @@ def test_a_given_duration_is_known_and_a_learned_median_is_what_half_exceed() ->
     _, known = durations()
     found = known.estimate(Kind("bob", "", 1), 100.0)
     assert found.seconds == pytest.approx(600.0, rel=0.3)
+
+
+async def test_a_real_planner_estimates_who_waits_with_its_siblings(server: EmbeddedServer, nc: Bus) -> None:
+    hosts = FakeHosts(nc, hosts=1, devices=2)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 2)
+        leases = [(await ask(nc, "request", {"owner": "ann", "gpus": 1}))["lease"]["lease_id"] for _ in range(2)]
+        waits = [
+            asyncio.create_task(ask(nc, "request", {"owner": owner, "gpus": 1, "wait_seconds": 60}, timeout=60))
+            for owner in ("ann", "ann", "bob")
+        ]
+
+        async def estimates(count: int) -> list[tuple[str, dict[str, Any]]]:
+            for _ in range(300):
+                entries = (await ask(nc, "queue"))["entries"]
+                if len(entries) == count:
+                    return [(entry["owner"], entry["estimate"]) for entry in entries]
+                await asyncio.sleep(0.05)
+            raise TimeoutError(f"{count} do not wait")
+
+        before = await estimates(3)
+        assert sorted((owner, found["basis"]) for owner, found in before) == [
+            ("ann", "burst"),
+            ("ann", "burst"),
+            ("bob", "none"),
+        ]
+        await ask(nc, "release", {"owner": "ann", "lease_id": leases[0]})
+        after = [found for owner, found in await estimates(2) if owner == "ann"]
+        # The one that ended took seconds: so will the others.
+        assert {found["basis"] for found in after} == {"burst"}
+        most = max(found["seconds"] for found in after)
+        assert most < min(found["seconds"] for owner, found in before if owner == "ann")
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
