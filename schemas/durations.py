@@ -75,7 +75,8 @@ class DurationEstimate(Struct, frozen=True, kw_only=True):
         seconds: median.
         low_seconds: 10 % quantile.
         high_seconds: 90 % quantile.
-        basis: `request` (its `expected_seconds`), `owner_name`, `name`, `owner_shape`, `shape`, `all`, or `none`.
+        basis: `request` (its `expected_seconds`), `owner_name`, `name`, `burst` (those submitted at about the same
+            time), `owner_shape`, `shape`, `all`, or `none`.
         leases: number of leases that it rests on, weighted by their age.
     """
 

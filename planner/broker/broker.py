@@ -347,6 +347,7 @@ class RequestBroker:
     def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
         self._follow_leases()
         request, now = pending.request, time.time()
+        self.estimator.submitted(request, pending.asked_at if arrival is not None else now)
         estimate = self.estimator.of_request(request, now)
         queued = self.queue.add(
             request, now, estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
@@ -449,12 +450,13 @@ class RequestBroker:
             return
         self._follows_leases = True
         now = time.time()
-        for record in self.ledger.table:
-            if record.lease.state is LeaseState.ACTIVE:
-                self._line_follows(record, now)
+        active = [record for record in self.ledger.table if record.lease.state is LeaseState.ACTIVE]
+        for record in sorted(active, key=lambda record: record.lease.granted_at):
+            self._line_follows(record, now)
 
     def _line_follows(self, record: LeaseRecord, now: float) -> None:
         lease = record.lease
+        self.estimator.started(record)
         gpus = sum(grant.share for grant in lease.grants if grant.device)
         self.line.adopt(
             lease.lease_id, lease.owner, gpus, self.estimator.of_lease(record, now), lease.granted_at.timestamp()
@@ -479,6 +481,17 @@ class RequestBroker:
         self._came_free = True
         if self._follows_leases:
             self.line.ended(record.lease.lease_id, time.time())
+
+    def _revise_changed(self) -> None:
+        """Revise the estimates that have changed with those of requests submitted at about the same time."""
+        now = time.time()
+        for owner, request_id in self.estimator.changed(now):
+            queued = self.queue.find(owner, request_id)
+            record = self.ledger.table.of_request(owner, request_id)
+            if queued is not None:
+                self.line.revise(queued.entry, self.estimator.of_request(queued.request, now))
+            elif record is not None:
+                self.line.revise_lease(record.lease.lease_id, self.estimator.of_lease(record, now), now)
 
     # Grants
 
@@ -628,6 +641,7 @@ class RequestBroker:
         if self._pending.get(pending.key) is not pending:
             return False
         del self._pending[pending.key]
+        self.estimator.withdrawn(pending.request)
         if self._requeuing.get(pending.request.requeue_of or "") is pending:
             del self._requeuing[pending.request.requeue_of or ""]
         return True
@@ -688,6 +702,7 @@ class RequestBroker:
     async def _start_ready(self) -> None:
         """Grant queued requests that may start now."""
         self._came_free = False
+        self._revise_changed()
         turn = 0
         while not self._closed:
             began = time.perf_counter()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence, Set
+from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement, WorkRequest
@@ -50,16 +51,10 @@ class Plan(NamedTuple):
     starts_at: float
 
 
-class _Step(NamedTuple):
-    """The time from which a host could hold so many devices of a request."""
-
-    at: float
-    host: str
-    devices: int
-
-
 Unit = tuple[float, int, Device]
 """Time from which a device could be taken, its index, and the device."""
+Step = tuple[float, str, int]
+"""Time from which a host could hold so many devices of a request, its name, and their number."""
 
 
 class Stay(NamedTuple):
@@ -110,10 +105,62 @@ def _soonest(unit: Unit) -> tuple[float, int]:
     return unit[:2]
 
 
-def _steps(host: str, units: Sequence[Unit], count: int) -> list[_Step]:
-    if count:
-        return [_Step(units[count - 1][0], host, count)] if len(units) >= count else []
-    return [_Step(unit[0], host, number) for number, unit in enumerate(units, 1)]
+class Releases:
+    """For each host, the times from which its devices are whole and free, whatever the request.
+
+    They are computed when asked for, and kept until something changes on the host. The horizons of requests for whole
+    devices share them.
+
+    Args:
+        fleet: live state.
+        ends: of the running leases.
+    """
+
+    def __init__(self, fleet: Fleet, ends: Ends) -> None:
+        self._fleet = fleet
+        self._ends = ends
+        self._kept: dict[str, tuple[list[Unit], Model | None]] = {}
+        self._moves = self._log = self._shape = -1
+
+    def of(self, host: Host, ask: Ask) -> list[Unit]:
+        """Devices of a host of the models that a request allows, soonest first."""
+        self._catch_up()
+        found = self._kept.get(host.name)
+        if found is None:
+            found = self._kept[host.name] = self._compute(host)
+        units, model = found
+        if model is None:
+            return [unit for unit in units if model_allowed(unit[2].model, ask)]
+        return units if model_allowed(model, ask) else []
+
+    def _catch_up(self) -> None:
+        index, ends, shape = self._fleet.index, self._ends, self._fleet.shape_version
+        if self._moves == index.moved_end and self._log == ends.log_end and self._shape == shape:
+            return
+        if self._moves < index.moved_base or self._log < ends.base or self._shape != shape:
+            self._kept.clear()
+        else:
+            for name in index.moved[self._moves - index.moved_base :]:
+                self._kept.pop(name, None)
+            for name in ends.log[self._log - ends.base :]:
+                self._kept.pop(name, None)
+        self._moves, self._log, self._shape = index.moved_end, ends.log_end, shape
+
+    def _compute(self, host: Host) -> tuple[list[Unit], Model | None]:
+        """The devices, and their model if they have the same."""
+        running = self._ends.running
+        found: list[Unit] = []
+        for device in host.devices:
+            if device.blocked or device.in_use:
+                continue
+            at = NOW
+            for lease in device.holders:
+                known = running.get(lease)
+                at = max(at, math.inf if known is None else known.ends_at)
+            found.append((at, device.index, device))
+        found.sort(key=_soonest)
+        models = {unit[2].model for unit in found}
+        return found, models.pop() if len(models) == 1 else None
 
 
 class Horizon:
@@ -124,35 +171,57 @@ class Horizon:
     Args:
         fleet: live state.
         ends: of the running leases.
+        releases: of whole devices.
         ask: a request for one such device.
         stay: what booked devices it may use later.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask, stay: Stay) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, releases: Releases, ask: Ask, stay: Stay) -> None:
         self._fleet = fleet
         self._ends = ends
+        self._releases = releases
         self._ask = ask
         self._stay = stay
         self._units: dict[str, list[Unit]] = {}
-        self._steps: dict[int, list[_Step]] = {}
+        self._steps: dict[int, list[Step]] = {}
         self._able: dict[HostState, bool] = {}
         self._takes: dict[tuple[object, ...], bool] = {}
         self._simple = ask.whole and ask.plain and not ask.gpu_memory_bytes
         self._moves = self._log = self._shape = -1
 
-    def steps(self, count: int) -> list[_Step]:
-        """The times from which so many devices of each host could be taken together, soonest first.
-
-        Args:
-            count: number of devices; 0 for each number up to all of a host, in order of the number.
-        """
+    def steps(self, count: int) -> list[Step]:
+        """The times from which so many devices of each host could be taken together, soonest first."""
         self._catch_up()
         found = self._steps.get(count)
         if found is None:
-            found = [step for name, units in self._units.items() for step in _steps(name, units, count)]
+            last = count - 1
+            found = [(units[last][0], name, count) for name, units in self._units.items() if len(units) > last]
             found.sort()
             self._steps[count] = found
         return found
+
+    def each(self) -> Iterator[Step]:
+        """The times from which one device of each host could be taken, then two, and so on: all, soonest first."""
+        further: list[Step] = []
+        for first in self.steps(1):
+            while further and further[0] < first:
+                yield self._advance(further)
+            yield first
+            self._push(further, first)
+        while further:
+            yield self._advance(further)
+
+    def _advance(self, further: list[Step]) -> Step:
+        found = heappop(further)
+        self._push(further, found)
+        return found
+
+    def _push(self, further: list[Step], step: Step) -> None:
+        """Add the step after this one of the same host."""
+        _, name, number = step
+        units = self._units[name]
+        if number < len(units):
+            heappush(further, (units[number][0], name, number + 1))
 
     def soonest(self, host: str) -> list[Unit]:
         """Devices of a host that could be taken, soonest first."""
@@ -193,10 +262,14 @@ class Horizon:
         if found == before:
             return
         for count, steps in self._steps.items():
-            for step in _steps(name, before, count):
-                del steps[bisect_left(steps, step)]
-            for step in _steps(name, found, count):
-                insort(steps, step)
+            old = before[count - 1][0] if len(before) >= count else None
+            new = found[count - 1][0] if len(found) >= count else None
+            if old == new:
+                continue
+            if old is not None:
+                del steps[bisect_left(steps, (old, name, count))]
+            if new is not None:
+                insort(steps, (new, name, count))
 
     def _compute(self, host: Host) -> list[Unit]:
         idle = host.idle
@@ -211,6 +284,8 @@ class Horizon:
 
     def _free_at(self, host: Host) -> list[Unit]:
         running, ask, simple = self._ends.running, self._ask, self._simple
+        if simple and not (self._fleet.bookings and any(device.bookings for device in host.devices)):
+            return self._releases.of(host, ask)
         found: list[Unit] = []
         for device in host.devices:
             if device.blocked:
@@ -297,6 +372,7 @@ class Horizons:
         self._fleet = fleet
         self._ends = ends
         self._most = most
+        self._releases = Releases(fleet, ends)
         self._kept: dict[tuple[AskKey, Stay], Horizon] = {}
         self._stay = self._usual_stay = stay
         self._bookings = fleet.bookings_version
@@ -329,7 +405,7 @@ class Horizons:
             chosen = self._on_each(ask, 1, without)
         if not chosen:
             return None
-        at = max(step.at for step in chosen)
+        at = max(step[0] for step in chosen)
         if before is not None and all(name not in without for name, _, _ in before.hosts):
             again = self._again(ask, before)
             if again is not None and again <= at:
@@ -343,12 +419,12 @@ class Horizons:
             ask: a request for devices of one host.
         """
         horizon = self._horizon(ask)
-        for step in horizon.steps(ask.gpus):
-            host = self._fleet.hosts[step.host]
-            if step.at < math.inf and _roomy_at(self._fleet, self._ends, host, ask) < math.inf:
-                yield step.host, horizon.soonest(step.host)[: ask.gpus]
+        for at, name, _ in horizon.steps(ask.gpus):
+            host = self._fleet.hosts[name]
+            if at < math.inf and _roomy_at(self._fleet, self._ends, host, ask) < math.inf:
+                yield name, horizon.soonest(name)[: ask.gpus]
 
-    def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[_Step]:
+    def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[Step]:
         """The hosts that could take a part of a request each soonest.
 
         Several are chosen just in time: of all that could by the time when enough can, those that could last, so that
@@ -356,45 +432,46 @@ class Horizons:
         """
         fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
         needy = part.cpus_milli or part.host_memory_bytes
-        found: list[_Step] = []
+        found: list[Step] = []
         compared = 0
-        for step in self._horizon(part).steps(part.gpus):
-            if len(found) >= wanted and (step.at > found[wanted - 1].at or compared >= HOSTS_COMPARED):
+        for free_at, name, devices in self._horizon(part).steps(part.gpus):
+            if len(found) >= wanted and (free_at > found[wanted - 1][0] or compared >= HOSTS_COMPARED):
                 break
-            if step.host in without:
+            if name in without:
                 continue
             compared += len(found) >= wanted
-            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], part)) if needy else step.at
-            if at < math.inf or step.at == math.inf:
-                insort(found, _Step(at, step.host, step.devices))
+            at = max(free_at, _roomy_at(fleet, ends, hosts[name], part)) if needy else free_at
+            if at < math.inf or free_at == math.inf:
+                insort(found, (at, name, devices))
         if len(found) < wanted:
             return []
-        by = found[wanted - 1].at
-        able = [step for step in found if step.at <= by]
+        by = found[wanted - 1][0]
+        able = [step for step in found if step[0] <= by]
         return able[-wanted:] if wanted > 1 else able[:1]
 
-    def _several(self, ask: Ask, without: Set[str]) -> list[_Step]:
+    def _several(self, ask: Ask, without: Set[str]) -> list[Step]:
         """Hosts that could take a request together soonest, with as many devices on each as it takes there."""
         fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
-        chosen: dict[str, _Step] = {}
+        chosen: dict[str, Step] = {}
         full: set[str] = set()
         left = ask.gpus
-        for step in self._horizon(ask).steps(0):
-            if step.host in without or step.host in full:
+        needy = ask.cpus_milli or ask.host_memory_bytes
+        for free_at, name, devices in self._horizon(ask).each():
+            if name in without or name in full:
                 continue
-            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], ask.part(step.devices)))
-            if at == math.inf and step.at < math.inf:
-                full.add(step.host)
+            at = max(free_at, _roomy_at(fleet, ends, hosts[name], ask.part(devices))) if needy else free_at
+            if at == math.inf and free_at < math.inf:
+                full.add(name)
                 continue
-            chosen[step.host] = _Step(at, step.host, step.devices)
+            chosen[name] = (at, name, devices)
             left -= 1
             if not left:
                 return list(chosen.values())
         return []
 
-    def _cores_alone(self, ask: Ask, without: Set[str]) -> list[_Step]:
+    def _cores_alone(self, ask: Ask, without: Set[str]) -> list[Step]:
         fleet = self._fleet
-        best: _Step | None = None
+        best: Step | None = None
         for host in allowed(fleet, ask) if ask.filtered else fleet.hosts.values():
             if host.name in without or host.state.blocked:
                 continue
@@ -404,7 +481,7 @@ class Horizons:
                 if at is None:
                     continue
             if at < math.inf and (best is None or (at, host.name) < best[:2]):
-                best = _Step(at, host.name, 0)
+                best = (at, host.name, 0)
         return [] if best is None else [best]
 
     def _again(self, ask: Ask, reservation: Reservation) -> float | None:
@@ -442,23 +519,23 @@ class Horizons:
         if found is None:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            found = Horizon(self._fleet, self._ends, self._fleet.ask(key[0]), self._stay)
+            found = Horizon(self._fleet, self._ends, self._releases, self._fleet.ask(key[0]), self._stay)
         self._kept[key] = found
         return found
 
-    def _reservation(self, ask: Ask, chosen: Sequence[_Step], owner: str, at: float) -> Reservation:
+    def _reservation(self, ask: Ask, chosen: Sequence[Step], owner: str, at: float) -> Reservation:
         devices: list[tuple[str, int, int]] = []
         hosts: list[tuple[str, int, int]] = []
         spread = ask.placement is Placement.SPREAD
-        for step in chosen:
-            part = ask.part(1) if spread else ask.part(step.devices) if len(chosen) > 1 else ask
-            if step.devices:
-                units = self._horizon(part).soonest(step.host)
+        for _, name, number in chosen:
+            part = ask.part(1) if spread else ask.part(number) if len(chosen) > 1 else ask
+            if number:
+                units = self._horizon(part).soonest(name)
                 # Likewise of its devices: those that come free last, but by then.
-                able = [unit for unit in units if unit[0] <= max(at, units[step.devices - 1][0])]
-                for _, _, device in able[-step.devices :]:
+                able = [unit for unit in units if unit[0] <= max(at, units[number - 1][0])]
+                for _, _, device in able[-number:]:
                     devices.append((device.uuid, ask.share, memory_for(device, ask)))
-            hosts.append((step.host, part.cpus_milli, part.host_memory_bytes))
+            hosts.append((name, part.cpus_milli, part.host_memory_bytes))
         return Reservation(owner, tuple(devices), tuple(hosts))
 
 

@@ -5,7 +5,8 @@ Pareto with exponent `TAIL`. From it follow the value for ordering, an interval,
 
 Learned distributions are Kaplan-Meier estimates [1] with weights that halve each `HALF_LIFE_SECONDS`: leases that still
 run, or were ended from outside, count as longer than their age. They are taken from the most specific group with
-enough leases: owner and name, then name, then owner and shape, then shape, then all.
+enough leases: owner and name, then name, then owner and shape, then shape, then all. Of requests that come in bursts
+(`bursts.py`) and are not known by name, that group is the prior, and their siblings make it an estimate.
 
 [1] E. L. Kaplan, P. Meier: Nonparametric Estimation from Incomplete Observations. JASA 53 (1958).
 """
@@ -15,13 +16,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
 from ...schemas.durations import DurationDigest, bin_seconds
+from .bursts import EDGES, Bursts, Prior
 
 KNOTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities of the quantiles of a distribution."""
@@ -32,6 +34,8 @@ LEAST_LEASES: Final = 3
 """Number of ended leases that a group must have."""
 MOST_LEASES: Final = 128
 """Number of leases of a group that are kept, the most recent."""
+MOST_PRIOR: Final = 20.0
+"""Limit on the number of leases that count for a burst beside its own: the next one may be unlike all before."""
 UNKNOWN_SECONDS: Final = 3600.0
 """Expected duration where nothing at all is known."""
 OVERRUN: Final = 0.25
@@ -45,6 +49,8 @@ _LEAST_SIGMA: Final = 0.05
 _SHIFT: Final = 10.0
 """Seconds added before the logarithm, so that a second more of a short lease is no great error."""
 _ALL: Final = "all"
+NAMED: Final = frozenset({"owner_name", "name"})
+"""Groups of names, which say more than a burst."""
 
 
 class Estimate(Struct, frozen=True):
@@ -52,7 +58,7 @@ class Estimate(Struct, frozen=True):
 
     Attributes:
         quantiles: seconds at the probabilities of `KNOTS`, ascending; a single one if the duration was given.
-        basis: what it rests on: `given`, `owner_name`, `name`, `owner_shape`, `shape`, `all` or `unknown`.
+        basis: what it rests on: `given`, `owner_name`, `name`, `burst`, `owner_shape`, `shape`, `all` or `unknown`.
         count: number of leases that it rests on.
         limit: longest duration that is possible (`max_seconds`).
     """
@@ -64,13 +70,13 @@ class Estimate(Struct, frozen=True):
 
     @property
     def seconds(self) -> float:
-        """Value for ordering and reservations: the mean of the quantiles."""
-        return min(self.limit, sum(self.quantiles) / len(self.quantiles))
+        """Value for ordering and reservations: the median, which half of such work exceeds."""
+        return self.quantile(0.5)
 
     @property
-    def median(self) -> float:
-        """Duration that half of such work exceeds."""
-        return self.quantile(0.5)
+    def known(self) -> bool:
+        """True if it was given, or learned from work of the same name."""
+        return self.basis == "given" or self.basis in NAMED
 
     def quantile(self, probability: float) -> float:
         """Quantile of the duration."""
@@ -159,6 +165,11 @@ class Kind(NamedTuple):
     name: str
     shape: object
 
+    @property
+    def burst(self) -> tuple[str, object]:
+        """Kind of a burst."""
+        return self.owner, self.shape
+
 
 class _Group:
     def __init__(self) -> None:
@@ -173,10 +184,15 @@ class _Group:
 
 
 class Durations:
-    """Durations learned from leases as they start and end."""
+    """Durations learned from leases as they start and end.
 
-    def __init__(self, half_life_seconds: float = HALF_LIFE_SECONDS) -> None:
-        self._half_life = half_life_seconds
+    Args:
+        bursts: of the requests.
+    """
+
+    def __init__(self, bursts: Bursts[Any] | None = None) -> None:
+        self._bursts = Bursts[Any](KNOTS) if bursts is None else bursts
+        self._half_life = HALF_LIFE_SECONDS
         self._groups: dict[tuple[object, ...], _Group] = {}
         self._digest_at = 0.0
 
@@ -213,13 +229,14 @@ class Durations:
             group.ended.append((ended_at, seconds, by_itself))
             group.changes += 1
 
-    def started(self, lease: object, kind: Kind, now: float) -> None:
+    def started(self, lease: Hashable, kind: Kind, now: float) -> None:
         """Note the start of a lease."""
+        self._bursts.started(lease, now)
         for key in _levels(kind).values():
             group = self._groups.setdefault(key, _Group())
             group.running[lease] = now
 
-    def ended(self, lease: object, kind: Kind, now: float, by_itself: bool = True) -> None:
+    def ended(self, lease: Hashable, kind: Kind, now: float, by_itself: bool = True) -> None:
         """Note the end of a lease.
 
         Args:
@@ -228,6 +245,7 @@ class Durations:
             now: time of the end.
             by_itself: false if it was ended from outside: the work would have run longer.
         """
+        self._bursts.ended(lease, now, by_itself)
         for key in _levels(kind).values():
             group = self._groups.get(key)
             began = group.running.pop(lease, None) if group is not None else None
@@ -235,8 +253,23 @@ class Durations:
                 group.ended.append((now, now - began, by_itself))
                 group.changes += 1
 
-    def estimate(self, kind: Kind, now: float, limit: float = math.inf) -> Estimate:
-        """Estimate from the most specific group that has enough leases."""
+    def estimate(self, kind: Kind, now: float, limit: float = math.inf, lease: Hashable = None) -> Estimate:
+        """Estimate from the most specific group that has enough leases, and the burst, if it is no group of names.
+
+        Args:
+            kind: of the request.
+            now: time.
+            limit: longest duration that is possible.
+            lease: its key among the bursts; None for a request that was not noted.
+        """
+        found = self._of_group(kind, now)
+        if found.basis not in NAMED and lease is not None:
+            burst = self._bursts.quantiles(lease, now, lambda: _prior(found))
+            if burst is not None:
+                found = Estimate(burst[0], "burst", burst[1])
+        return found if math.isinf(limit) else Estimate(found.quantiles, found.basis, found.count, limit)
+
+    def _of_group(self, kind: Kind, now: float) -> Estimate:
         for basis, key in _levels(kind).items():
             group = self._groups.get(key)
             if group is None or len(group.ended) + group.digest_weight < LEAST_LEASES:
@@ -245,9 +278,8 @@ class Durations:
             # An estimate is renewed as its group grows by an eighth.
             if kept is None or group.changes > kept[0] + len(group.ended) // 8:
                 kept = group.kept = group.changes, self._of(group, basis, now)
-            found = kept[1]
-            return found if math.isinf(limit) else Estimate(found.quantiles, found.basis, found.count, limit)
-        return unknown(limit)
+            return kept[1]
+        return unknown()
 
     def _of(self, group: _Group, basis: str, now: float) -> Estimate:
         leases = [(seconds, 0.5 ** ((now - at) / self._half_life), own) for at, seconds, own in group.ended]
@@ -298,6 +330,12 @@ def _fit(pairs: Sequence[tuple[float, float]]) -> tuple[Any, Any, float]:
     logs = np.log(durations + _SHIFT)
     errors = np.log(guesses + _SHIFT) - logs
     return logs, durations, max(_LEAST_SIGMA, math.sqrt((5.0 + float(errors @ errors)) / (5.0 + len(pairs))))
+
+
+def _prior(estimate: Estimate) -> Prior:
+    """An estimate as the prior of a burst."""
+    below = tuple(_below(estimate.quantiles, edge) for edge in EDGES.tolist())
+    return below, min(MOST_PRIOR, float(estimate.count))
 
 
 def _levels(kind: Kind) -> dict[str, tuple[object, ...]]:

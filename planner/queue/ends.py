@@ -83,6 +83,24 @@ class Ends:
         if found is not None:
             self.started(lease_id, found.estimate, found.started_at)
 
+    def revise(self, lease_id: str, estimate: Estimate, now: float) -> None:
+        """Change the estimate of a running lease, on which the end of one with a deadline does not depend.
+
+        Unknown leases are ignored.
+        """
+        found = self.running.get(lease_id)
+        if found is None:
+            return
+        found.estimate = estimate
+        if found.deadline < math.inf:
+            return
+        before, found.ends_at = found.ends_at, found.started_at + estimate.seconds
+        if found.ends_at <= now:
+            found.extend(now)
+        if found.ends_at != before:
+            heappush(self._due, (found.ends_at, lease_id))
+            self._touch(lease_id)
+
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended, before or after the fleet frees what it held."""
         self.running.pop(lease_id, None)

@@ -40,6 +40,7 @@ from .durations import Estimate
 from .ends import Ends
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
 from .turns import ByGroup, InOrder, Turns
+from .use import Use
 
 MOST_RESERVATIONS: Final = 16
 LEAST_KEYS_SECONDS: Final = 0.25
@@ -48,8 +49,6 @@ _WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
 """Rules that do not need the use of owners."""
 _FEW_HOSTS: Final = 64
 """Beyond so many changed hosts all groups are tried, rather than comparing each with each."""
-USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
-"""Time in which an owner's use counts half as much for the order."""
 
 GroupKey = tuple[Ask, str | None, int, Node | None, bool]
 """What is asked for; the policy; 0, or the number of a request that must not start now; the group of the owner, or None
@@ -273,7 +272,7 @@ class Line:
         self._classes_until = math.inf
         self._count = 0
         self._use = Use()
-        self._uses: dict[str, float] = {}
+        self._uses: dict[str, tuple[float, float]] = {}
         """Use of owners that the keys rest on, as of the last renewal."""
 
     @property
@@ -326,8 +325,12 @@ class Line:
         self._classes_until = min(self._classes_until, _class_until(entry))
         # As of the last renewal, or an equal request of before it would be behind this one.
         waited = max(0.0, self._renewed_at - now)
-        use = self._uses.setdefault(request.owner, self._use.of(request.owner, now))
-        asked = Asked(now, waited, entry.gpus, entry.seconds, use)
+        owner, at = request.owner, max(now, self._renewed_at)
+        if owner not in self._uses and self.rule not in _WITHOUT_OWNERS:
+            self._uses[owner] = self._use.of(owner, at), self._use.share(owner, at)
+        asked = Asked(
+            now, waited, entry.gpus, entry.seconds, *self._uses.get(owner, (0.0, 0.0)), entry.estimate.known
+        )
         entry.order = self._order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)
@@ -342,11 +345,17 @@ class Line:
 
     def revise(self, entry: Entry, estimate: Estimate) -> None:
         """Change the estimate of a request, since more is known. Its place changes when keys are renewed."""
+        if estimate == entry.estimate:
+            return
         group = entry.group
         del group.brief[bisect_left(group.brief, (entry.seconds, entry.number))]
         entry.estimate, entry.seconds = estimate, max(LEAST_SECONDS, estimate.seconds)
         insort(group.brief, (entry.seconds, entry.number, entry))
         self.changes += 1
+
+    def revise_lease(self, lease_id: str, estimate: Estimate, now: float) -> None:
+        """Change the estimate of a running lease."""
+        self.ends.revise(lease_id, estimate, now)
 
     def pause(self, entry: Entry) -> None:
         """Keep a request from starting: its client must be heard first. What it would take is kept for it."""
@@ -399,13 +408,19 @@ class Line:
         entries = self._entries
         arrived = np.array([entry.arrived_at for entry in entries])
         waited = np.maximum(0.0, now - arrived)
-        self._uses = self._use.of_owners({entry.request.owner for entry in entries}, now)
+        owners = [entry.request.owner for entry in entries]
+        if self.rule in _WITHOUT_OWNERS:
+            used, self._uses = (0.0, 0.0), {}
+        else:
+            used = self._use.of_all(owners, now)
+            self._uses = {owner: (float(use), float(share)) for owner, use, share in zip(owners, *used, strict=True)}
         asked = Asked(
             arrived,
             waited,
             np.array([entry.gpus for entry in entries]),
             np.array([entry.seconds for entry in entries]),
-            0.0 if self.rule in _WITHOUT_OWNERS else np.array([self._uses[entry.request.owner] for entry in entries]),
+            *used,
+            np.array([entry.estimate.known for entry in entries]),
         )
         keys: list[float] = np.broadcast_to(np.asarray(self.rule(asked), dtype=float), arrived.shape).tolist()
         for entry, key, wait in zip(entries, keys, waited.tolist(), strict=True):
@@ -525,9 +540,15 @@ class Line:
         if changed is None:
             self.reopen()
             return
-        for group in self._groups.values() if changed else ():
+        known = self.fleet.hosts
+        states = [(name, known[name].state) for name in changed if name in known]
+        for group in self._groups.values() if states else ():
             if group.opened is not None:
-                group.opened |= self._openers(group.ask, changed)
+                ask = group.ask
+                part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+                for name, state in states:
+                    if not excluded(state, part):
+                        group.opened.add(name)
 
     def _openers(self, ask: Ask, hosts: AbstractSet[str]) -> set[str]:
         """Those of some hosts that could hold a request, or a part of it."""
@@ -811,46 +832,6 @@ class Ahead:
     def drop(self, entry: Entry) -> None:
         """Drop the reservation of an entry."""
         self.active = [held for held in self.active if held.entry is not entry]
-
-
-class Use:
-    """Device seconds of each owner: running, and recently done."""
-
-    def __init__(self, half_life_seconds: float = USE_HALF_LIFE_SECONDS) -> None:
-        self._half_life = half_life_seconds
-        self._running: dict[str, tuple[str, float, float]] = {}
-        self._speed: dict[str, float] = {}
-        self._done: dict[str, tuple[float, float]] = {}
-
-    def starts(self, lease_id: str, owner: str, gpus: float, now: float) -> None:
-        """Note the start of a lease."""
-        self._settle(owner, now)
-        self._running[lease_id] = (owner, gpus, now)
-        self._speed[owner] = self._speed.get(owner, 0.0) + gpus
-
-    def ends(self, lease_id: str, now: float) -> None:
-        """Note the end of a lease."""
-        found = self._running.pop(lease_id, None)
-        if found is not None:
-            self._settle(found[0], now)
-            self._speed[found[0]] -= found[1]
-
-    def of(self, owner: str, now: float) -> float:
-        """Device seconds that an owner used recently."""
-        self._settle(owner, now)
-        return self._done[owner][1]
-
-    def of_owners(self, owners: Iterable[str], now: float) -> dict[str, float]:
-        """The same for each of some owners."""
-        return {owner: self.of(owner, now) for owner in owners}
-
-    def _settle(self, owner: str, now: float) -> None:
-        at, done = self._done.get(owner, (now, 0.0))
-        passed = max(0.0, now - at)
-        faded = 0.5 ** (passed / self._half_life)
-        # Use at a constant rate fades while it accrues: the integral of the decay.
-        accrued = self._speed.get(owner, 0.0) * self._half_life / math.log(2) * (1 - faded)
-        self._done[owner] = (now, done * faded + accrued)
 
 
 def size_of(fleet: Fleet, ask: Ask) -> float:

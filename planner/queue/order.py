@@ -9,7 +9,8 @@ are: from then on only those go ahead that came before it, and no reservation bu
 
 `shortest` is the generalized cμ rule [1] for a cost of waiting that grows with the time waited: per second it is
 1 + wait / `TAU_SECONDS`, and the request with the greatest cost per expected work goes first. It asks for no scale of
-the site: among waits much longer than `TAU_SECONDS` the order is that of wait / work.
+the site: among waits much longer than `TAU_SECONDS` the order is that of wait / work. Where a duration is learned from
+other work alone, the cost grows with the power `UNKNOWN_EXPONENT` of that: the less is known, the more arrival counts.
 
 A site may use a rule of its own, as `module:function` (`rule_of`).
 
@@ -25,6 +26,8 @@ from typing import Any, Final, NamedTuple
 
 TAU_SECONDS: Final = 86_400.0
 """Wait after which another second costs twice as much as the first."""
+UNKNOWN_EXPONENT: Final = 1.25
+"""Power in which that cost grows where the duration is learned from other work than that of the same name."""
 LIMIT_SECONDS: Final = 90 * 86_400.0
 """Wait after which a request goes ahead of all that have waited less."""
 KEYS_SECONDS: Final = 300.0
@@ -45,6 +48,8 @@ class Asked(NamedTuple):
         gpus: devices that it takes; a share counts as a part, cores as the part of a host's devices.
         seconds: expected duration, at least `LEAST_SECONDS`.
         owner_gpu_seconds: device seconds that its owner has running, or has used recently.
+        owner_share: the same in units of an equal share: of all recent use, over the number of owners that have any.
+        known: 1 if the duration was given or learned from work of the same name, 0 if from other work.
     """
 
     arrived_at: Numbers
@@ -52,6 +57,8 @@ class Asked(NamedTuple):
     gpus: Numbers
     seconds: Numbers
     owner_gpu_seconds: Numbers
+    owner_share: Numbers = 0.0
+    known: Numbers = 1.0
 
 
 Rule = Callable[[Asked], Numbers]
@@ -63,14 +70,23 @@ def fifo(asked: Asked) -> Numbers:
     return asked.arrived_at
 
 
+def _age(asked: Asked) -> Numbers:
+    """Cost of another second of waiting."""
+    return (1.0 + asked.waited / TAU_SECONDS) ** (UNKNOWN_EXPONENT + (1.0 - UNKNOWN_EXPONENT) * asked.known)
+
+
 def shortest(asked: Asked) -> Numbers:
     """Least expected work for the cost of waiting."""
-    return asked.seconds * asked.gpus / (1.0 + asked.waited / TAU_SECONDS)
+    return asked.seconds * asked.gpus / _age(asked)
 
 
 def fair(asked: Asked) -> Numbers:
-    """As `shortest`, with the owner's recent use as work: owners with the least use go first."""
-    return (asked.seconds * asked.gpus + asked.owner_gpu_seconds) / (1.0 + asked.waited / TAU_SECONDS)
+    """As `shortest`, where work counts the more, the more of the fleet its owner has used recently.
+
+    Work of an owner with `n` times an equal share counts `1 + n` times: of equal work that of the lighter owner goes
+    first, and the brief work of a heavy one still goes before long work.
+    """
+    return asked.seconds * asked.gpus * (1.0 + asked.owner_share) / _age(asked)
 
 
 RULES: Final[dict[str, Rule]] = {"fifo": fifo, "shortest": shortest, "fair": fair}

@@ -23,8 +23,9 @@ from ..fleet.state import Ask, ask_key
 from ..placement.decide import Policies
 from ..placement.exact import Pick
 from ..placement.policies import Policy
-from ..queue.durations import Durations, Estimate, Guesses, Kind, given
-from ..queue.line import Line
+from ..queue.bursts import Bursts
+from ..queue.durations import KNOTS, Durations, Estimate, Guesses, Kind, given
+from ..queue.line import Entry, Line
 from ..queue.order import Rule
 from .jobs import Job
 from .simulate import SIZE_LABEL, fleet_of
@@ -50,6 +51,10 @@ class Knowledge(Protocol):
 
     def ended(self, job: Job, now: float) -> None:
         """Note the end of a job."""
+        ...
+
+    def changed(self, now: float) -> list[int]:
+        """Numbers of the jobs whose estimates have changed since the last call, but for those by `learned`."""
         ...
 
     @property
@@ -173,6 +178,10 @@ class Known:
     def ended(self, job: Job, now: float) -> None:
         """Do nothing."""
 
+    def changed(self, now: float) -> list[int]:
+        """None."""
+        return []
+
 
 class Guessed:
     """Durations are guessed, with a lognormal error, the same for each job and seed; guesses are corrected.
@@ -207,19 +216,25 @@ class Guessed:
         self.learned += 1
         self._guesses.ended(job.gpus, self.guess(job), job.duration_seconds)
 
+    def changed(self, now: float) -> list[int]:
+        """None."""
+        return []
+
 
 class Learned:
     """Durations are learned from the jobs that ended before; what a job says that it expects comes first."""
 
     def __init__(self) -> None:
         self.learned = 0
-        self._durations = Durations()
+        self._bursts: Bursts[int] = Bursts(KNOTS)
+        self._durations = Durations(self._bursts)
 
     def estimate(self, job: Job, now: float) -> Estimate:
         """Estimate of a job's duration."""
         if job.expected_seconds is not None:
             return given(job.expected_seconds)
-        return self._durations.estimate(kind_of(job), now)
+        self._bursts.submitted(job.number, kind_of(job).burst, job.submit_seconds)
+        return self._durations.estimate(kind_of(job), now, lease=job.number)
 
     def started(self, job: Job, now: float) -> None:
         """Note the start of a job."""
@@ -229,6 +244,10 @@ class Learned:
         """Note the end of a job."""
         self.learned += 1
         self._durations.ended(job.number, kind_of(job), now)
+
+    def changed(self, now: float) -> list[int]:
+        """Siblings of those that have ended or grown older."""
+        return self._bursts.changed(now)
 
 
 def kind_of(job: Job) -> Kind:
@@ -305,6 +324,7 @@ class _World:
         self._cost = start_cost_seconds
         self._knowledge = knowledge
         self._revised = 0
+        self._waiting: dict[int, Entry] = {}
         self._ends: list[tuple[float, int, Job]] = []
         self._now = -math.inf
         self._dirty = False
@@ -325,7 +345,7 @@ class _World:
             self.impossible.append(job)
             return
         self._policy.observe(self.fleet, ask.part(1) if ask.placement is Placement.SPREAD else ask)
-        self.line.arrive(request, self._estimate(job, now), now, ask=ask, payload=job)
+        self._waiting[job.number] = self.line.arrive(request, self._estimate(job, now), now, ask=ask, payload=job)
         self._dirty = True
 
     def until(self, when: float) -> None:
@@ -347,8 +367,10 @@ class _World:
             self._revised = self._knowledge.learned
             for entry in self.line:
                 self.line.revise(entry, self._estimate(entry.payload, self._now))
+        self._revise_changed()
         for start in self.line.serve(self._now):
             job: Job = start.entry.payload
+            del self._waiting[job.number]
             lease = str(job.number)
             hold(self.fleet, lease, grants_of(start.picks))
             self.line.started(lease, start.entry, self._now)
@@ -359,6 +381,14 @@ class _World:
             self._run(job, self._now, _used(job, segments), start.entry.estimate.seconds)
         if self.on_turn is not None:
             self.on_turn(self.line, self._now)
+
+    def _revise_changed(self) -> None:
+        for number in self._knowledge.changed(self._now):
+            entry, run = self._waiting.get(number), self.runs.get(number)
+            if entry is not None:
+                self.line.revise(entry, self._estimate(entry.payload, self._now))
+            elif run is not None:
+                self.line.revise_lease(str(number), self._estimate(run.job, self._now), self._now)
 
     def _run(self, job: Job, now: float, segments: tuple[Segment, ...], expected: float) -> None:
         end = now + self._cost + job.duration_seconds

@@ -4,8 +4,8 @@
 -- lease_id: the lease.
 -- owner: who held it.
 -- name: of the workload.
--- basis: source of the estimate: `request` (its own `expected_seconds`), `owner_name`, `name`, `owner_shape`, `shape`,
---   `all` or `none`.
+-- basis: source of the estimate: `request` (its own `expected_seconds`), `owner_name`, `name`, `burst` (others
+--   submitted at about the same time), `owner_shape`, `shape`, `all` or `none`.
 -- expected_seconds: the request's own, else the planner's estimate.
 -- low_seconds: 10 % quantile of the estimate.
 -- high_seconds: 90 % quantile of the estimate.

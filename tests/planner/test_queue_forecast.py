@@ -70,7 +70,7 @@ def test_estimates_come_from_the_most_specific_group_and_running_leases_count_as
     for number in range(10, 14):
         known.started(number, mine, 0.0)
         known.ended(number, mine, 1000.0)
-    assert (known.estimate(mine, 2000.0).basis, known.estimate(mine, 2000.0).median) == ("owner_name", 1000.0)
+    assert (known.estimate(mine, 2000.0).basis, known.estimate(mine, 2000.0).seconds) == ("owner_name", 1000.0)
     for number in range(20, 24):
         known.started(number, mine, 0.0)
     for number in range(30, 34):

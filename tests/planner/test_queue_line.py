@@ -71,6 +71,10 @@ requests = st.fixed_dictionaries(
         "owner": st.sampled_from(["p", "q"]),
     },
 )
+of_one_model = st.fixed_dictionaries(
+    {"gpus": st.sampled_from([1, 2, 4]), "models": st.sampled_from([["H100"], ["T4"]])},
+    optional={"hosts": st.just(["a", "c"]), "priority": st.sampled_from([0, 5]), "cpus": st.sampled_from([1.0, 12.0])},
+)
 shares = st.fixed_dictionaries({"gpus": st.just(1), "gpu_share": st.sampled_from([0.3, 0.5])})
 events = st.lists(
     st.one_of(
@@ -116,8 +120,15 @@ def test_nobody_is_overlooked_and_each_plan_is_that_of_a_fresh_look(history: lis
             assert held.starts_at >= fresh.starts_at or others
 
 
-@settings(deadline=None, max_examples=40)
-@cases(events)
+@settings(deadline=None, max_examples=60)
+@cases(
+    events
+    | st.lists(
+        st.tuples(st.just("ask"), of_one_model, st.sampled_from([20.0, 100.0])) | st.tuples(st.just("end"), st.just(9)),
+        min_size=5,
+        max_size=20,
+    )
+)
 def test_no_newcomer_is_refused_devices_that_nobody_ahead_could_take(history: list[tuple]) -> None:
     world = World(NODES)
     for event in history:
