@@ -23,6 +23,7 @@ from support.planner_model import (
     TRIES_MOST,
     History,
     Patience,
+    RandomBooker,
     RandomClient,
     check,
     close,
@@ -150,6 +151,7 @@ async def model_check(
             for number in range(clients)
         ]
         queue = waiting_clients(rest, (history, waits), entries, rng)
+        crowd.append(RandomBooker(rest[0], "booker", history, rng.getrandbits(32)))
         done: list[str] = []
         # Faults can take most of a short round, and more of it on a slow machine: then there is another.
         for turn in range(ROUNDS_MOST):
@@ -178,12 +180,13 @@ async def model_check(
         (folder / "history.json").write_text(json.dumps({"wrong": wrong, "answers": history.answers, "events": events}))
         assert not wrong, f"seed {seed}, {done}: {len(wrong)} problems, such as {wrong[:5]} (see {folder})"
         assert not (to_the_end and active)
+        assert history.windows, "no window was booked: the check says little"
         granted = history.granted()
         assert granted > clients, f"only {granted} grants: the check says little"
         print(
             f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
-            f"{len(done)} faults, {dict(history.errors)}, {len(waits.asked)} in the queue, "
-            f"{sum(one.excused for one in waits.asked.values())} of them unheard"
+            f"{len(history.windows)} windows, {len(done)} faults, {dict(history.errors)}, "
+            f"{len(waits.asked)} in the queue, {sum(one.excused for one in waits.asked.values())} of them unheard"
         )
     finally:
         for planner in planners:
@@ -213,6 +216,7 @@ async def test_model_check_in_minutes(server: EmbeddedServer, tmp_path: Path) ->
 def lease(lease_id: str, since: int, until: int, **grant: Any) -> dict[str, Any]:
     return {
         "lease_id": lease_id,
+        "owner": "ann",
         "request_id": f"r-{lease_id}",
         "granted_at": f"2026-01-01T00:00:{since:02d}Z",
         "expires_at": f"2026-01-01T00:00:{until:02d}Z",
@@ -254,6 +258,14 @@ def test_the_checker_finds_what_it_looks_for() -> None:
     for event in events:
         event["lease"]["grants"][0].update(share=0.5, memory_bytes=60 * 2**30)
     assert any("memory of G1" in problem for problem in check(history, events, []))
+    history, events = story()
+    times = {"starts_at": "2026-01-01T00:00:06Z", "ends_at": "2026-01-01T00:00:08Z", "devices": ["G1"]}
+    history.windows = [{"window_id": "w", "owners": ["ann"], **times}]
+    assert check(history, events, []) == []
+    history.windows[0]["owners"] = ["ben"]
+    assert any("in the way" in problem for problem in check(history, events, []))
+    history.windows.append({"window_id": "v", "owners": ["ben"], **times})
+    assert any("booked for v and w" in problem for problem in check(history, events, []))
     history, events = story()
     history.unanswered.append("request r-l3")
     assert check(history, events, []) == ["request r-l3 was never answered"]

@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import nats
@@ -80,6 +80,7 @@ class History:
         released: lease ids whose release was answered.
         betrayed: what was answered about a lease that its client could still count on.
         errors: answers of other kinds, for people.
+        windows: booked windows, as answered.
     """
 
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -88,6 +89,7 @@ class History:
     released: set[str] = field(default_factory=set)
     betrayed: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    windows: list[dict[str, Any]] = field(default_factory=list)
 
     def granted(self) -> int:
         """How many requests were first answered with a lease."""
@@ -142,6 +144,8 @@ class RandomClient:
         }
         if self.random.random() < 0.9:  # the others compete with those that wait for one host
             body["hosts"] = ["node*"]
+        if self.random.random() < 0.4:
+            body["max_seconds"] = self.random.choice([1, 2, 3])
         kind = self.random.random()
         if kind < 0.4:
             body.update(gpus=1, gpu_share=self.random.choice([0.25, 0.5, 0.7]), gpu_memory_bytes=10 * 2**30)
@@ -233,6 +237,34 @@ class RandomClient:
         return answer
 
 
+class RandomBooker(RandomClient):
+    """Books windows that begin in a moment, for some of the others."""
+
+    async def live_once(self, until: float) -> None:
+        self.turn += 1
+        begin = time.time() + self.random.uniform(1.2, 3.0)
+        window = {
+            "window_id": f"w-{self.turn}",
+            "gpus": self.random.choice([1, 2]),
+            "owners": [f"c{self.random.randrange(10)}"],
+            "lead_seconds": 1,
+            "reason": "model check",
+            "starts_at": time_of(begin),
+            "ends_at": time_of(begin + self.random.uniform(0.5, 2.0)),
+        }
+        for _ in range(TRIES_MOST):
+            answer = await self.once("book", {"book": window}, 1.5)
+            if answer is not None:
+                self.history.windows += [status["window"] for status in answer.get("windows", [])]
+                return
+            await self.pause(True)
+
+
+def time_of(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
 def stamp(text: str) -> float:
     """RFC 3339 as seconds since the epoch."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
@@ -284,6 +316,7 @@ def check(
     ]
     planned += [(grants_of(lease), stamp(lease["granted_at"]), float("inf")) for lease in active]
     wrong += [f"planned: {problem}" for problem in overcommitted(planned)]
+    wrong += late(history.windows, [*(event["lease"] for event in events if event["kind"] in ENDS), *active])
     lost_at: dict[str, float] = {}
     for event in events:
         if event["kind"] == "lost":
@@ -296,6 +329,28 @@ def check(
         for held in history.held
     ]
     wrong += [f"counted on: {problem}" for problem in overcommitted(counted_on)]
+    return wrong
+
+
+def late(windows: list[dict[str, Any]], leases: list[dict[str, Any]]) -> list[str]:
+    """Leases of others on the devices of a window, from when these close to its end; two windows on one device."""
+    wrong: list[str] = []
+    taken: list[tuple[str, float, float, str]] = []
+    for window in windows:
+        begin, end = stamp(window["starts_at"]), stamp(window["ends_at"])
+        for lease in leases:
+            limits = [stamp(lease[name]) for name in ("ended_at", "ends_at") if lease.get(name)]
+            since, until = stamp(lease["granted_at"]), min(limits, default=float("inf"))
+            shared = {grant.get("device") for grant in grants_of(lease)} & set(window["devices"])
+            if shared and lease["owner"] not in window["owners"] and since < end and begin - 1 < until:
+                wrong.append(f"lease {lease['lease_id']} of {lease['owner']} is in the way of {window}: {lease}")
+        for uuid in window["devices"]:
+            wrong += [
+                f"{uuid} is booked for {window['window_id']} and {other}"
+                for device, since, until, other in taken
+                if device == uuid and since < end and begin < until
+            ]
+        taken += [(uuid, begin, end, window["window_id"]) for uuid in window["devices"]]
     return wrong
 
 
