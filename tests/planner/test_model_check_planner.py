@@ -128,7 +128,7 @@ async def model_check(
     rng = random.Random(seed)
     nc, *rest = connections = await connect_clients(server.url, 9)
     await ensure_layout(nc.jetstream())
-    hosts = FakeHosts(nc, hosts=4, devices=4)
+    hosts = FakeHosts(nc, hosts=6, devices=4)
     slots = FakeHosts(nc, hosts=len(SLOTS), devices=1, prefix="slot")
     await hosts.start()
     await slots.start()
@@ -145,7 +145,7 @@ async def model_check(
     try:
         for planner in planners:
             planner.start()
-        await until_ready(nc, 18)
+        await until_ready(nc, 26)
         crowd = [
             RandomClient(rest[number % len(rest)], f"c{number}", history, rng.getrandbits(32))
             for number in range(clients)
@@ -161,7 +161,7 @@ async def model_check(
             await asyncio.gather(*(client.run(until) for client in [*crowd, *queue]))
             await gone
             done += await faults
-            if history.granted() > clients:
+            if history.granted() > clients and history.windows:
                 break
         active = (await persist(nc, "leases", {}))["leases"]
         # Whoever was forgotten ends in time; then nothing is held, and nothing is left to tell.

@@ -144,8 +144,8 @@ class RandomClient:
         }
         if self.random.random() < 0.9:  # the others compete with those that wait for one host
             body["hosts"] = ["node*"]
-        if self.random.random() < 0.4:
-            body["max_seconds"] = self.random.choice([1, 2, 3])
+        if self.random.random() < 0.5:
+            body["max_seconds"] = self.random.choice([1, 2, 4])
         kind = self.random.random()
         if kind < 0.4:
             body.update(gpus=1, gpu_share=self.random.choice([0.25, 0.5, 0.7]), gpu_memory_bytes=10 * 2**30)
@@ -242,10 +242,11 @@ class RandomBooker(RandomClient):
 
     async def live_once(self, until: float) -> None:
         self.turn += 1
-        begin = time.time() + self.random.uniform(1.2, 3.0)
+        begin = time.time() + self.random.uniform(1.5, 4.0)
         window = {
             "window_id": f"w-{self.turn}",
             "gpus": self.random.choice([1, 2]),
+            "hosts": ["node*"],
             "owners": [f"c{self.random.randrange(10)}"],
             "lead_seconds": 1,
             "reason": "model check",
