@@ -117,13 +117,15 @@ async def test_booking_and_cancelling(server: EmbeddedServer, nc: Bus, hosts: Fa
         await client.cancel_window("a")
         # Preemptible leases may be on booked devices, and are preempted in time.
         await client.request(gpus=1, owner="ben", preemptible=True, grace_seconds=0)
-        found = await client.book(Window(**times_of(2.5, 1), gpus=2, owners=["ann"], lead_seconds=1, reason="course"))
+        # The window is for a group, and so for the members of the groups within.
+        await ask(nc, "set_groups", {"set": [{"name": "lab/vision", "members": ["ann"]}]})
+        found = await client.book(Window(**times_of(2.5, 1), gpus=2, group="lab", lead_seconds=1, reason="course"))
         assert [(lease.owner, lease.preempted) for lease in found.leases] == [("ben", True)]
         await client.request(gpus=1, owner="ben", preemptible=True, grace_seconds=0)
         granted = (await client.request(gpus=2, owner="ann", wait="30s")).lease
         assert granted.window == found.window.window_id
         ended = await client.leases(owner="ben", states=(LeaseState.EVICTED,))
-        assert [lease.reason for lease in ended] == ["preempted: its devices are booked for ann (course)"] * 2
+        assert [lease.reason for lease in ended] == ["preempted: its devices are booked for lab (course)"] * 2
         assert all(lease.ended_at is not None and lease.ended_at < found.window.starts_at for lease in ended)
         await client.cancel_window(found.window.window_id or "")
         for body, field in (
