@@ -43,6 +43,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     ),
     "CORRAL_DATA": ("–", "Folder or file of a recording; `corral demo` then replays it."),
     "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows a traceback."),
+    "TZ": ("that of the host", "Time zone of `corral reserve` and `corral drain`, without `--zone`."),
     "NO_COLOR": ("–", "With any value, no colors on a terminal. In a pipe there are never any."),
     "XDG_CONFIG_HOME": ("`~/.config`", "Folder of `corral/corral.toml`."),
     "XDG_DATA_HOME": ("`~/.local/share`", "Where `corral up` creates its folder `corral`."),
