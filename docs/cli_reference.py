@@ -26,6 +26,10 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
         "–",
         "Id of the lease. Set by Corral for work under a lease; collectors read it from the environment of processes.",
     ),
+    "CORRAL_RESTART_COUNT": (
+        "–",
+        "Number of times that the command of `corral run --requeue` was run before. Set by Corral for the command.",
+    ),
     "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -46,6 +47,7 @@ from ..leases.usage import size_of
 from ..limits import Limiter
 from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment, placed
 from ..placement.reject import quota_rejection, reject
+from ..queue.durations import Estimate
 from ..queue.line import Line
 from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
 from . import query_costs
@@ -61,7 +63,7 @@ from .lease_commands import LeaseCommands
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .queue import MAX_WAITING, NEVER, Arrival, QueuedRequest, WaitingQueue, time_of
+from .queue import MAX_WAITING, NEVER, Arrival, Kind, QueuedRequest, WaitingQueue, kind_of, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .stored_queue import Restored, StoredQueue, StoredRequest
@@ -69,6 +71,8 @@ from .windows import Booker, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
 
+_REVISE_SECONDS: Final = 0.25
+_REVISED_AT_ONCE: Final = 256
 NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
 MAX_EXPLAINED: Final = 16
@@ -155,7 +159,9 @@ class RequestBroker:
         self.queue = WaitingQueue(self.line)
         self.forecaster = Forecaster(self.queue, estimator)
         self._tasks = BackgroundTasks()
-        self.reclaimer = Reclaimer(fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start)
+        self.reclaimer = Reclaimer(
+            fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start, self.wake.set
+        )
         self.requests = requests
         self._follows_leases = False
         self._came_free = False
@@ -190,6 +196,9 @@ class RequestBroker:
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._requeuing: dict[str, PendingRequest] = {}
+        self._revised_at = 0.0
+        self._to_revise: dict[tuple[str, str], None] = {}
+        """Requests of leases whose estimates are to be revised."""
         self._made = 0
         self._asked = 0
         self._closed = False
@@ -483,14 +492,27 @@ class RequestBroker:
             self.line.ended(record.lease.lease_id, time.time())
 
     def _revise_changed(self) -> None:
-        """Revise the estimates that have changed with those of requests submitted at about the same time."""
+        """Revise the estimates that have changed with those of requests submitted at about the same time.
+
+        Equal requests that wait are revised together, since they share an estimate; leases a few at a time, since a
+        burst may have thousands.
+        """
         now = time.time()
+        if now < self._revised_at + _REVISE_SECONDS:
+            return
+        self._revised_at = now
+        revised: dict[Kind, Estimate] = {}
         for owner, request_id in self.estimator.changed(now):
             queued = self.queue.find(owner, request_id)
-            record = self.ledger.table.of_request(owner, request_id)
-            if queued is not None:
-                self.line.revise(queued.entry, self.estimator.of_request(queued.request, now))
-            elif record is not None:
+            if queued is None:
+                self._to_revise[owner, request_id] = None
+            elif (kind := kind_of(queued.request)) not in revised:
+                revised[kind] = self.estimator.of_request(queued.request, now)
+        self.queue.revise(revised, now)
+        for key in list(islice(self._to_revise, _REVISED_AT_ONCE)):
+            del self._to_revise[key]
+            record = self.ledger.table.of_request(*key)
+            if record is not None:
                 self.line.revise_lease(record.lease.lease_id, self.estimator.of_lease(record, now), now)
 
     # Grants

@@ -28,6 +28,8 @@ log = logging.getLogger("corral.planner.broker.reclaimer")
 
 IDLE_SECONDS: Final = 15.0
 """Time for the devices of preempted leases to be seen idle, before more are preempted for the same request."""
+_TURN_SECONDS: Final = 0.02
+"""Time for which leases are chosen at once: requests and renewals come in between."""
 _CANDIDATES_SECONDS: Final = 1.0
 """Time for which a list of candidates is used: another would differ little, and take long with many leases."""
 _RETRY_SECONDS: Final = 1.0
@@ -63,6 +65,7 @@ class Reclaimer:
         line: the waiting requests.
         queue: their clients.
         start: starts a task of the term.
+        wake: called when `serve` should be called again soon.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Reclaimer:
         line: Line,
         queue: WaitingQueue,
         start: Callable[[Coroutine[Any, Any, None]], object],
+        wake: Callable[[], None],
     ) -> None:
         self._fleet = fleet
         self._ledger = ledger
@@ -80,6 +84,7 @@ class Reclaimer:
         self._line = line
         self._queue = queue
         self._start = start
+        self._wake = wake
         self._claims: dict[QueuedRequest, Claim] = {}
         self._claim_on: dict[str, Claim] = {}
         """Claims by the leases that have not ended yet."""
@@ -88,6 +93,8 @@ class Reclaimer:
         self._given: dict[Node, int] = {}
         """Billionths of devices that groups are about to give up by claims."""
         self._choices: dict[tuple[Node, Node], Reclaim] = {}
+        self._until = 0.0
+        """End of the turn, by the performance counter."""
         self._choices_at = 0.0
         """Time when the candidates were listed."""
         self._restored = False
@@ -103,6 +110,7 @@ class Reclaimer:
         now = time.time()
         self._restore()
         self._end_claims()
+        self._until = time.perf_counter() + _TURN_SECONDS
         for group, ask in self._line.owed:
             if group.entries and now - self._failed_at.get(group, -_RETRY_SECONDS) >= _RETRY_SECONDS:
                 self._claim_for(group, ask, now)
@@ -185,9 +193,14 @@ class Reclaimer:
             queued: QueuedRequest = entry.payload
             if not entry.ready or queued.request.requeue_of is not None:
                 continue
+            if time.perf_counter() > self._until:
+                self._wake()
+                return
             claim = self._claims.get(queued)
             if node is None or (claim is not None and (claim.victims or now < claim.until)):
                 continue
+            if claim is not None:  # what it freed was taken by others
+                self._end_claim(queued)
             within = next(
                 (
                     level
@@ -231,7 +244,7 @@ class Reclaimer:
     def _candidates(self, now: float) -> list[Candidate]:
         found: list[Candidate] = []
         for lease_id, holding in self._state.use.holdings.items():
-            if not holding.preemptible:
+            if not holding.preemptible or lease_id in self._claim_on:
                 continue
             record = self._ledger.table.get(lease_id)
             if record is None or record.lease.state is not LeaseState.ACTIVE or record.lease.preemption is not None:

@@ -38,7 +38,7 @@ _REVIEW_SECONDS: Final = 600.0
 _REVIEW_GROWTH: Final = 0.1
 """A running lease changes its siblings' estimates once its age has grown by so much, and so many seconds."""
 _MOST: Final = 64
-"""Number of ended leases of a burst that are kept, the most recent."""
+"""Number of ended leases of a burst that are kept, the most recent, and of running ones that are looked at."""
 _KINDS_KEPT: Final = 4096
 """Number of kinds from which on those whose bursts are over are forgotten."""
 
@@ -52,7 +52,7 @@ class Burst(Generic[Key]):
     Attributes:
         last: time of the last submission.
         waiting: keys of the requests that wait.
-        running: times of the starts of those that run.
+        running: times of the starts of those that run, about the oldest first.
         ended: (logarithm of the shifted duration, true if it ended by itself) of the ended.
         changes: number of ends so far.
         found: estimate for those that wait or run; None before the first.
@@ -76,7 +76,7 @@ class Burst(Generic[Key]):
         """True if its estimate should be renewed: an eighth more have ended, or those that run are older."""
         if self.found is None or self.changes > self.found_after + self.changes // 8:
             return True
-        oldest = now - min(self.running.values(), default=now)
+        oldest = now - next(iter(self.running.values()), now)
         return now - self.found_at >= max(_REVIEW_SECONDS, _REVIEW_GROWTH * oldest)
 
 
@@ -218,7 +218,7 @@ class Bursts(Generic[Key]):
             burst = heappop(self._reviews)[2]
             if burst.running:
                 self._changed[id(burst)] = burst
-                age = now - min(burst.running.values())
+                age = now - next(iter(burst.running.values()))
                 self._plan_review(burst, now + max(_REVIEW_SECONDS, _REVIEW_GROWTH * age))
         found = [key for burst in self._changed.values() for key in (*burst.waiting, *burst.running)]
         self._changed = {}
@@ -236,7 +236,8 @@ class Bursts(Generic[Key]):
         if burst is None or not (burst.ended or burst.running):
             return None
         if burst.found is None or burst.is_old(now):
-            ages = [now - began for began in burst.running.values()]
+            every = 1 + len(burst.running) // _MOST
+            ages = [now - began for began in list(burst.running.values())[::every]]
             burst.found = quantiles_of(posterior(prior(), burst.ended, ages, self._spread.sigma), self._knots)
             burst.found_after, burst.found_at = burst.changes, now
         return burst.found, len(burst.ended) + len(burst.running)

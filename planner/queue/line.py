@@ -328,9 +328,7 @@ class Line:
         owner, at = request.owner, max(now, self._renewed_at)
         if owner not in self._uses and self.rule not in _WITHOUT_OWNERS:
             self._uses[owner] = self._use.of(owner, at), self._use.share(owner, at)
-        asked = Asked(
-            now, waited, entry.gpus, entry.seconds, *self._uses.get(owner, (0.0, 0.0)), entry.estimate.known
-        )
+        asked = Asked(now, waited, entry.gpus, entry.seconds, *self._uses.get(owner, (0.0, 0.0)), entry.estimate.known)
         entry.order = self._order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)

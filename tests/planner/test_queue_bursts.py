@@ -136,11 +136,13 @@ async def test_a_real_planner_estimates_who_waits_with_its_siblings(server: Embe
             ("bob", "none"),
         ]
         await ask(nc, "release", {"owner": "ann", "lease_id": leases[0]})
-        after = [found for owner, found in await estimates(2) if owner == "ann"]
+        least = min(found["seconds"] for owner, found in before if owner == "ann")
         # The one that ended took seconds: so will the others.
-        assert {found["basis"] for found in after} == {"burst"}
-        most = max(found["seconds"] for found in after)
-        assert most < min(found["seconds"] for owner, found in before if owner == "ann")
+        while True:
+            after = [found for owner, found in await estimates(2) if owner == "ann"]
+            assert {found["basis"] for found in after} == {"burst"}
+            if max(found["seconds"] for found in after) < least:
+                break
         for task in waits:
             task.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
