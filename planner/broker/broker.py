@@ -45,8 +45,8 @@ from ..leases.ledger import Ledger, clock, write_refused
 from ..leases.lifecycle import LeaseRecord, Refused
 from ..leases.usage import size_of
 from ..limits import Limiter
-from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment, placed
-from ..placement.reject import quota_rejection, reject
+from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, check, decide, environment, placed
+from ..placement.reject import could_ever_fit, quota_rejection, reject
 from ..queue.durations import Estimate
 from ..queue.line import Line
 from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
@@ -214,7 +214,8 @@ class RequestBroker:
             caller: that sent it.
             items: access to its work items, if it was decoded in a copy of the process.
         """
-        if self._came_free and len(self.queue):  # that is for those that wait
+        in_turn = bool(request.wait_seconds) and self.group_accounts.active and len(self.queue) > 0
+        if self._came_free and len(self.queue) and not in_turn:  # that is for those that wait
             await self._start_ready()
         request_id = request.request_id
         named = request_id is not None
@@ -232,12 +233,10 @@ class RequestBroker:
             return
         items = items or _costly_items(request, digest)
         pending = PendingRequest(digest, request, caller, named, items, self._new_uid(), time.time(), age_from)
-        decision = self._decide(pending)
+        decision = (self._after_others(request) if in_turn else None) or self._decide(pending)
         self._add_pending(pending)
         if isinstance(decision, Placed) or request.wait_seconds:
             self.forecaster.arrived(request, pending.asked_at)
-        if isinstance(decision, Placed) and request.wait_seconds and self.group_accounts.active and len(self.queue):
-            decision = _after_others(request)  # whose turn it is depends on the use of all groups
         if isinstance(decision, Placed):
             await self._grant(pending, decision, self._reserve(request, decision))
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
@@ -306,6 +305,24 @@ class RequestBroker:
             )
         self.on_decision(time.perf_counter() - began)
         return decision
+
+    def _after_others(self, request: WorkRequest) -> Rejection | None:
+        """Reason to queue a request undecided: others wait, and whose turn it is depends on the use of all groups.
+
+        None if it could never be granted.
+
+        Raises:
+            InvalidRequest: it contradicts itself, or names an unknown policy.
+        """
+        check(self.fleet, request, self._policies)
+        if not could_ever_fit(self.fleet, ask_of(self.fleet, request)):
+            return None
+        return Rejection(
+            code=RejectionCode.NO_CAPACITY,
+            message="others wait: it is decided in turn with them",
+            could_ever_fit=True,
+            request_id=request.request_id or "",
+        )
 
     @contextmanager
     def protected(self, request: WorkRequest) -> Generator[Barred | str]:
@@ -910,15 +927,6 @@ class _NoResponder:
 
     def forward(self, body: Struct) -> None:
         """Do nothing."""
-
-
-def _after_others(request: WorkRequest) -> Rejection:
-    return Rejection(
-        code=RejectionCode.NO_CAPACITY,
-        message="others wait: it is decided in turn with them",
-        could_ever_fit=True,
-        request_id=request.request_id or "",
-    )
 
 
 def _costly_items(request: WorkRequest, digest: str) -> EncodedItems | None:

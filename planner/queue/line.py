@@ -590,11 +590,13 @@ class Line:
         if group.under and group.opened is not None and group.seen != (mark := ahead.mark()):
             group.seen = mark
             active = ahead.resolve()
-            gone = [held for held in group.under if not any(held is other for other in active)]
+            there = {held.number for held in active}
+            gone = [held for held in group.under if held.number not in there]
             if gone:
                 group.opened |= self._openers(group.ask, frozenset().union(*(held.hosts for held in gone)))
             passable = self._passable(group, active, now)
-            if any(not any(held is other for other in group.passable) for held in passable):
+            passed = {held.number for held in group.passable}
+            if any(held.number not in passed for held in passable):
                 group.opened = None
             group.under, group.passable = tuple(active), passable
         if group.opened is None:
