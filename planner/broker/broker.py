@@ -274,7 +274,8 @@ class RequestBroker:
             return
         self._note_heard(entry)
         for other in before:
-            await other.answer(self.queue.entry_listing(entry, steady_time()))
+            group = self.group_accounts.group_of(entry.request.owner)
+            await other.answer(self.queue.entry_listing(entry, steady_time(), group))
 
     def _requeued_age(self, request: WorkRequest) -> float | None:
         """Time from which a request counts as waiting that goes on with a preempted lease; None for any other.

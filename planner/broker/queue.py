@@ -276,10 +276,10 @@ class WaitingQueue:
         """Position of an entry in the queue, from 1."""
         return self.line.position(queued.entry)
 
-    def entry_listing(self, queued: QueuedRequest, now: float) -> Queue:
-        """Listing of one entry alone, with its position."""
+    def entry_listing(self, queued: QueuedRequest, now: float, group: str) -> Queue:
+        """Listing of one entry alone, with its position and the name of its owner's group."""
         held = next((held for held in self.line.held if held.entry is queued.entry), None)
-        return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held)], total=1)
+        return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held, group)], total=1)
 
     def remove_silent(self, queued: QueuedRequest, now: float, digest: str) -> None:
         """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
