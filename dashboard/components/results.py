@@ -89,8 +89,11 @@ class Grid(_Told, component="grid.js", esm=LIBRARY):
 
 
 class Chart(_Told, component="chart.js", esm=LIBRARY | ECHARTS):
-    """A bar or line chart."""
+    """A chart of bars, of lines, or of bars over time that are stacked."""
 
     def show(self, kind: str, labels: Sequence[Any], series: Sequence[dict[str, Any]], unit: str) -> None:
-        """Draw the chart. Labels are texts for bars, epoch milliseconds for lines; series have `name` and `values`."""
+        """Draw the chart. Its kind is `bar`, `line` or `stack`; series have `name` and `values`.
+
+        Labels are texts for bars, epoch milliseconds otherwise.
+        """
         self.tell("show", {"kind": kind, "labels": list(labels), "series": list(series), "unit": unit})
