@@ -7,23 +7,22 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from msgspec import Struct
 from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...schemas.groups import DEFAULT_GROUP, Group, Groups, GroupStatus, Resources
-from ...schemas.units import format_bytes
+from ...schemas.groups import DEFAULT_GROUP, Group, Groups
 from .. import group_history
+from ..components.quotas import HEADS, NUMERIC, GroupRow, extent, legend, number, used_of
 from ..components.results import Chart
 from ..fleet import Problem, problem_of
 from ..group_history import Lending
 from ..history import RANGES, Window
-from ..html import Segments, remember, table, tag, url
+from ..html import Segments, remember, table, tag
 from ..page_frame import Frame, Notice
 
+_SHOWN = 200
 _EVERY_SECONDS = 15.0
-_ANY = "*"
 NO_GROUPS: Final = Problem(
     kind="groups",
     title="No groups",
@@ -60,7 +59,8 @@ class GroupsPage:
         self._asking = False
         self._drawn_at = 0.0
         self._found: Groups | None = None
-        self._shown: Any = None
+        self._configured: list[Group] = []
+        self._rows: list[GroupRow] = []
         with tag("div", "head"), tag("div"):
             tag("h1", text="Groups")
             self._sub = tag("div", "sub", "")
@@ -70,7 +70,7 @@ class GroupsPage:
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
                     tag("h2", text="What each group holds")
-                    _legend()
+                    legend()
                 self._now = tag("div")
             self._over_time()
             with tag("section", "panel"):
@@ -131,32 +131,26 @@ class GroupsPage:
 
     def _show(self, found: Groups) -> None:
         groups = sorted(found.groups, key=lambda status: status.group.name.split("/"))
-        if groups == self._shown:
-            return
-        self._shown = groups
-        held = sum(used_of(status) for status in group_history.inside(groups, ""))
-        waiting = sum(status.waiting_requests for status in group_history.inside(groups, ""))
+        outermost = group_history.inside(groups, "")
+        held, waiting = sum(map(used_of, outermost)), sum(status.waiting_requests for status in outermost)
         days = found.half_life_seconds / 86400
+        more = f", the first {_SHOWN} are shown" if len(groups) > _SHOWN else ""
         self._sub.set_text(
-            f"{len(groups):,} groups hold {held:,.6g} GPUs, {waiting:,} requests wait; usage halves in {days:.3g} d"
+            f"{len(groups):,} groups{more}; {held:,.6g} GPUs held, {waiting:,} requests wait; "
+            f"usage halves in {days:.3g} d"
         )
-        scale = max((extent(status) for status in groups), default=0.0) or 1.0
-        parents = {status.group.name.rpartition("/")[0] for status in groups}
-        heads = (
-            "Group",
-            "GPUs",
-            "Used",
-            "Guaranteed",
-            "Borrowed",
-            "Owed",
-            "Limit",
-            "Usage",
-            "Waiting",
-            "Next",
-        )
-        self._now.clear()
-        with self._now:
-            table(heads, [_row(status, scale, status.group.name in parents) for status in groups], numeric=range(2, 6))
+        groups = groups[:_SHOWN]
+        configured = [status.group for status in groups]
+        if configured != self._configured:
+            self._configured = configured
+            parents = {group.name.rpartition("/")[0] for group in configured}
+            self._rows = [GroupRow(group, group.name in parents) for group in configured]
+            self._now.clear()
+            with self._now:
+                table(HEADS, [row.cells for row in self._rows], numeric=NUMERIC)
+        scale = max(map(extent, groups), default=0.0) or 1.0
+        for row, status in zip(self._rows, groups, strict=True):
+            row.show(status, scale)
 
     # Over time
 
@@ -201,146 +195,6 @@ class GroupsPage:
             table(heads, [_preemption(one) for one in found], numeric=(3, 7))
 
 
-class Parts(Struct, frozen=True):
-    """Numbers of devices in the bar of a group.
-
-    Attributes:
-        within: held within the guarantee.
-        borrowed: held beyond it.
-        owed: guaranteed, asked for and waited for.
-        guaranteed: all that is guaranteed.
-        limit: what must not be exceeded; None for no limit on all devices together.
-    """
-
-    within: float
-    borrowed: float
-    owed: float
-    guaranteed: float
-    limit: float | None
-
-
-def parts(status: GroupStatus) -> Parts:
-    """Numbers of devices in the bar of a group."""
-    config = status.group
-    limits = [config.limit.gpus[_ANY]] if _ANY in config.limit.gpus else []
-    if _ANY in config.borrowing_limit.gpus:
-        limits.append(status.gpus_guaranteed + config.borrowing_limit.gpus[_ANY])
-    used = used_of(status)
-    return Parts(
-        within=max(0.0, used - status.gpus_borrowed),
-        borrowed=min(used, status.gpus_borrowed),
-        owed=status.gpus_owed,
-        guaranteed=status.gpus_guaranteed,
-        limit=min(limits, default=None),
-    )
-
-
-def used_of(status: GroupStatus) -> float:
-    """Devices that a group holds."""
-    return sum(status.gpus_used.values())
-
-
-def extent(status: GroupStatus) -> float:
-    """Devices that the bar of a group has to show. A limit far beyond them is no reason to make it shorter."""
-    one = parts(status)
-    most = max(one.within + one.borrowed + one.owed, one.guaranteed)
-    return max(most, one.limit) if one.limit is not None and one.limit <= 2 * most else most
-
-
-def _legend() -> None:
-    with tag("div", "bar note quota-keys"):
-        for kind, words in (
-            ("within", "used within the guarantee"), ("borrowed", "borrowed"), ("owed", "owed"),
-            ("idle", "guaranteed, not asked for"), ("limit", "limit"),
-        ):  # fmt: skip
-            with tag("span"):
-                tag("i", f"quota-{kind}")
-                tag("span", text=words)
-
-
-def _row(status: GroupStatus, scale: float, has_groups: bool) -> tuple[Any, ...]:
-    config, one = status.group, parts(status)
-    depth = config.name.count("/")
-
-    def name() -> None:
-        words = config.name.rpartition("/")[2]
-        members = f"{len(config.members)} member{'' if len(config.members) == 1 else 's'}, weight {config.weight:g}"
-        with tag("div", title=f"{config.name}: {members}").style(f"padding-left:{16 * depth}px"):
-            tag("a", "", words, href=url("/groups", group=config.name) if has_groups else None)
-
-    def waiting() -> None:
-        tag("span", text=f"{status.waiting_requests:,} for {_number(status.waiting_gpus)} GPUs"
-            if status.waiting_requests else "–")  # fmt: skip
-
-    return (
-        name,
-        lambda: _bar(config.name, one, scale),
-        _number(one.within + one.borrowed),
-        _number(one.guaranteed),
-        _number(one.borrowed),
-        _number(one.owed),
-        _limits(config) or "–",
-        lambda: _fairness(status),
-        waiting,
-        status.next_owner or "–",
-    )
-
-
-def _bar(name: str, one: Parts, scale: float) -> None:
-    limit = "no limit" if one.limit is None else f"limit {_number(one.limit)}"
-    words = (
-        f"{name}: {_number(one.within)} within its guarantee of {_number(one.guaranteed)}, "
-        f"{_number(one.borrowed)} borrowed, {_number(one.owed)} owed, {limit}"
-    )
-    with tag("div", "quota", role="img", aria_label=words, title=words):
-        at = 0.0
-        for kind, amount in (("within", one.within), ("borrowed", one.borrowed), ("owed", one.owed)):
-            _piece(f"quota-{kind}", at, amount, scale)
-            at += amount
-        _piece("quota-idle", at, one.guaranteed - at, scale)
-        _mark("quota-guarantee", one.guaranteed, scale)
-        if one.limit is not None and one.limit <= scale:
-            _mark("quota-limit", one.limit, scale)
-
-
-def _piece(classes: str, at: float, amount: float, scale: float) -> None:
-    if amount > 0:
-        tag("i", classes).style(f"left:{100 * at / scale:.2f}%;width:{100 * amount / scale:.2f}%")
-
-
-def _mark(classes: str, at: float, scale: float) -> None:
-    if at > 0:
-        tag("i", classes).style(f"left:calc({100 * at / scale:.2f}% - 1px)")
-
-
-def _fairness(status: GroupStatus) -> None:
-    words = f"{status.usage:.1%}, fair {status.fair_usage:.1%}"
-    with tag("div", "fairness", title="Its part of all recent use, and the part that its weight gives it"):
-        with tag("div", "quota slim", aria_hidden="true"):
-            _piece(
-                "quota-over" if status.usage > status.fair_usage else "quota-within", 0.0, min(1.0, status.usage), 1.0
-            )
-            _mark("quota-limit", min(1.0, status.fair_usage), 1.0)
-        tag("span", text=words)
-
-
-def _limits(config: Group) -> str:
-    found = [_amounts(config.limit)] if config.limit != Resources() else []
-    if config.borrowing_limit != Resources():
-        found.append(f"borrows {_amounts(config.borrowing_limit)}")
-    return ", ".join(found)
-
-
-def _amounts(amounts: Resources) -> str:
-    found = [_number(amount) if pattern == _ANY else f"{_number(amount)} × {pattern}"
-             for pattern, amount in amounts.gpus.items()]  # fmt: skip
-    if amounts.cpus is not None:
-        found.append(f"{_number(amounts.cpus)} cores")
-    if amounts.host_memory_bytes is not None:
-        found.append(format_bytes(amounts.host_memory_bytes))
-    return ", ".join(found)
-
-
 def _series(values: dict[str, list[float]]) -> list[dict[str, Any]]:
     return [{"name": name, "values": numbers} for name, numbers in values.items()]
 
@@ -352,7 +206,7 @@ def _preemption(one: dict[str, Any]) -> tuple[Any, ...]:
         datetime.fromtimestamp(one["at"], UTC).strftime("%d %b %H:%M:%S"),
         _person(one["owner"], one["group_name"]),
         one["name"] or one["lease_id"],
-        _number(one["gpus"]),
+        number(one["gpus"]),
         _person(one["claimant_owner"], one["claimant_group"]) if one["claimant_owner"] else "an operator",
         one["reason"] or "–",
         f"{one['outcome']}{after}",
@@ -362,10 +216,6 @@ def _preemption(one: dict[str, Any]) -> tuple[Any, ...]:
 
 def _person(owner: str, group: str | None) -> str:
     return f"{owner} ({group})" if group else owner
-
-
-def _number(amount: float) -> str:
-    return f"{round(amount, 2):,g}"
 
 
 def _length(seconds: int) -> str:
