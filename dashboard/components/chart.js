@@ -24,7 +24,7 @@ export default {
     },
     draw() {
       if (!this.data) return;
-      const { kind, labels, series, unit } = this.data;
+      const { kind, labels, series, unit, window } = this.data;
       const bars = kind === "bar";
       const stacked = kind === "stack";
       const text = css("--text"), muted = css("--muted"), line = css("--line");
@@ -37,7 +37,7 @@ export default {
       const narrow = this.$el.clientWidth < 560;
       const axis = bars
         ? { type: "category", data: labels, inverse: true, axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: text, fontSize: 12, width: narrow ? 110 : 220, overflow: "truncate" } }
-        : { type: "time", axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
+        : { type: "time", min: window?.[0], max: window?.[1], axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
       this.chart.setOption(
         {
           animation: false, useUTC: true, textStyle: { fontFamily: FONT }, color: SERIES[isDark() ? "dark" : "light"],

@@ -177,12 +177,13 @@ class GroupsPage:
 
     def _show_charts(self, found: Lending) -> None:
         times = [1000 * at for at in found.times]
+        start, end = (1000 * at for at in self.window.bounds)
         owed = any(any(values) for values in found.owed.values())
         self._owed_note.set_text("GPUs owed: guaranteed, asked for and not held" if owed else "No group was owed GPUs")
         self._owed.set_visibility(owed)
-        self._beyond.show("stack", times, _series(found.beyond), "")
+        self._beyond.show("stack", times, _series(found.beyond), "", (start, end))
         if owed:
-            self._owed.show("stack", times, _series(found.owed), "")
+            self._owed.show("stack", times, _series(found.owed), "", (start, end))
 
     def _show_preemptions(self, found: Sequence[dict[str, Any]]) -> None:
         more = f", the newest {group_history.PREEMPTIONS}" if len(found) == group_history.PREEMPTIONS else ""
