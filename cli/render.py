@@ -155,8 +155,10 @@ def _state(lease: requests.Lease) -> Text:
 
 
 def leases_table(leases: Iterable[requests.Lease]) -> Table:
-    """Table of leases, one per line."""
-    made = table("LEASE", "OWNER", "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
+    """Table of leases, one per line; with their groups, if there are any."""
+    leases = list(leases)
+    grouped = ["GROUP"] if any(lease.group for lease in leases) else []
+    made = table("LEASE", "OWNER", *grouped, "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
     for lease in leases:
         active = lease.state is requests.LeaseState.ACTIVE
         hosts: dict[str, list[str]] = {}
@@ -165,6 +167,7 @@ def leases_table(leases: Iterable[requests.Lease]) -> Table:
         made.add_row(
             escape(lease.lease_id),
             escape(lease.owner),
+            *([escape(lease.group)] if grouped else []),
             escape(lease.name),
             _state(lease),
             left(lease) if active else "",

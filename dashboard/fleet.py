@@ -19,6 +19,7 @@ from ..bus.health import HealthEndpoint
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state
 from ..schemas import operations, requests
+from ..schemas.groups import Groups
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessSample
@@ -35,7 +36,7 @@ class Problem(Struct, frozen=True, kw_only=True):
     """Reason why there is nothing to show, and what to do about it.
 
     Attributes:
-        kind: `bus`, `planner`, `history`, `devices`, `error` or `page`.
+        kind: `bus`, `planner`, `history`, `devices`, `groups`, `error` or `page`.
         title: the reason in a few words.
         detail: the reason in a sentence or two.
         commands: commands that would help.
@@ -66,6 +67,7 @@ class Fleet:
         self.states: list[DeviceState] = []
         self.shape = 0
         self._levels: dict[cells.Metric, bytes] = {}
+        self._groups: tuple[FleetSnapshot | None, Groups] | None = None
         self._problem: Problem | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
@@ -270,6 +272,18 @@ class Fleet:
             CorralError: the call failed.
         """
         return await question(self._client().speaking_for(person))
+
+    async def groups(self) -> Groups:
+        """Groups as of the last refresh; asked for once per refresh, and only if a page wants them.
+
+        Raises:
+            Unavailable: there is no connection to the bus yet.
+            CorralError: the call failed.
+        """
+        now = self._last
+        if self._groups is None or self._groups[0] is not now:
+            self._groups = (now, await self._client().groups())
+        return self._groups[1]
 
 
 def no_bus(url: str | None) -> Problem:

@@ -129,7 +129,7 @@ def table(
 
 def empty(problem: Problem, slim: bool = False) -> None:
     """Show a trouble as an empty state: the reason why there is nothing to show, and what to do."""
-    icons = {"bus": "cable", "planner": "hub", "history": "history", "devices": "memory"}
+    icons = {"bus": "cable", "planner": "hub", "history": "history", "devices": "memory", "groups": "groups"}
     with tag("div", "empty slim" if slim else "empty", role="status"):
         ui.icon(icons.get(problem.kind, "inbox"))
         tag("h2", text=problem.title)

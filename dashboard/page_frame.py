@@ -26,6 +26,7 @@ T = TypeVar("T")
 NAVIGATION: Final = (
     ("/", "Fleet", "grid_view"),
     ("/leases", "Leases", "view_timeline"),
+    ("/groups", "Groups", "groups"),
     ("/analytics", "Analytics", "query_stats"),
     ("/request", "Request", "add_circle_outline"),
 )

@@ -171,14 +171,14 @@ class Dashboard:
         )
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fleet, leases, not_found, request
+        from .pages import analytics, device, fleet, groups, leases, not_found, request
 
         def frame(request: Request, title: str) -> Frame:
             from .page_frame import Frame
 
             return Frame(self.fleet, self.sessions, request, title)
 
-        for page in (fleet, device, leases, request):
+        for page in (fleet, device, leases, groups, request):
             page.register(frame)
         analytics.register(frame, exports)
         not_found.register(frame)  # registered last, because it matches all other URLs

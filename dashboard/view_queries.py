@@ -55,6 +55,11 @@ KNOWN: Final[dict[str, Question]] = {
         ),
     ),
     "usage_by_owner": Question(order="gpu_hours DESC", drawing=_bars("owner", "gpu_hours", "idle_gpu_hours")),
+    "group_usage": Question(
+        order="hour DESC, gpu_seconds DESC",
+        drawing=_bars("hour group_name model", "gpu_seconds", "preemptible_gpu_seconds"),
+    ),
+    "preemptions": Question(order="notified_at DESC", drawing=_bars("owner name lease_id", "lost_gpu_seconds")),
     "idle_while_leased": Question(order="idle_gpu_hours DESC", drawing=_bars("owner name device", "idle_gpu_hours")),
     "lease_usage": Question(
         order="started DESC", drawing=_bars("owner name lease_id", "gpu_utilization_percent_mean", unit="percent")

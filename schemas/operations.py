@@ -333,6 +333,7 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
         priority: priority of the request.
         estimate: estimate of how long its work takes; null in answers of earlier versions.
         forecast: expected start; null until it is computed.
+        group: group of the owner; empty without groups.
     """
 
     request_id: str
@@ -348,6 +349,7 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
     priority: int = 0
     estimate: DurationEstimate | None = None
     forecast: Forecast | None = None
+    group: str = ""
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):

@@ -71,6 +71,7 @@ class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
         estimate: estimate of its duration when it was decided.
         forecast: forecast of its start that was made first.
         last_forecast: forecast of its start that was made last, where that is another.
+        group: group of the owner when it was answered; empty without groups.
     """
 
     uid: str
@@ -86,6 +87,7 @@ class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     estimate: DurationEstimate | None = None
     forecast: Forecast | None = None
     last_forecast: Forecast | None = None
+    group: str = ""
 
 
 def asked(request: WorkRequest) -> AskedRequest:

@@ -310,6 +310,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         saved_at: time at which its holder last said that its work is saved; null if it never did.
         preemption: notice that it will be preempted, or of the preemption that ended it; null without one.
         window: id of the booked window that it is in; empty for none.
+        group: group of the owner at the grant; empty without groups, and in leases of earlier versions.
     """
 
     lease_id: str
@@ -343,6 +344,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     saved_at: Time | None = None
     preemption: Preemption | None = None
     window: str = ""
+    group: str = ""
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):

@@ -36,6 +36,7 @@ class Column(Struct, frozen=True, kw_only=True):
         need: columns with the highest value are dropped first on a narrow screen.
         grows: share the remaining width.
         tail: show the end of a text that is too long, instead of its beginning.
+        optional: shown only if some row has a text in it.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Column(Struct, frozen=True, kw_only=True):
     need: int = 0
     grows: bool = False
     tail: bool = False
+    optional: bool = False
 
 
 class Rows(ScrollView, can_focus=True):
@@ -78,7 +80,8 @@ class Rows(ScrollView, can_focus=True):
 
     def __init__(self, columns: Sequence[Column], key: Callable[[Any], str], *, id: str) -> None:
         super().__init__(id=id)
-        self._columns = columns
+        self._all_columns = columns
+        self._columns = [column for column in columns if not column.optional]
         self._key = key
         self._rows: Sequence[Any] = ()
         self._at = 0
@@ -92,6 +95,9 @@ class Rows(ScrollView, can_focus=True):
         """Replace the rows; the cursor stays on its row, if that still exists."""
         key = self._key(self.current) if self._rows else None
         self._rows = rows
+        self._columns = [
+            column for column in self._all_columns if not column.optional or any(column.cell(row) for row in rows)
+        ]
         self._at = min(self._at, max(0, len(rows) - 1))
         if key is not None:
             self._at = next((at for at, row in enumerate(rows) if self._key(row) == key), self._at)
@@ -244,6 +250,7 @@ def lease_columns() -> list[Column]:
     return [
         Column(title="LEASE", width=16, cell=lambda one: one.lease_id, grows=True),
         Column(title="OWNER", width=10, cell=lambda one: one.owner, grows=True),
+        Column(title="GROUP", width=10, cell=lambda one: one.group, need=1, grows=True, optional=True),
         Column(title="NAME", width=12, cell=lambda one: one.name, grows=True),
         Column(title="GPUS", width=4, cell=gpus, right=True),
         Column(title="LEFT", width=6, cell=render.left, right=True),
@@ -277,6 +284,7 @@ def queue_columns() -> list[Column]:
     return [
         Column(title="#", width=3, cell=lambda e: str(e.position), right=True),
         Column(title="OWNER", width=10, cell=lambda e: e.owner),
+        Column(title="GROUP", width=10, cell=lambda e: e.group, need=2, optional=True),
         Column(title="NAME", width=12, cell=lambda e: e.name),
         Column(title="GPUS", width=4, cell=lambda e: str(e.gpus), right=True),
         Column(title="WAITS", width=6, cell=lambda e: render.duration(e.waiting_seconds), right=True),

@@ -309,13 +309,15 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
     if not entries:
         console().print("[dim]the queue is empty[/]")
         return
+    grouped = ["GROUP"] if any(entry.group for entry in entries) else []
     made = render.table(
-        *("#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "STARTS IN", "HEARD", "WHY"),
+        *("#", "REQUEST", "OWNER", *grouped, "NAME", "GPUS", "WAITS", "STARTS IN", "HEARD", "WHY"),
         right=("#", "GPUS", "WAITS", "HEARD"),
     )
     for entry in entries:
         made.add_row(
-            str(entry.position), escape(entry.request_id), escape(entry.owner), escape(entry.name), str(entry.gpus),
+            str(entry.position), escape(entry.request_id), escape(entry.owner),
+            *([escape(entry.group)] if grouped else []), escape(entry.name), str(entry.gpus),
             render.duration(entry.waiting_seconds), render.starts(entry), render.duration(entry.heard_seconds),
             escape(entry.message),
         )  # fmt: skip

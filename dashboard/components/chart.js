@@ -24,8 +24,9 @@ export default {
     },
     draw() {
       if (!this.data) return;
-      const { kind, labels, series, unit } = this.data;
+      const { kind, labels, series, unit, window } = this.data;
       const bars = kind === "bar";
+      const stacked = kind === "stack";
       const text = css("--text"), muted = css("--muted"), line = css("--line");
       this.$el.style.height = bars ? `${Math.max(160, labels.length * (series.length > 1 ? 34 : 26) + 64)}px` : "300px";
       this.chart.resize();
@@ -36,7 +37,7 @@ export default {
       const narrow = this.$el.clientWidth < 560;
       const axis = bars
         ? { type: "category", data: labels, inverse: true, axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: text, fontSize: 12, width: narrow ? 110 : 220, overflow: "truncate" } }
-        : { type: "time", axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
+        : { type: "time", min: window?.[0], max: window?.[1], axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
       this.chart.setOption(
         {
           animation: false, useUTC: true, textStyle: { fontFamily: FONT }, color: SERIES[isDark() ? "dark" : "light"],
@@ -48,7 +49,7 @@ export default {
             textStyle: { color: text, fontSize: 12 }, formatter: (found) => this.tell(found),
           },
           series: series.map((one) => ({
-            name: one.name, type: kind, animation: false, barMaxWidth: 16, barGap: "10%", showSymbol: labels.length < 40, symbolSize: 5,
+            name: one.name, type: stacked ? "bar" : kind, stack: stacked ? "all" : undefined, animation: false, barMaxWidth: 16, barGap: "10%", showSymbol: labels.length < 40, symbolSize: 5,
             itemStyle: bars ? { borderRadius: [0, 3, 3, 0] } : {}, lineStyle: { width: 1.8 },
             data: bars ? one.values : one.values.map((value, at) => [labels[at], value]),
           })),

@@ -89,8 +89,25 @@ class Grid(_Told, component="grid.js", esm=LIBRARY):
 
 
 class Chart(_Told, component="chart.js", esm=LIBRARY | ECHARTS):
-    """A bar or line chart."""
+    """A chart of bars, of lines, or of bars over time that are stacked."""
 
-    def show(self, kind: str, labels: Sequence[Any], series: Sequence[dict[str, Any]], unit: str) -> None:
-        """Draw the chart. Labels are texts for bars, epoch milliseconds for lines; series have `name` and `values`."""
-        self.tell("show", {"kind": kind, "labels": list(labels), "series": list(series), "unit": unit})
+    def show(
+        self,
+        kind: str,
+        labels: Sequence[Any],
+        series: Sequence[dict[str, Any]],
+        unit: str,
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        """Draw the chart.
+
+        Args:
+            kind: `bar`, `line` or `stack`.
+            labels: texts for bars, epoch milliseconds otherwise.
+            series: series, each with `name` and `values`.
+            unit: unit of the values.
+            window: start and end of the time axis, in epoch milliseconds; None for those of the labels.
+        """
+        self.tell(
+            "show", {"kind": kind, "labels": list(labels), "series": list(series), "unit": unit, "window": window}
+        )

@@ -273,7 +273,8 @@ class RequestBroker:
             return
         self._note_heard(entry)
         for other in before:
-            await other.answer(self.queue.entry_listing(entry, steady_time()))
+            group = self.group_accounts.group_of(entry.request.owner)
+            await other.answer(self.queue.entry_listing(entry, steady_time(), group))
 
     def _requeued_age(self, request: WorkRequest) -> float | None:
         """Time from which a request counts as waiting that goes on with a preempted lease; None for any other.
@@ -619,6 +620,7 @@ class RequestBroker:
             age_from=None if pending.age_from is None else time_of(pending.age_from),
             until=until,
             window=window,
+            group=self.group_accounts.group_of(pending.request.owner),
         )
 
     def _charge(self, reservation: GrantReservation, lease: Lease) -> None:
@@ -660,7 +662,7 @@ class RequestBroker:
 
     def _log_outcome(self, pending: PendingRequest, reply: Struct) -> None:
         """Publish what became of a request; its entry in the bucket is deleted once that is stored."""
-        event = outcome_of(pending, reply, time.time())
+        event = outcome_of(pending, reply, time.time(), self.group_accounts.group_of(pending.request.owner))
         if pending.is_stored:
             self.requests.add(event, lambda: self._stored.delete(pending.uid))
         else:
@@ -826,7 +828,7 @@ class RequestBroker:
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
         self._explain_waiting(only)
-        return self.queue.listing(steady_time(), only, self.presence.silence, max_bytes)
+        return self.queue.listing(steady_time(), only, self.presence.silence, max_bytes, self.group_accounts.group_of)
 
     def _explain_waiting(self, only: QueueFilter) -> None:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""

@@ -54,6 +54,10 @@ class GroupAccounts:
         """True if there are groups."""
         return self.state.active
 
+    def group_of(self, owner: str) -> str:
+        """Name of an owner's group; empty without groups."""
+        return self.state.node_of(owner).name if self.active else ""
+
     def change(self, tree: Tree, revision: int, records: Iterable[LeaseRecord]) -> None:
         """Take other groups.
 

@@ -21,13 +21,14 @@ SILENT: Final = "silent"
 _MAX_MESSAGE: Final = 1000
 
 
-def outcome_of(pending: PendingRequest, reply: Struct, now: float) -> RequestEvent:
+def outcome_of(pending: PendingRequest, reply: Struct, now: float, group: str) -> RequestEvent:
     """Event of a request that was answered finally.
 
     Args:
         pending: the request.
         reply: its answer.
         now: seconds since the epoch.
+        group: name of the owner's group; empty without groups.
     """
     outcome, code, message, lease_id = RequestOutcome.REFUSED, "", "", ""
     if isinstance(reply, Assignment):
@@ -55,4 +56,5 @@ def outcome_of(pending: PendingRequest, reply: Struct, now: float) -> RequestEve
         estimate=None if pending.estimate is None else described(pending.estimate),
         forecast=None if queued is None else queued.forecast,
         last_forecast=None if queued is None or queued.last_forecast is queued.forecast else queued.last_forecast,
+        group=group,
     )

@@ -276,10 +276,10 @@ class WaitingQueue:
         """Position of an entry in the queue, from 1."""
         return self.line.position(queued.entry)
 
-    def entry_listing(self, queued: QueuedRequest, now: float) -> Queue:
-        """Listing of one entry alone, with its position."""
+    def entry_listing(self, queued: QueuedRequest, now: float, group: str) -> Queue:
+        """Listing of one entry alone, with its position and the name of its owner's group."""
         held = next((held for held in self.line.held if held.entry is queued.entry), None)
-        return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held)], total=1)
+        return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held, group)], total=1)
 
     def remove_silent(self, queued: QueuedRequest, now: float, digest: str) -> None:
         """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
@@ -302,6 +302,7 @@ class WaitingQueue:
         only: QueueFilter = EVERYBODY,
         silence: Callable[[QueuedRequest], float] | None = None,
         max_bytes: int = 0,
+        group_of: Callable[[str], str] = lambda _: "",
     ) -> Queue:
         """List entries with position, time in the queue, and the reason why they wait.
 
@@ -310,6 +311,7 @@ class WaitingQueue:
             only: filter and page.
             silence: returns the seconds since an entry's client was heard.
             max_bytes: size of all entries as JSON, at which the list is cut; at least one is listed. 0 for no limit.
+            group_of: returns the name of an owner's group; empty without groups.
         """
         reserved = {held.entry: held for held in self.line.held}
         listed: list[QueueEntry] = []
@@ -326,7 +328,7 @@ class WaitingQueue:
             if full or found <= only.offset or (only.limit is not None and len(listed) >= only.limit):
                 continue
             silent = 0.0 if silence is None else silence(queued)
-            one = _listed(queued, position, now, silent, reserved.get(queued.entry))
+            one = _listed(queued, position, now, silent, reserved.get(queued.entry), group_of(queued.request.owner))
             size += len(json.encode(one)) + 1 if max_bytes else 0
             full = size > max_bytes > 0 and bool(listed)
             if not full:
@@ -334,7 +336,9 @@ class WaitingQueue:
         return Queue(entries=listed, total=found)
 
 
-def _listed(queued: QueuedRequest, position: int, now: float, silence: float, held: Held | None) -> QueueEntry:
+def _listed(
+    queued: QueuedRequest, position: int, now: float, silence: float, held: Held | None, group: str
+) -> QueueEntry:
     request = queued.request
     return QueueEntry(
         request_id=request.request_id or "",
@@ -350,6 +354,7 @@ def _listed(queued: QueuedRequest, position: int, now: float, silence: float, he
         priority=request.priority,
         estimate=described(queued.entry.estimate),
         forecast=queued.last_forecast,
+        group=group,
     )
 
 

@@ -200,11 +200,12 @@ def grant(
     age_from: datetime | None = None,
     until: datetime | None = None,
     window: str = "",
+    group: str = "",
 ) -> LeaseRecord:
     """Record of a new lease for a request that was decided.
 
     `service_seconds` is `now` in service time. The lease ends `until` then at the latest; `window` is the id of the
-    booked window that it is in.
+    booked window that it is in, `group` the name of its owner's group.
     """
     ends_at = None if request.max_seconds is None else now + timedelta(seconds=request.max_seconds)
     if until is not None:
@@ -236,6 +237,7 @@ def grant(
         priority=request.priority,
         requeued=request.requeue_of is not None,
         window=window,
+        group=group,
     )
     return LeaseRecord(
         lease=lease,

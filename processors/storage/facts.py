@@ -42,7 +42,7 @@ _LEASES: Final = Columns(
     Lease,
     (
         *("state", "labels", "ttl_seconds", "expires_at", "ended_at", "reason", "devices", "changed"),
-        *("saved_at", "preemption_notified_at"),
+        *("saved_at", "preemption_notified_at", "group_name"),
     ),
 )
 _LEASE_DEVICES: Final = Columns(arrow_schema("lease_devices"), Grant, ("lease_id", "device"))
@@ -309,6 +309,7 @@ def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
                 changed=last.time,
                 saved_at=last.lease.saved_at,
                 preemption_notified_at=None if last.lease.preemption is None else last.lease.preemption.notified_at,
+                group_name=first.lease.group or None,
             )
             for first, last in folded
         ]

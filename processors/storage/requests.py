@@ -88,6 +88,7 @@ def _row(event: RequestEvent, planner: str) -> dict[str, Any]:
         "checkpoint": request.checkpoint,
         "min_run_seconds": request.min_run_seconds,
         "requeue_of": request.requeue_of,
+        "group_name": event.group or None,
     }
 
 

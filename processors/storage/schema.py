@@ -89,7 +89,7 @@ TABLES: Final[dict[str, str]] = {
         "policy VARCHAR, labels MAP(VARCHAR, VARCHAR), ttl_seconds DOUBLE, granted_at TIMESTAMPTZ, "
         "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ, "
         "preemptible BOOLEAN, grace_seconds DOUBLE, checkpoint BOOLEAN, min_run_seconds DOUBLE, priority INTEGER, "
-        "requeued BOOLEAN, saved_at TIMESTAMPTZ, preemption_notified_at TIMESTAMPTZ"
+        "requeued BOOLEAN, saved_at TIMESTAMPTZ, preemption_notified_at TIMESTAMPTZ, group_name VARCHAR"
     ),
     "lease_devices": (
         "lease_id VARCHAR, host VARCHAR, device VARCHAR, index INTEGER, model VARCHAR, memory_bytes BIGINT, "
@@ -107,7 +107,7 @@ TABLES: Final[dict[str, str]] = {
         "forecast_start TIMESTAMPTZ, forecast_earliest TIMESTAMPTZ, forecast_latest TIMESTAMPTZ, "
         "last_forecast_at TIMESTAMPTZ, last_forecast_start TIMESTAMPTZ, last_forecast_earliest TIMESTAMPTZ, "
         "last_forecast_latest TIMESTAMPTZ, planner VARCHAR, preemptible BOOLEAN, grace_seconds DOUBLE, "
-        "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR"
+        "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR"
     ),
 }
 

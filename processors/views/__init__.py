@@ -22,6 +22,7 @@ NAMES: Final = (
     "lease_usage",
     "idle_while_leased",
     "usage_by_owner",
+    "group_usage",
     "fleet_by_hour",
     "throttling",
     "device_health",

@@ -2,6 +2,7 @@
 -- detail: One row for each notice. What was done since the holder last said that its work is saved counts as lost.
 -- lease_id: id of the lease.
 -- owner: who held it.
+-- group_name: group of its owner at the grant; null without groups.
 -- name: of the workload.
 -- gpus: devices of the lease, in whole boards; see `lease_spans`.
 -- notified_at: when its holder got the notice.
@@ -31,7 +32,7 @@ WITH notices AS (
     SELECT lease_id, max(time) AS without_at FROM lease_events
     WHERE preemption_notified_at IS NULL AND lease_id IN (SELECT lease_id FROM notices) GROUP BY lease_id
 )
-SELECT n.lease_id, n.owner, n.name, coalesce(h.gpus, 0) AS gpus, n.notified_at, n.ends_by,
+SELECT n.lease_id, n.owner, l.group_name, n.name, coalesce(h.gpus, 0) AS gpus, n.notified_at, n.ends_by,
     CASE WHEN n.over THEN l.ended_at END AS ended_at,
     CASE WHEN NOT n.over THEN CASE WHEN w.without_at > n.last_at OR l.preemption_notified_at <> n.notified_at
             THEN 'withdrawn' ELSE 'pending' END

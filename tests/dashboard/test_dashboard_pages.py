@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
+from corral.schemas.groups import Group, GroupTree, Resources
 from corral.schemas.requests import LeaseState
 from support.browser import DashboardProcess, Tab, open_tab, settled
 from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
@@ -76,7 +77,7 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
         tab = open_tab(browser, dashboard, client, 390, 844)
         device = client.get("/").text  # the layout is the same for any device
         assert device
-        for path in ("/", "/leases", "/analytics", "/analytics?view=console", "/request", "/login"):
+        for path in ("/", "/leases", "/analytics", "/groups", "/analytics?view=console", "/request", "/login"):
             page = tab.go(path)
             page.wait_for_selector("main")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
@@ -199,6 +200,50 @@ def test_questions_are_answered_drawn_and_taken_away(dashboard: DashboardProcess
             ticket = download.value.url.split("/export/")[1]
             assert client.get(f"/export/{ticket}").status_code == 200
             assert other.get(f"/export/{ticket}").status_code == 404
+        page.context.close()
+
+
+def test_groups_are_seen_with_what_they_lend_and_owe(
+    client: SyncClient, dashboard: DashboardProcess, browser: Any
+) -> None:
+    with dashboard.logged_in("vera") as vera:
+        tab = open_tab(browser, dashboard, vera)
+        page = tab.go("/groups")
+        page.wait_for_selector("h2:has-text('No groups')")
+        assert page.locator("table").count() == 0
+        try:
+            client.set_groups(
+                Group(name="lab", limit=Resources(gpus={"*": 8})),
+                Group(name="lab/vision", guarantee=Resources(gpus={"*": 4}), members=["ann"]),
+                Group(name="lab/nlp", guarantee=Resources(gpus={"*": 3}), members=["bob"]),
+            )
+            client.request(gpus=1, owner="zoe", ttl="10m")
+            for _ in range(4):
+                lease = client.request(owner="bob", name="sweep", ttl="10m", preemptible=True, grace="1s").lease
+                assert lease.group == "lab/nlp"
+            page.wait_for_selector(
+                ".quota[aria-label='lab/nlp: 3 within its guarantee of 3, 1 borrowed, 0 owed, no limit']"
+            )
+            for _ in range(4):  # for the last of them one of bob's ends
+                client.request(owner="ann", ttl="10m", wait="60s")
+            page.wait_for_selector(".quota[aria-label='lab: 7 within its guarantee of 7, 0 borrowed, 0 owed, limit 8']")
+            settled(lambda: client.query("SELECT count(*) FROM preemptions WHERE outcome = 'evicted'").rows[0][0] == 1)
+            page = tab.go("/groups?group=lab&range=1h")
+            page.wait_for_selector("td:has-text('bob (lab/nlp)')")
+            page.wait_for_selector("td:has-text('ann (lab/vision)')")
+            tab.until("Number(document.querySelector('.chart')?.dataset.points) >= 1")
+            assert tab.painted(".chart canvas") > 3
+            page.set_viewport_size({"width": 390, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            page.set_viewport_size({"width": 1280, "height": 900})
+            used = "SELECT sum(leases), sum(gpu_seconds) > 0 FROM group_usage WHERE group_name = 'lab/vision'"
+            assert list(client.query(used).rows[0]) == [4, True]
+        finally:
+            for lease in client.leases():
+                client.release(lease.lease_id, owner=lease.owner)
+            client.set_groups(replace=GroupTree())
+        page.wait_for_selector("h2:has-text('No groups')")
+        check(tab)
         page.context.close()
 
 

@@ -56,6 +56,9 @@ async def test_borrowers_give_back_and_nobody_else(nc: Client, planner: PlannerP
     for lease in victims:
         notice = lease["preemption"]
         assert (notice["claimant"], notice["claimant_owner"], notice["claimant_group"]) == ("two", "ann", "vision")
+        assert lease["group"] == "nlp"
+    (waiting,) = (await ask(nc, "queue"))["entries"]
+    assert waiting["group"] == "vision"
     # The claim outlives the planner: no third lease gets a notice, and the same two keep theirs.
     planner.kill()
     planner.start()

@@ -17,13 +17,13 @@ START = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
 COLUMNS = {
     "leases": (
         *("preemptible", "grace_seconds", "checkpoint", "min_run_seconds", "priority", "requeued", "saved_at"),
-        "preemption_notified_at",
+        *("preemption_notified_at", "group_name"),
     ),
     "lease_events": (
         *("saved_at", "preemption_notified_at", "preemption_ends_at", "preemption_reason", "preemption_claimant"),
         *("preemption_claimant_owner", "preemption_claimant_group", "preemption_extended"),
     ),
-    "requests": ("preemptible", "grace_seconds", "checkpoint", "min_run_seconds", "requeue_of"),
+    "requests": ("preemptible", "grace_seconds", "checkpoint", "min_run_seconds", "requeue_of", "group_name"),
 }
 
 
@@ -50,6 +50,7 @@ class Story:
             grants=[Grant(host="h1", device=f"GPU-{lease_id}-{number}") for number in range(2)],
             preemptible=True,
             grace_seconds=60.0,
+            group="lab/nlp",
         )
         self.events = [LeaseEvent(kind=LeaseEventKind.GRANTED, time=START, lease=self.lease)]
 
@@ -96,6 +97,7 @@ async def test_each_notice_is_a_row_with_what_came_of_it(processor: Asking, nc: 
     assert await processor.rows("SELECT DISTINCT preemptible, grace_seconds, requeued FROM leases") == [
         [True, 60, False]
     ]
+    assert await processor.rows("SELECT DISTINCT group_name FROM preemptions") == [["lab/nlp"]]
 
 
 def test_a_history_from_before_preemption_gets_the_columns(tmp_path: Path) -> None:
