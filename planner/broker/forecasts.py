@@ -22,6 +22,9 @@ from .queue import Kind, QueuedRequest, WaitingQueue, time_of
 EVERY_SECONDS: Final = 2.0
 _ESTIMATES: Final = 64
 """Estimates of durations between two pauses."""
+_SHORT_SECONDS: Final = 0.05
+_PAUSE: Final = 4.0
+"""Pause after each part of a round that is not short, in units of the time that it took."""
 MAX_LOAD: Final = 0.1
 """Part of a core that forecasts may take: a long queue is forecast less often."""
 
@@ -59,8 +62,10 @@ class Forecaster:
                 found: dict[int, core.Forecast] = done.value
                 break
             finally:
-                busy += time.thread_time() - began
-            await asyncio.sleep(0)
+                slice_seconds = time.thread_time() - began
+                busy += slice_seconds
+            # A long round leaves most of the time to requests.
+            await asyncio.sleep(slice_seconds * _PAUSE if busy > _SHORT_SECONDS else 0)
         for queued in list(self._queue):
             forecast = found.get(queued.entry.number)
             if forecast is not None:
