@@ -27,6 +27,7 @@ PUBLIC = {
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),
         *("Group", "GroupTree", "Resources", "Groups", "GroupStatus"),
+        *("Window", "WindowStatus", "Repeat"),
         *("DeviceSample", "SampleBatch", "ProcessBatch", "ProcessSample", "DeviceEvent", "AttributionKind"),
         *("codec", "columns", "subjects"),
     },
