@@ -48,6 +48,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "dashboard": Entry("services.dashboard:dashboard", _LOOK, "Serve the dashboard: heat map, timelines, leases, SQL."),
     "devices": Entry("operate.fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
     "ps": Entry("operate.ps:ps", _LOOK, "List the processes on GPUs and their leases."),
+    "idle": Entry("operate.idle:idle", _LOOK, "List leases on idle GPUs; predict what a rule for them would do."),
     "fleet": Entry("operate.fleet:fleet", _LOOK, "Show totals of the fleet."),
     "query": Entry("operate.query:query", _LOOK, "Query the history in SQL."),
     "watch": Entry("operate.fleet:watch", _LOOK, "Stream samples as JSON lines."),

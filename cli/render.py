@@ -144,14 +144,28 @@ def items_text(items: Sequence[str | int], most: int = 4) -> str:
 
 
 def _state(lease: requests.Lease) -> Text:
-    """State of a lease: with the reason of its end, or the notice of its preemption."""
+    """State of a lease: with the reason of its end, or the notice of its preemption or that it is idle."""
     if lease.state is not requests.LeaseState.ACTIVE:
         return Text(f"{lease.state.value}: {lease.reason}".rstrip(": "), style="dim")
     if lease.preemption is None:
-        return Text(lease.state.value, style="green")
+        if lease.idle is None:
+            return Text(lease.state.value, style="green")
+        return Text(
+            f"idle for {duration((datetime.now(UTC) - lease.idle.since).total_seconds())}{idle_outcome(lease.idle)}",
+            style="yellow",
+        )
     seconds = (lease.preemption.ends_at - datetime.now(UTC)).total_seconds()
     who = f" for {lease.preemption.claimant_owner}" if lease.preemption.claimant_owner else ""
     return Text(f"preempted in {duration(seconds)}{who}: {lease.preemption.reason}", style="yellow")
+
+
+def idle_outcome(notice: requests.IdleNotice) -> str:
+    """What the rule for idle devices does with a lease, after a comma; empty if it only warns."""
+    if notice.acted_at is not None:
+        return ", preemptible by the rule"
+    if notice.acts_at is None:
+        return ""
+    return f", the rule acts in {duration((notice.acts_at - datetime.now(UTC)).total_seconds())}"
 
 
 def leases_table(leases: Iterable[requests.Lease]) -> Table:

@@ -134,6 +134,11 @@ class HeldLease:
         return self.lease.preemption
 
     @property
+    def idle(self) -> requests.IdleNotice | None:
+        """Warning that all devices are idle, as of the last renewal; None while there is none."""
+        return self.lease.idle
+
+    @property
     def preempted_in_seconds(self) -> float | None:
         """Seconds until the lease ends by preemption, as of the last renewal; None while no notice is out.
 
@@ -327,14 +332,15 @@ class HeldLease:
                         await self._end_reported.wait()
 
     async def _listen(self) -> None:
-        """Listen for events that report the end of the lease, or a preemption, before the next renewal would.
+        """Listen for events that report the end of the lease, a preemption or a warning, before the next renewal would.
 
         An event is only a hint, since any user who may read stored events can have one delivered to this subject. So
         the planner is asked before the lease is treated as ended.
         """
         with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
-                if event.kind in _CHECKED:
+                # A warning about idle devices, or its withdrawal, comes as a renewal.
+                if event.kind in _CHECKED or event.lease.idle != self.lease.idle:
                     self._end_reported.set()
 
 

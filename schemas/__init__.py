@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import codec, columns, subjects
     from .groups import Group, Groups, GroupStatus, GroupTree, Resources
+    from .idle import IdleAction, IdleRule
     from .metrics import DeviceSample
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
     from .query import ProcessorStatus, ResultFormat
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         Assignment,
         Distribution,
         Grant,
+        IdleNotice,
         Lease,
         LeaseEvent,
         LeaseEventKind,
@@ -53,6 +55,9 @@ __all__ = [
     "GroupStatus",
     "GroupTree",
     "Groups",
+    "IdleAction",
+    "IdleNotice",
+    "IdleRule",
     "Lease",
     "LeaseEvent",
     "LeaseEventKind",

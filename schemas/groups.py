@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from .idle import IdleRule
 from .requests import Bytes, Count, OwnerName, ShortText
 
 DEFAULT_GROUP: Final = "default"
@@ -59,6 +60,8 @@ class Group(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
         borrowing_limit: what the group may use beyond its guarantee, with the groups within. A device counts for each
             pattern that matches.
         members: owners.
+        idle: what happens to leases of members whose devices are idle. Null takes the rule of the group around it, if
+            any.
     """
 
     name: GroupName
@@ -67,6 +70,7 @@ class Group(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     limit: Resources = Resources()
     borrowing_limit: Resources = Resources()
     members: Annotated[list[OwnerName], Meta(max_length=100_000)] = []
+    idle: IdleRule | None = None
 
 
 class GroupTree(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

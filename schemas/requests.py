@@ -248,7 +248,8 @@ class LeaseState(StrEnum):
     LOST = "lost"
     """Its host has vanished."""
     EVICTED = "evicted"
-    """An operator took it back, or it was preempted: then its `preemption` is set."""
+    """An operator took it back, it was preempted (then its `preemption` is set), or it ended by the rule for idle
+    devices (then its `idle` is set, with no `acted_at`)."""
 
 
 class Preemption(Struct, frozen=True, kw_only=True):
@@ -271,6 +272,31 @@ class Preemption(Struct, frozen=True, kw_only=True):
     claimant_owner: str = ""
     claimant_group: str = ""
     extended: bool = False
+
+
+class IdleNotice(Struct, frozen=True, kw_only=True):
+    """Warning that all devices of a lease are idle, by a rule of its owner's group. Activity withdraws it.
+
+    Attributes:
+        group: group whose rule applies.
+        rule: the rule as text: `below 5% for 30m: end after 10m`.
+        since: time from which on the devices were idle.
+        noticed_at: time of the warning.
+        acts_at: time of the rule's action, if the devices stay idle; later if that is unknown meanwhile. Null if the
+            rule only warns.
+        acted_at: time at which the lease became preemptible by the rule; null before. The notice then stays.
+        mean_percent: mean GPU utilization of the devices since then, up to the warning or the action; null if unknown.
+        peak_percent: maximum of the samples since then, likewise.
+    """
+
+    group: str
+    rule: str
+    since: Time
+    noticed_at: Time
+    acts_at: Time | None = None
+    acted_at: Time | None = None
+    mean_percent: float | None = None
+    peak_percent: float | None = None
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
@@ -311,6 +337,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         preemption: notice that it will be preempted, or of the preemption that ended it; null without one.
         window: id of the booked window that it is in; empty for none.
         group: group of the owner at the grant; empty without groups, and in leases of earlier versions.
+        idle: warning that its devices are idle; null without one.
     """
 
     lease_id: str
@@ -345,6 +372,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     preemption: Preemption | None = None
     window: str = ""
     group: str = ""
+    idle: IdleNotice | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):

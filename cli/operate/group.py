@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ...client import Client, Conflict
 from ...schemas.groups import Group, Groups, GroupStatus, GroupTree, Resources
+from ...schemas.idle import IdleRule, format_rule, parse_rule
 from ...schemas.units import exact_seconds, format_bytes
 from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
@@ -42,7 +43,7 @@ Amounts = Annotated[
 
 @group.callback()
 def groups() -> None:
-    """Manage the groups that share the fleet: guarantees, limits, weights and members.
+    """Manage the groups that share the fleet: guarantees, limits, weights, members, rules for idle GPUs.
 
     Everybody sees the groups; operators change them (docs/groups.md).
 
@@ -133,6 +134,7 @@ def _details(status: GroupStatus) -> Table:
         "limit": format_amounts(config.limit) or "–",
         "borrowing limit": format_amounts(config.borrowing_limit) or "–",
         "members": ", ".join(config.members) or "–",
+        "idle GPUs": "–" if config.idle is None else format_rule(config.idle),
         "uses": f"{used or 'no GPUs'}, {status.cpus_used:g} cores, {format_bytes(status.host_memory_used_bytes)} RAM",
         "GPUs": f"{_devices(status.gpus_guaranteed)} guaranteed, {_devices(status.gpus_borrowed)} borrowed, "
         f"{_devices(status.gpus_owed)} owed, {_devices(status.preemptible_gpus)} preemptible",
@@ -173,6 +175,15 @@ def set_group(
     remove_member: Annotated[
         list[str] | None, typer.Option("--remove-member", metavar="OWNER", help="Remove a member. Repeatable.")
     ] = None,
+    idle: Annotated[
+        str | None,
+        typer.Option(
+            "--idle",
+            metavar="RULE",
+            help="What happens to leases on idle GPUs: 'below 5% for 30m: end after 10m', 'no activity for 1h: warn', "
+            "'no process for 2h: preemptible'; 'off' exempts from the rule of a group around it; '' for no rule.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     json: AsJson = False,
     nats: NatsUrl = None,
@@ -184,12 +195,14 @@ def set_group(
       corral group set lab/vision --guarantee 'H100=16,*=8' --limit 'H100=32' --members ann,ben
       corral group set lab/vision --weight 2 --add-member cat --remove-member ben
       corral group set lab --guarantee 'H100=32,cpus=512,host_memory=4TiB'
+      corral group set lab --idle 'below 5% for 30m: end after 10m'
     """
     amounts = {
         field: _amounts(text, f"--{field.replace('_', '-')}")
         for field, text in (("guarantee", guarantee), ("limit", limit), ("borrowing_limit", borrowing_limit))
         if text is not None
     }
+    rule = _rule(idle)
 
     def edited(before: Group) -> Group:
         owners = before.members if members is None else [part.strip() for part in members.split(",") if part.strip()]
@@ -198,7 +211,13 @@ def set_group(
                 raise CommandError(f"{owner} is no member of {name}", NOT_YOURS)
         kept = [owner for owner in owners if owner not in (remove_member or [])]
         kept += [owner for owner in add_member or [] if owner not in kept]
-        return replace(before, **amounts, weight=before.weight if weight is None else weight, members=kept)
+        return replace(
+            before,
+            **amounts,
+            weight=before.weight if weight is None else weight,
+            members=kept,
+            idle=before.idle if idle is None else rule,
+        )
 
     async def work() -> tuple[GroupTree, Groups]:
         async with connected(nats, timeout=timeout) as client:
@@ -276,6 +295,7 @@ def apply_file(
     limit = { H100 = 32 }          # also borrowing_limit
     weight = 2
     members = ["ann", "ben"]
+    idle = { below = 5, after = "30m", action = "end", warn = "10m" }
 
     Examples:
       corral group apply groups.toml --dry-run
@@ -333,6 +353,13 @@ def _amounts(text: str, option: str) -> Resources:
         return parse_amounts(text)
     except GroupTextError as error:
         raise CommandError(f"{option}: {error}", USAGE) from None
+
+
+def _rule(text: str | None) -> IdleRule | None:
+    try:
+        return parse_rule(text) if text else None
+    except ValueError as error:
+        raise CommandError(f"--idle: {error}", USAGE) from None
 
 
 def _read(file: Path) -> GroupTree:

@@ -8,6 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from ...schemas.groups import Group, GroupTree
+from ...schemas.idle import format_rule
 from ...schemas.units import exact_seconds
 from .group_file import format_amounts
 
@@ -63,15 +64,21 @@ def _lines(before: Group | None, after: Group | None) -> Iterator[str]:
         yield f"{'members':<16} {' '.join(signed)}"
 
 
-_LABELS: Final = ("weight", "guarantee", "limit", "borrowing_limit")
+_LABELS: Final = ("weight", "guarantee", "limit", "borrowing_limit", "idle")
 
 
-def _values(group: Group | None) -> tuple[str, str, str, str]:
+def _values(group: Group | None) -> tuple[str, ...]:
     if group is None:
-        return ("", "", "", "")
+        return ("",) * len(_LABELS)
     amounts = (format_amounts(part) for part in (group.guarantee, group.limit, group.borrowing_limit))
     guarantee, limit, borrowing_limit = amounts
-    return (f"{group.weight:g}", guarantee, limit, borrowing_limit)
+    return (
+        f"{group.weight:g}",
+        guarantee,
+        limit,
+        borrowing_limit,
+        "" if group.idle is None else format_rule(group.idle),
+    )
 
 
 def _listed(owners: Sequence[str], sign: str) -> list[str]:

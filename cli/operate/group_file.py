@@ -10,6 +10,7 @@
     limit = { H100 = 32 }
     weight = 2
     members = ["ann", "ben"]
+    idle = { below = 5, after = "30m", action = "end", warn = "10m" }
 
 In amounts, `cpus` and `host_memory` are cores and RAM; every other key is a model pattern.
 """
@@ -23,6 +24,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from ...schemas.groups import DEFAULT_GROUP, Group, Groups, GroupTree, Resources
+from ...schemas.idle import IdleAction, IdleRule
 from ...schemas.misspelt import meant
 from ...schemas.units import exact_bytes, exact_seconds, parse_bytes, parse_seconds
 
@@ -31,7 +33,8 @@ T = TypeVar("T", int, float)
 CPUS: Final = "cpus"
 MEMORY: Final = "host_memory"
 _QUOTAS: Final = ("guarantee", "limit", "borrowing_limit")
-_GROUP_KEYS: Final = (*_QUOTAS, "weight", "members")
+_GROUP_KEYS: Final = (*_QUOTAS, "weight", "members", "idle")
+_IDLE_KEYS: Final = ("below", "no_process", "after", "action", "warn")
 _FILE_KEYS: Final = ("half_life", "prices", "groups")
 
 
@@ -160,7 +163,32 @@ def _group(name: str, value: object) -> Group:
         if quota in table
     }
     plain = {key: table[key] for key in ("weight", "members") if key in table}
-    return msgspec.structs.replace(_converted({"name": name, **plain}, Group, where), **quotas)
+    idle = _idle(_table(table["idle"], f"idle of {where}"), f"idle of {where}") if "idle" in table else None
+    return msgspec.structs.replace(_converted({"name": name, **plain}, Group, where), **quotas, idle=idle)
+
+
+def _idle(table: dict[str, Any], where: str) -> IdleRule:
+    _refuse_unknown(table, _IDLE_KEYS, where)
+    found: dict[str, Any] = {}
+    for key, field in (("below", "below_percent"), ("no_process", "no_process"), ("action", "action")):
+        if key in table:
+            found[field] = table[key]
+    for key, field in (("after", "after_seconds"), ("warn", "warn_seconds")):
+        if key in table:
+            try:
+                found[field] = parse_seconds(_text_or(table[key], float))
+            except ValueError as error:
+                raise GroupTextError(f"{where}: {key}: {error}") from None
+    return _converted(found, IdleRule, where)
+
+
+def _idle_table(rule: IdleRule) -> dict[str, Any]:
+    """A rule as `_idle` reads it."""
+    if rule.action is IdleAction.OFF:
+        return {"action": rule.action.value}
+    condition = {"no_process": True} if rule.no_process else {"below": _short(rule.below_percent)}
+    after, warn = exact_seconds(rule.after_seconds), exact_seconds(rule.warn_seconds)
+    return {**condition, "after": after, "action": rule.action.value, "warn": warn}
 
 
 def _table(value: object, where: str) -> dict[str, Any]:
@@ -197,6 +225,9 @@ def format_file(tree: GroupTree) -> str:
             table["weight"] = _short(group.weight)
         if group.members:
             table["members"] = group.members
+        if group.idle is not None:
+            idle = table["idle"] = tomlkit.inline_table()
+            idle.update(_idle_table(group.idle))
     if tree.groups:
         document["groups"] = groups
     return tomlkit.dumps(document)

@@ -1,4 +1,4 @@
-"""Starts a command only while its lease is certainly active, and reports outages to the user."""
+"""Starts a command only while its lease is certainly active, and reports outages and idle devices to the user."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Final
 
 from ...client.lease import HeldLease
+from ...schemas.requests import IdleNotice
 from ..exits import FAILED
 from ..options import say
+from ..render import idle_outcome
 from .children import NotStarted, TooLate
 
 _TRIES: Final = 10
@@ -40,13 +42,17 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
 
 
 @contextlib.contextmanager
-def reporting_outages(held: HeldLease, quiet: bool) -> Generator[None]:
-    """For the length of a block, print a message when the lease isn't renewed in time, and when it is renewed again."""
-    reporting = asyncio.ensure_future(_report_outages(held, quiet))
+def reporting_troubles(held: HeldLease, quiet: bool) -> Generator[None]:
+    """For the length of a block, print a message when the lease isn't renewed in time, and when its devices are idle.
+
+    Another is printed when that is over.
+    """
+    reporting = [asyncio.ensure_future(report(held, quiet)) for report in (_report_outages, _report_idleness)]
     try:
         yield
     finally:
-        reporting.cancel()
+        for task in reporting:
+            task.cancel()
 
 
 async def _report_outages(held: HeldLease, quiet: bool) -> None:
@@ -63,3 +69,16 @@ async def _report_outages(held: HeldLease, quiet: bool) -> None:
             reported = False
             if not quiet:
                 say("corral: the lease is renewed again")
+
+
+async def _report_idleness(held: HeldLease, quiet: bool) -> None:
+    reported: IdleNotice | None = None
+    while held.lost is None:
+        await asyncio.sleep(_POLL_SECONDS)
+        notice = held.idle
+        if notice is not None and notice != reported:
+            say(f"corral: the GPUs of the lease are idle since {notice.since:%H:%M} UTC{idle_outcome(notice)}: "
+                f"{notice.rule} (rule of group {notice.group})")  # fmt: skip
+        elif notice is None and reported is not None and not quiet:
+            say("corral: the warning about idle GPUs was withdrawn")
+        reported = notice

@@ -24,7 +24,7 @@ from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
 from .host_messages import explain_missing_host, print_device_hosts
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
-from .lease_safety import reporting_outages, start_in_time
+from .lease_safety import reporting_troubles, start_in_time
 from .preemption import RESTARTS_VARIABLE, Notices, parse_signal, was_preempted
 from .remote import Remote
 from .request_options import with_request_options
@@ -212,7 +212,7 @@ async def _run_once(
         if not how.quiet:
             where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
             say(f"corral: lease {held.lease_id} on {where}")
-        with reporting_outages(held, how.quiet):
+        with reporting_troubles(held, how.quiet):
             code, interrupted = await _child(command, held, lost, notices, how, signals, terminal, restarts)
         preempted = code != 0 and (held.lost is not None or held.preemption is not None) and await was_preempted(held)
     if code is None:

@@ -58,6 +58,7 @@ from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
 from .group_accounts import GroupAccounts, SavedUsage
 from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
+from .idle_watch import IdleWatch
 from .large_requests import EncodedItems, distribute_packed, encoded_items, with_distribution
 from .lease_commands import LeaseCommands
 from .outcomes import outcome_of
@@ -120,6 +121,7 @@ class RequestBroker:
         lease_commands: handles operations on leases.
         drainer: handles drains.
         groups: handles the groups.
+        idle_watch: warns holders of idle leases, and does what the rules of their groups say.
         booker: handles booked windows.
     """
 
@@ -189,6 +191,7 @@ class RequestBroker:
             deposed,
             lambda owner: accounts.state.node_of(owner).name,
         )
+        self.idle_watch = IdleWatch(fleet, ledger, accounts, planner, self.wake.set)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self.groups = GroupCommands(
             fleet, ledger.table, self.queue, accounts, store, term, max_bytes, self._groups_changed, deposed

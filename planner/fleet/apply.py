@@ -360,6 +360,7 @@ def _clock_set(fleet: Fleet, event: ClockSet) -> None:
         host.processes_ns += by_ns if host.processes_ns >= 0 else 0
         for device in host.devices:
             device.seen_at += by
+            device.load_seen_at += by
             device.occupancy.clock_set(by)
         host.timer = math.inf
         block(fleet, host)

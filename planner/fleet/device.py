@@ -41,6 +41,7 @@ THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
 thermal slowdown, hardware power brake. The software power cap (0x04) is normal under load."""
 LOAD_SECONDS: Final = 60.0
 """Time constant of the exponential average of utilization."""
+_UTILIZATION: Final = "gpu_utilization_percent"
 _EDGE: Final = 0.25
 _FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
 
@@ -103,6 +104,7 @@ class Tick(Struct):
         reserved: memory of the driver.
         total: memory in all.
         utilization: in percent.
+        utilization_peaks: maximum over all ticks of the batch; None for a batch of one tick.
         temperature: in degrees Celsius.
         power: in watts.
         throttle: reasons for low clocks, as bits.
@@ -113,6 +115,7 @@ class Tick(Struct):
     reserved: tuple[int | None, ...] | None = None
     total: tuple[int | None, ...] | None = None
     utilization: tuple[float | None, ...] | None = None
+    utilization_peaks: tuple[float, ...] | None = None
     temperature: tuple[float | None, ...] | None = None
     power: tuple[float | None, ...] | None = None
     throttle: tuple[int | None, ...] | None = None
@@ -142,7 +145,7 @@ _COLUMNS: Final = tuple(
         ("memory_used_bytes", "used"),
         ("memory_reserved_bytes", "reserved"),
         ("memory_total_bytes", "total"),
-        ("gpu_utilization_percent", "utilization"),
+        (_UTILIZATION, "utilization"),
         ("temperature_celsius", "temperature"),
         ("power_watts", "power"),
         ("throttle_reasons_bitmask", "throttle"),
@@ -180,7 +183,20 @@ def last_tick(batch: SampleBatch) -> Tick | None:
         if missing is not None and len(missing) == ticks * count:
             values = tuple(None if null else value for value, null in zip(values, missing[skip:], strict=True))
         setattr(tick, attribute, values)
+        if name == _UTILIZATION and ticks > 1:
+            tick.utilization_peaks = _peaks(_layout(count * ticks, format).unpack(raw), count, missing)
     return tick
+
+
+def _peaks(values: tuple[float, ...], count: int, missing: bytes | None) -> tuple[float, ...]:
+    """Maximum of each device over all ticks; 0 where all values are null or impossible."""
+    has_nulls = missing is not None and len(missing) == len(values) and any(missing)
+    # NaN may be missed by `max`, but it makes the sum NaN.
+    if has_nulls or not (min(values) >= 0.0 and max(values) <= 100.0 and (total := sum(values)) == total):
+        possible = METRICS[_UTILIZATION].possible
+        nulls = missing if has_nulls and missing is not None else bytes(len(values))
+        values = tuple(0.0 if null or not possible(value) else value for value, null in zip(values, nulls, strict=True))
+    return tuple([max(values[at::count]) for at in range(count)])
 
 
 class Steps:
@@ -235,12 +251,14 @@ class Device:
         "info",
         "load",
         "load_percent",
+        "load_seen_at",
         "memory_total",
         "memory_used",
         "model",
         "occupancy",
         "overhead",
         "parent",
+        "peak_percent",
         "power",
         "reserved",
         "seen_at",
@@ -270,6 +288,10 @@ class Device:
         self.utilization: float | None = None
         self.load_percent = 0.0
         """Utilization, averaged over `LOAD_SECONDS`."""
+        self.load_seen_at = -math.inf
+        """As `seen_at`, of the last sample with a utilization."""
+        self.peak_percent = 0.0
+        """Maximum of the utilization since the reader of this field last set it to 0."""
         self.temperature: float | None = None
         self.power: float | None = None
         self.throttled = False
@@ -453,8 +475,14 @@ class Device:
         if tick.utilization is None:
             return False
         self.utilization = value = tick.utilization[at]
+        peaks = tick.utilization_peaks
+        if peaks is not None and peaks[at] > self.peak_percent:
+            self.peak_percent = peaks[at]
         if value is None:
             return False
+        self.load_seen_at = self.seen_at
+        if value > self.peak_percent:
+            self.peak_percent = value
         weight = 1.0 if elapsed_seconds == math.inf else elapsed_seconds / (elapsed_seconds + LOAD_SECONDS)
         self.load_percent = load = self.load_percent + (value - self.load_percent) * weight
         steps = self.load

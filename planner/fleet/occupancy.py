@@ -246,6 +246,16 @@ class Occupancy:
         self._readable, self._listed_at = readable, read_at
         self._recount()
 
+    def may_have_process_of(self, lease: str) -> bool | None:
+        """True if a process of a lease, or one that no present lease explains, is in the newest list.
+
+        Returns:
+            None if no complete list is known, or its processes can't be identified.
+        """
+        if self._listed is None or not self._readable or UNIDENTIFIED in self._counts:
+            return None
+        return lease in self._counts or any(other not in self.covering for other in self._counts)
+
     def _listed_foreign(self) -> int:
         foreign = 0
         for lease, memory in (self._listed or {}).items():

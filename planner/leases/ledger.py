@@ -47,7 +47,9 @@ _CLOCKS_DIFFER_SECONDS: Final = 10.0
 _AT_ITS_TIME: Final = timedelta(seconds=3)
 _ROUNDED_OFF: Final = timedelta(milliseconds=100)
 
-_NULLABLE: Final = ("ended_at", "distribution", "asked_at", "expected_seconds", "ends_at", "saved_at", "preemption")
+_NULLABLE: Final = (
+    *("ended_at", "distribution", "asked_at", "expected_seconds", "ends_at", "saved_at", "preemption", "idle"),
+)
 """Fields of a lease that are null where there is nothing."""
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]

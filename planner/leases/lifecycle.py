@@ -5,6 +5,7 @@
  grant ──► active ─────┼─ time ─────► expired      (announced as `expiring` before)
                        ├─ host gone ► lost
                        ├─ operator ─► evicted
+                       ├─ idle ─────► evicted      (warned before, in `idle`)
                        └─ notice ───► evicted      (announced as `preempting` before)
 ```
 
@@ -33,6 +34,7 @@ from ...schemas.requests import (
     Distributed,
     Error,
     Grant,
+    IdleNotice,
     Lease,
     LeaseEvent,
     LeaseEventKind,
@@ -455,6 +457,33 @@ def preempted(
     why = f": {lease.preemption.reason}" if lease.preemption is not None and lease.preemption.reason else ""
     ended = replace(lease, state=LeaseState.EVICTED, ended_at=ended_at or now, reason=f"preempted{why}")
     return _next(record, LeaseEventKind.EVICTED, ended, now, planner)
+
+
+def warn_idle(record: LeaseRecord, notice: IdleNotice | None, now: datetime, planner: str) -> LeaseRecord:
+    """Warn the holder of an active lease that its devices are idle; with None, withdraw the warning."""
+    return _next(record, LeaseEventKind.RENEWED, replace(record.lease, idle=notice), now, planner)
+
+
+def make_preemptible(record: LeaseRecord, notice: IdleNotice, now: datetime, planner: str) -> LeaseRecord:
+    """Make an active lease preemptible since its devices are idle. It stays so."""
+    lease = replace(record.lease, preemptible=True, idle=replace(notice, acted_at=now))
+    return _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+
+
+def end_idle(record: LeaseRecord, notice: IdleNotice, now: datetime, planner: str) -> LeaseRecord:
+    """End an active lease since its devices are idle; its reason has the evidence."""
+    lease = replace(record.lease, idle=notice)
+    return end(replace(record, lease=lease), LeaseState.EVICTED, idle_reason(notice), now, planner)
+
+
+def idle_reason(notice: IdleNotice) -> str:
+    """Text of why a lease counts as idle, with the evidence."""
+    if notice.mean_percent is None or notice.peak_percent is None:
+        load = "GPU activity unknown"
+    else:
+        load = f"GPU activity {notice.mean_percent:.1f}% on average, {notice.peak_percent:.1f}% at most"
+    since = notice.since.isoformat(timespec="seconds")
+    return f"idle: {notice.rule} (rule of group {notice.group}); {load} since {since}"
 
 
 def deadline(lease: Lease) -> tuple[datetime, LeaseState] | None:

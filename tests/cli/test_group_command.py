@@ -19,6 +19,7 @@ from corral.cli.operate.group_file import (
     parse_file,
 )
 from corral.schemas.groups import Group, GroupTree, Resources
+from corral.schemas.idle import IdleAction, IdleRule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.local_cluster import LocalCluster, invoke
@@ -30,6 +31,13 @@ AMOUNTS = st.builds(
     cpus=st.none() | st.floats(0, 1e6),
     host_memory_bytes=st.none() | st.integers(0, 2**60),
 )
+IDLE = st.builds(
+    IdleRule,
+    below_percent=st.floats(0, 100),
+    after_seconds=st.integers(60, 10**6).map(float),
+    action=st.sampled_from([IdleAction.WARN, IdleAction.END]),
+    warn_seconds=st.integers(0, 10**6).map(float),
+) | st.sampled_from([IdleRule(action=IdleAction.OFF), IdleRule(no_process=True), None])
 GROUPS = st.builds(
     Group,
     name=st.sampled_from(["lab", "lab/vision", "lab/vision/x", "default", "a.b-c_1"]),
@@ -38,6 +46,7 @@ GROUPS = st.builds(
     limit=AMOUNTS,
     borrowing_limit=AMOUNTS,
     members=st.lists(st.sampled_from(["ann", "ben@x.org", "c:d/e+f"]), unique=True),
+    idle=IDLE,
 )
 TREES = st.builds(
     GroupTree,
@@ -60,7 +69,7 @@ def test_a_file_says_the_same_tree_again(tree: GroupTree) -> None:
         assert plain.items() <= after.guarantee.gpus.items()
         assert len(after.limit.gpus) == len(before.limit.gpus)
         assert (after.limit.cpus, after.limit.host_memory_bytes) == (before.limit.cpus, before.limit.host_memory_bytes)
-        assert (after.weight, after.members) == (before.weight, before.members)
+        assert (after.weight, after.members, after.idle) == (before.weight, before.members, before.idle)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +84,8 @@ def test_a_file_says_the_same_tree_again(tree: GroupTree) -> None:
         ("[groups.lab]\nlimit = { host_memory = '20' }", "20GiB"),
         ("[groups.lab]\nmembers = 'ann'", "group 'lab'"),
         ("half_life = '7 moons'", "half_life"),
+        ("[groups.lab]\nidle = { below = 5, afer = '1h' }", "did you mean `after`?"),
+        ("[groups.lab]\nidle = { action = 'kill' }", "idle of group 'lab'"),
         ("groups", "no TOML"),
     ],
 )
@@ -100,7 +111,7 @@ def test_a_difference_names_what_is_new_gone_and_changed() -> None:
     after = GroupTree(
         groups=[
             Group(name="lab", guarantee=Resources(gpus={"H100": 2}), members=["ann", "ben"]),
-            Group(name="new", weight=2.0),
+            Group(name="new", weight=2.0, idle=IdleRule(below_percent=5, action=IdleAction.END)),
         ],
         half_life_seconds=86400.0,
     )
@@ -109,7 +120,7 @@ def test_a_difference_names_what_is_new_gone_and_changed() -> None:
     ] == [
         ("~", "half_life", ["7d → 1d"]),
         ("~", "lab", ["guarantee none → H100=2", "members +ben -zoe"]),
-        ("+", "new", ["weight 2"]),
+        ("+", "new", ["weight 2", "idle below 5% for 30m: end after 10m"]),
         ("-", "old", ["weight 1", "members o0 o1 o2 o3 o4 o5 o6 o7 2 more"]),
     ]
     assert differences(after, after) == []
@@ -147,6 +158,9 @@ def set_and_shown(cluster: LocalCluster) -> None:
     assert (group["members"], group["weight"], group["guarantee"]["cpus"]) == (["tester", "ben"], 2.0, 8.0)
     assert group["limit"]["gpus"] == {"B900": 1.0}
     assert "no changes" in corral(cluster, "set", "lab/vision", "--weight", "2")
+    assert "idle" in corral(cluster, "set", "lab/vision", "--idle", "below 5% for 1h: end")
+    assert "below 5% for 1h: end after 10m" in corral(cluster, "show", "lab/vision")
+    assert "below 5% for 1h: end after 10m → none" in corral(cluster, "set", "lab/vision", "--idle", "")
 
     lease = cluster.json("request", "--gpus", "1", "--share", "0.5", "--cpus", "1")["lease"]["lease_id"]
     shown = corral(cluster, "show", "lab")

@@ -36,6 +36,7 @@ class FakeHosts:
         self.host = host
         self.silent: set[str] = set()
         self.used: dict[str, int] = {}
+        self.load: dict[str, float] = {}
         self._sequence = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +58,7 @@ class FakeHosts:
             "memory_used_bytes": [self.used.get(uuid, 0) for uuid in uuids],
             "memory_total_bytes": [self.memory] * len(uuids),
             "temperature_celsius": [40.0] * len(uuids),
-            "gpu_utilization_percent": [0.0] * len(uuids),
+            "gpu_utilization_percent": [self.load.get(uuid, 0.0) for uuid in uuids],
         }
         packed = {metric: columns.pack(METRICS[metric], column) for metric, column in values.items()}
         return SampleBatch(
