@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import signal
 import time
@@ -70,6 +71,7 @@ from .leader_tasks import LOST_AFTER_SECONDS, LeaderTasks, run_periodically, tun
 from .leases.events import EVENT_KEY_BYTES, LeaseEventPublisher
 from .leases.ledger import Ledger
 from .leases.lifecycle import LeaseRecord, LeaseTable
+from .leases.reappeared import end_reappeared
 from .leases.records import decode_record
 from .leases.recovery import outage_seconds, recover_service_time
 from .leases.service_time import Service, ServiceTime
@@ -118,6 +120,7 @@ class Bucket(Struct):
 
     Attributes:
         records: leases, each with its revision.
+        active_since: time when the oldest record of an active lease was stored, by the server's clock.
         rejections: cached rejections, by the part of their keys after the prefix.
         drains: drains by target.
         windows: booked windows.
@@ -133,6 +136,7 @@ class Bucket(Struct):
     """
 
     records: list[tuple[LeaseRecord, int]] = []
+    active_since: float = math.inf
     rejections: dict[str, CachedRejection] = {}
     drains: dict[str, str] = {}
     windows: list[Window] = []
@@ -322,6 +326,7 @@ class Planner:
         async with contextlib.AsyncExitStack() as ending:
             ending.callback(self._store.abandon)
             found = await self._read_bucket(term)
+            found.records = await end_reappeared(self._nc, self._store, term, found.records, found.active_since)
             service, records = await self._resume(found, term, started)
             table = await self._replace_leases(records)
             apply(self.fleet, Drains(drains=found.drains))
@@ -358,6 +363,8 @@ class Planner:
                 record = decode_record(entry.key[len(LEASE_PREFIX) :], entry.value)
                 if record is not None:
                     found.records.append((record, entry.revision))
+                    if record.lease.state is LeaseState.ACTIVE:
+                        found.active_since = min(found.active_since, entry.stored_at)
             elif entry.key.startswith(ANSWER_PREFIX):
                 answer = decode_or_none(entry.key, entry.value, CachedRejection)
                 if answer is not None:

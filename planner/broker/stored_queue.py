@@ -142,8 +142,11 @@ class StoredQueue:
         """Write an entry after its body: an entry that is found has a whole one."""
         try:
             for number, part in enumerate(parts):
-                await self._store.put(f"{BODY_PREFIX}{uid}.{number}", part, self._term)
-            await self._store.put(f"{QUEUE_PREFIX}{uid}", value, self._term)
+                key = f"{BODY_PREFIX}{uid}.{number}"
+                await self._store.put(key, part, self._term, message_id=key)
+            # With an id, since a value that is stored twice, as it was sent again, would come back (`Store.purge`).
+            key = f"{QUEUE_PREFIX}{uid}"
+            await self._store.put(key, value, self._term, message_id=key)
         except Deposed:  # the next leader has what was written
             return
         except WriteFailed as error:

@@ -35,7 +35,8 @@ log = logging.getLogger("corral.planner.ledger")
 
 RETAIN_SECONDS: Final = 3600.0
 """Retention of an ended lease, and of the answer to its request."""
-_RETAIN_AT_LEAST_SECONDS: Final = 15.0
+RETAIN_AT_LEAST_SECONDS: Final = 15.0
+"""Retention where very many leases end. The event of an end is on the stream before that is over."""
 _RETAIN_BYTES: Final = 24 * 2**20
 """If more than that ends within the time, the retention is shorter: about 20,000 leases of a device or two."""
 _RETAIN_PART: Final = 1 / 8
@@ -392,7 +393,7 @@ class Ledger:
         most = _RETAIN_BYTES
         if self._store.max_bytes > 0:
             most = min(most, self._store.max_bytes * _RETAIN_PART)
-        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
+        return min(RETAIN_SECONDS, max(RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
 
 
 def _reached(lease: Lease, now: datetime) -> tuple[datetime, LeaseState] | None:

@@ -53,12 +53,13 @@ WARN_FRACTION: Final = 0.2
 _SHORT_LIFE: Final = 6
 """A lease is short if its time to live is at most so many times that after which a host is lost."""
 
-_KIND_OF_END: Final = {
+KIND_OF_END: Final = {
     LeaseState.RELEASED: LeaseEventKind.RELEASED,
     LeaseState.EXPIRED: LeaseEventKind.EXPIRED,
     LeaseState.LOST: LeaseEventKind.LOST,
     LeaseState.EVICTED: LeaseEventKind.EVICTED,
 }
+"""Kind of the event of each end."""
 
 
 class Refused(Exception):
@@ -365,7 +366,7 @@ def end(
         ended_at: time of the end, if that was before now.
     """
     lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
-    return _next(record, _KIND_OF_END[state], lease, now, planner)
+    return _next(record, KIND_OF_END[state], lease, now, planner)
 
 
 def notify(record: LeaseRecord, preemption: Preemption, now: datetime, planner: str) -> LeaseRecord:
