@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ...schemas.groups import GroupTree
+from ...schemas.inventory import BOARD_SLICES, FEW_SLICES
 from ...schemas.requests import Grant, Placement
 from ..fleet.known import Fleet
 from ..fleet.state import RESERVED, UNLIMITED, WHOLE_SHARE, Ask, Model, milli, share_of
@@ -15,8 +16,8 @@ from .usage import AHEAD_SECONDS, Total, Usage
 from .use import Admission, Amounts, GroupUse
 
 NO_GROUPS: Final = GroupTree()
-_SLICES: Final = 7
-"""Compute slices of a board that can be split into MIG instances (NVIDIA's MIG User Guide, "Partitioning")."""
+_FEW_SLICED: Final = ("A30", "RTX PRO 6000")
+"""Boards with `FEW_SLICES` (NVIDIA's MIG User Guide, "Supported MIG Profiles")."""
 
 
 class GroupState:
@@ -107,7 +108,7 @@ def models_of(fleet: Fleet, ask: Ask) -> Sequence[str]:
 def devices_of(ask: Ask) -> int:
     """Billionths of devices that a request asks for; one MIG instance of unknown size counts as a device."""
     if ask.mig and len(ask.mig) == 1 and ask.mig[0][:1].isdigit():
-        return WHOLE_SHARE * int(ask.mig[0][0]) // _SLICES
+        return WHOLE_SHARE * int(ask.mig[0][0]) // BOARD_SLICES
     each = ask.part(1).gpus if ask.placement is Placement.SPREAD else 1
     return ask.gpus * each * ask.share
 
@@ -115,7 +116,10 @@ def devices_of(ask: Ask) -> int:
 def slices_of(model: Model) -> int:
     """Billionths of a board that a device of a model is."""
     profile = model.mig_profile
-    return WHOLE_SHARE * int(profile[0]) // _SLICES if profile[:1].isdigit() else WHOLE_SHARE
+    if not profile[:1].isdigit():
+        return WHOLE_SHARE
+    few = any(board in model.name for board in _FEW_SLICED)
+    return WHOLE_SHARE * int(profile[0]) // (FEW_SLICES if few else BOARD_SLICES)
 
 
 def amounts_of(fleet: Fleet, grants: Iterable[Grant]) -> Amounts:
