@@ -33,7 +33,9 @@ from support.planner_rig import FakeHosts, PlannerProcess, lease_events, persist
 from support.queue_model import (
     OVERDUE_SECONDS,
     SILENCE_SECONDS,
+    SLACK_SECONDS,
     SLOTS,
+    Blocker,
     Outage,
     QueueHistory,
     StoredEntries,
@@ -211,6 +213,33 @@ async def test_model_check_in_seconds(server: EmbeddedServer, tmp_path: Path) ->
 async def test_model_check_in_minutes(server: EmbeddedServer, tmp_path: Path) -> None:
     seconds = float(os.environ.get("CORRAL_MODEL_CHECK_SECONDS", "180"))
     await model_check(server, tmp_path, clients=300, seconds=seconds, seed=seed(), to_the_end=True)
+
+
+@pytest.mark.long
+async def test_nothing_is_granted_to_a_client_that_has_gone(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A device comes free for a client that is in the queue, and has been gone for longer than it may be."""
+    silence_seconds = 6 * SLACK_SECONDS
+    nc, own = connections = await connect_clients(server.url, 2)
+    await ensure_layout(nc.jetstream())
+    slots = FakeHosts(nc, hosts=1, devices=1, prefix="slot")
+    await slots.start()
+    planner = PlannerProcess(server.url, tmp_path / "planner.log", json.dumps({"silence_seconds": silence_seconds}))
+    history, waits, entries = History(), QueueHistory(), StoredEntries(nc)
+    await entries.start()
+    try:
+        planner.start()
+        await until_ready(nc, 1)
+        blocker = Blocker(own, "blocker", (history, waits), entries, seed(), silence_seconds)
+        for _ in range(2):
+            await blocker.live_once(math.inf)
+        left = await left_over(nc, 2 * silence_seconds)
+        events = [event for _, event in await lease_events(nc)]
+        assert check_queue(waits, events, await request_events(nc), left, silence_seconds) == []
+        assert len(waits.asked) == 2
+    finally:
+        planner.kill()
+        await slots.stop()
+        await close(connections)
 
 
 def lease(lease_id: str, since: int, until: int, **grant: Any) -> dict[str, Any]:

@@ -213,6 +213,46 @@ class WaitingClient(RandomClient):
             self.history.answers[body["request_id"]].append(answer)
 
 
+class Blocker(RandomClient):
+    """Holds a slot until a client that waits for it has been gone for too long to get it.
+
+    The slot comes free when that client has been silent for more than half of `silence_seconds`, and is in the queue
+    all the same: it leaves that after the whole. After three quarters it is granted nothing for another reason, so only
+    a planner with at least `4 * SLACK_SECONDS` of silence shows whether it takes the client for present.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        name: str,
+        histories: tuple[History, QueueHistory],
+        entries: StoredEntries,
+        seed: int,
+        silence_seconds: float,
+    ) -> None:
+        super().__init__(nc, name, histories[0], seed)
+        self.waits = histories[1]
+        self.entries = entries
+        self.silence_seconds = silence_seconds
+
+    async def live_once(self, until: float) -> None:
+        self.turn += 1
+        request_id = f"{self.name}-{self.turn}"
+        body = {"owner": self.name, "request_id": request_id, "hosts": [SLOTS[0]], "ttl_seconds": 60, "wait_seconds": 3}
+        answer = await self.request(body)
+        if answer is None or answer["type"] != "assignment":
+            return
+        held = Held(answer["lease"], time.time(), stamp(answer["lease"]["expires_at"]))
+        self.history.held.append(held)
+        url = self.nc.connected_url.geturl() if self.nc.connected_url else ""
+        if url:
+            await ask_and_go(url, f"{self.name}-gone{self.turn}", self.waits, self.entries, SLOTS[0], 0.0)
+            await asyncio.sleep(self.silence_seconds / 2 + SLACK_SECONDS + 0.2)
+        held.until = min(held.until, time.time())
+        await self.act("release", held)
+        await asyncio.sleep(SLACK_SECONDS)  # so that it is not the next in line itself
+
+
 async def ask_and_go(url: str, name: str, waits: QueueHistory, entries: StoredEntries, slot: str, stay: float) -> None:
     """A client that asks, and whose connection ends while it waits."""
     request_id = f"{name}-1"
@@ -267,7 +307,11 @@ async def left_over(nc: Client, seconds: float) -> list[str]:
 
 
 def check_queue(
-    waits: QueueHistory, lease_events: Iterable[dict[str, Any]], events: Sequence[RequestEvent], left: Sequence[str]
+    waits: QueueHistory,
+    lease_events: Iterable[dict[str, Any]],
+    events: Sequence[RequestEvent],
+    left: Sequence[str],
+    silence_seconds: float = SILENCE_SECONDS,
 ) -> list[str]:
     """Everything that is wrong with the queue; empty if nothing is.
 
@@ -276,6 +320,7 @@ def check_queue(
         lease_events: in the order of the stream.
         events: of requests, each once.
         left: what still waits in the end, though no client does.
+        silence_seconds: of the planners.
     """
     granted: dict[str, float] = {}
     for event in lease_events:
@@ -283,13 +328,15 @@ def check_queue(
             granted[event["lease"]["request_id"]] = stamp(event["lease"]["granted_at"])
     wrong = [f"ghost: {one}" for one in left]
     for request_id, asked in waits.asked.items():
-        wrong += _ghosts(request_id, asked, granted.get(request_id, math.inf), waits.outages)
+        wrong += _ghosts(request_id, asked, granted.get(request_id, math.inf), waits.outages, silence_seconds)
     wrong += _order(waits.asked, granted)
     wrong += _outcomes(waits.asked, granted, events)
     return wrong
 
 
-def _ghosts(request_id: str, asked: Asked, granted_at: float, outages: Sequence[Outage]) -> list[str]:
+def _ghosts(
+    request_id: str, asked: Asked, granted_at: float, outages: Sequence[Outage], silence_seconds: float
+) -> list[str]:
     """Grants to a request that its client had withdrawn, or whose client was gone for longer than the silence."""
     if granted_at == math.inf:
         return []
@@ -297,7 +344,7 @@ def _ghosts(request_id: str, asked: Asked, granted_at: float, outages: Sequence[
         return [f"ghost: {request_id} was rejected at {asked.rejected_at:.3f} and granted at {granted_at:.3f}"]
     away = sum(max(0.0, min(granted_at, one.until) - max(asked.gone_at, one.since)) for one in outages)
     silent = granted_at - asked.gone_at - away
-    if silent > SILENCE_SECONDS / 2 + SLACK_SECONDS:
+    if silent > silence_seconds / 2 + SLACK_SECONDS:
         return [f"ghost: {request_id} was granted {silent:.1f} s after its client had gone"]
     return []
 
