@@ -137,6 +137,15 @@ def has_part(device: DeviceState, share: int) -> bool:
     return free >= part - min(PART_SLACK_BYTES, part // 8)
 
 
+def part_most(device: DeviceState) -> int:
+    """The largest share, in billionths, that `has_part` allows; it may be more than a whole device."""
+    if not device.memory_most:
+        return WHOLE_SHARE
+    free = device.memory_free + ROUNDED_OFF_BYTES if device.rounded else device.memory_free
+    part = min(free + PART_SLACK_BYTES, 8 * free // 7)
+    return ((part + 1) * WHOLE_SHARE - 1) // device.memory_most
+
+
 def model_allowed(model: Model, ask: Ask) -> bool:
     """True if the request allows the model; cached."""
     found = ask.allowed.get(model)

@@ -7,12 +7,13 @@ from math import ceil
 
 import corral.planner.fleet.fleet as fold
 import corral.planner.fleet.summary as view
+import msgspec
 import pytest
 from corral.planner.fleet.state import ROUNDED_OFF_BYTES, UNLIMITED, WHOLE_SHARE, ask_key, share_of
 from corral.planner.placement.capacity import CapacityTally, room_for
 from corral.planner.placement.decide import Placed, Policies, decide, explain
 from corral.planner.placement.exact import exact_state
-from corral.planner.placement.feasible import candidates, capacity, excluded, has_part
+from corral.planner.placement.feasible import candidates, capacity, excluded, has_part, part_most
 from corral.planner.placement.policies import make
 from corral.planner.placement.reject import could_ever_fit
 from corral.schemas.operations import DeviceStatus, Drains
@@ -289,6 +290,35 @@ PROFILE = {
 }
 
 
+@pytest.mark.parametrize(("taken", "asked", "foreign"), [(1 / 3, 1 / 3, 10 * GIB), (0.6667, 0.3334, 0)])
+def test_a_part_that_a_device_cannot_give_does_not_make_its_host_the_best(
+    taken: float, asked: float, foreign: int
+) -> None:
+    """The part that is left would cost nothing, but has too little memory, or is smaller by less than a thousandth."""
+    fleet = fold.Fleet()
+    for event in (inventory("h0", ["Tesla T4"] * 2), inventory("h1", ["Tesla T4"] * 2)):
+        fold.apply(fleet, event, NOW)
+        uuids = [device.uuid for device in event.devices]
+        used = [foreign, 0] if event.host.name == "h0" else [0, 0]
+        fold.apply(fleet, samples(event.host.name, uuids, NOW, used=used, temperature=[30.0, 95.0]), NOW)
+    policy = make("opportunity", {ask_key(WorkRequest(owner="me", gpu_share=asked)): 1.0})
+    policies = Policies()
+    policies.use(policy)
+    held = decide(fleet, WorkRequest(owner="me", gpu_share=taken, hosts=["h0"]), NOW, policies)
+    assert isinstance(held, Placed)
+    fold.hold(fleet, "l0", [msgspec.structs.replace(held.grants[0], device=fleet.hosts["h0"].devices[0].uuid)])
+    ask = fleet.ask(ask_key(WorkRequest(owner="me", gpu_share=asked)))
+    scores = {
+        name: policy.choose(host.state, ask, candidates(host.state, ask)).score for name, host in fleet.hosts.items()
+    }
+    assert scores["h0"] < scores["h1"]
+    assert policy.search is not None
+    best = policy.search.best(fleet, ask)
+    assert best is not None
+    assert best[1].score == scores["h1"]
+    assert policy.search.top(fleet, ask, 1, set())[0][0] == "h1"
+
+
 @settings(max_examples=60, deadline=None)
 @given(worlds(), st.lists(requests(("opportunity",)), min_size=1, max_size=8), st.integers(1, 4))
 def test_a_look_over_all_hosts_finds_what_a_look_at_each_finds(
@@ -311,6 +341,9 @@ def test_a_look_over_all_hosts_finds_what_a_look_at_each_finds(
             places = candidates(host.state, ask)
             if not excluded(host.state, ask) and len(places) >= ask.gpus:
                 scores[name] = policy.choose(host.state, ask, places).score
+        for device in {device for host in fleet.hosts.values() for device in host.state.devices}:
+            assert has_part(device, part_most(device))
+            assert not device.memory_most or not has_part(device, part_most(device) + 1)
         without = set(sorted(fleet.hosts)[:number])
         # The arrays interpolate where the rule itself computes.
         near = pytest.approx(sorted([s for name, s in scores.items() if name not in without])[::-1][:count], abs=1e-5)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ....fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
-from ...feasible import candidates, excluded, model_allowed
+from ...feasible import candidates, excluded, model_allowed, part_most
 from ..policy import Choice
 from ..simple import CORES_SCALE, SHARE_SCALE
 from .host_arrays import Floats, HostTable, Integers, Rows, Table
@@ -33,11 +33,12 @@ _EXCESS: Final[Floats] = np.array([z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z *
 # request. `GROUP` is the index in `_groups` of the worth of the remaining whole devices without free cores; in a row of
 # a host, before any is taken. Of a host's whole devices those of one kind are taken first, then the others: the columns
 # have the number of the first, and the worth and strain of one of them and of one of the others, the least of these if
-# there are more than two kinds.
+# there are more than two kinds. `SHARE` and `PART` are the largest shares, in billionths, that a device can give to a
+# request that names its memory and to one that gets its part: exact, so that a row is usable just where the device is.
 _CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE, _GROUP = range(7)
-_WORTH, _SHARE, _GAP, _FREE = range(7, 11)
+_WORTH, _SHARE, _GAP, _FREE, _PART = range(7, 12)
 _TOGETHER, _FREEST, _STRAIN, _FIRST, _FIRST_WORTH, _FIRST_STRAIN, _NEXT_WORTH, _NEXT_STRAIN = range(7, 15)
-_WIDTHS: Final = (_FREE + 1, _NEXT_STRAIN + 1)
+_WIDTHS: Final = (_PART + 1, _NEXT_STRAIN + 1)
 _NO_WHOLE: Final = (-1.0,) + (0.0,) * (_NEXT_STRAIN - _MODEL)
 _ROW: Final = CORES_STEPS
 _BLOCK: Final = (DEVICES_MOST + 1) * _ROW
@@ -181,7 +182,7 @@ class ArraySearch:
         devices: list[tuple[float, ...]] = []
         wholes: list[tuple[float, float, float, int]] = []
         for device, places in state.kinds:
-            share, memory = device.share_free, device.memory_free
+            share, memory = device.open_share, device.memory_free
             if share <= 0:
                 continue
             model, number, is_whole, gap, worth, trouble, prices = worths.traits(device)
@@ -191,7 +192,8 @@ class ArraySearch:
                     cost += prices.group(whole[model], cpus)
                 group = (2 * number + mixed) * _BLOCK + min(whole[model] - 1, DEVICES_MOST) * _ROW
                 wholes.append((worth, trouble, memory, len(places)))
-            devices.append((*shared, cost, number, is_whole, group, worth, share, gap, memory))
+            part = min(share, part_most(device))
+            devices.append((*shared, cost, number, is_whole, group, worth, share, gap, memory, part))
         if len(self._models) < len(worths.models):
             self._number()
         if not wholes:
@@ -221,7 +223,10 @@ class ArraySearch:
         values = table.values[:, : table.count]
         cpus, memory = ask.cpus_milli / self._cpus_scale, ask.host_memory_bytes / self._memory_scale
         able = values[_CPUS] >= cpus
-        able &= values[_WHOLE] > 0 if ask.whole else values[_SHARE] >= ask.share_milli
+        if ask.whole:
+            able &= values[_WHOLE] > 0
+        else:
+            able &= values[_SHARE if ask.gpu_memory_bytes else _PART] >= ask.share
         if memory:
             able &= values[_MEMORY] >= memory
         if ask.gpu_memory_bytes:
