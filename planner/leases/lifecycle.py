@@ -279,7 +279,7 @@ def repeat_answer(record: LeaseRecord) -> Assignment | Error:
     return Assignment(
         lease=replace(
             lease,
-            expires_at=lease.granted_at + timedelta(seconds=lease.ttl_seconds),
+            expires_at=_limited(lease.granted_at + timedelta(seconds=lease.ttl_seconds), lease.ends_at),
         )
     )
 

@@ -15,7 +15,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
 from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable, Refused
 from corral.schemas import codec
-from corral.schemas.requests import Error, LeaseEvent, LeaseEventKind, LeaseState, Preemption, WorkRequest
+from corral.schemas.requests import Assignment, Error, LeaseEvent, LeaseEventKind, LeaseState, Preemption, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Bus
@@ -114,6 +114,9 @@ def test_a_lease_that_did_not_agree_is_not_preempted_and_one_without_grace_ends_
     assert isinstance(lifecycle.repeat_answer(ended), Error)
     limited = lifecycle.notify(preemptible(max_seconds=40), notice(later), later, "p")
     assert lifecycle.deadline(limited.lease) == (START + timedelta(seconds=40), LeaseState.EXPIRED)
+    again = lifecycle.repeat_answer(limited)
+    assert isinstance(again, Assignment)
+    assert again.lease.expires_at == limited.lease.ends_at  # what was answered first, not a time to live beyond it
 
 
 def test_only_the_owner_of_a_preempted_lease_gets_its_age_and_once() -> None:
