@@ -17,8 +17,20 @@ from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from nats.aio.client import Client
+from support.groups_model import (
+    MODEL,
+    OWNERS,
+    POOL,
+    POOL_DEVICES,
+    PRICE,
+    GroupClient,
+    GroupHistory,
+    check_groups,
+    configured,
+)
 from support.planner_model import (
     ABSENT_SECONDS,
+    CPUS,
     HEARD_SECONDS,
     TRIES_MOST,
     History,
@@ -29,7 +41,7 @@ from support.planner_model import (
     close,
     connect_clients,
 )
-from support.planner_rig import FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
+from support.planner_rig import GIB, FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
 from support.queue_model import (
     OVERDUE_SECONDS,
     SILENCE_SECONDS,
@@ -48,6 +60,7 @@ from support.queue_model import (
 from support.stalling_proxy import StallingProxy
 
 ROUNDS_MOST = 6
+CALM_SECONDS = 5.0
 
 
 async def torment(
@@ -132,8 +145,9 @@ async def model_check(
     await ensure_layout(nc.jetstream())
     hosts = FakeHosts(nc, hosts=6, devices=4)
     slots = FakeHosts(nc, hosts=len(SLOTS), devices=1, prefix="slot")
-    await hosts.start()
-    await slots.start()
+    pool = FakeHosts(nc, hosts=len(POOL), devices=POOL_DEVICES, prefix="pool", model=MODEL)
+    for each in (hosts, slots, pool):
+        await each.start()
     proxy = StallingProxy(server.port)
     await proxy.start()
     settings = {"stale_after_seconds": 60, "silence_seconds": SILENCE_SECONDS, "overdue_seconds": OVERDUE_SECONDS}
@@ -141,28 +155,40 @@ async def model_check(
         PlannerProcess(url, folder / f"planner{number}.log", json.dumps(settings))
         for number, url in enumerate((proxy.url, server.url))
     ]
-    history, waits = History(), QueueHistory()
+    history, waits, groups = History(), QueueHistory(), GroupHistory()
     entries = StoredEntries(nc)
     await entries.start()
     try:
         for planner in planners:
             planner.start()
-        await until_ready(nc, 26)
+        await until_ready(nc, 34)
+        assert (await persist(nc, "set_groups", {"replace": configured()}))["type"] == "groups"
+        groups.set_at = time.time()
         crowd = [
             RandomClient(rest[number % len(rest)], f"c{number}", history, rng.getrandbits(32))
             for number in range(clients)
         ]
         queue = waiting_clients(rest, (history, waits), entries, rng)
         crowd.append(RandomBooker(rest[0], "booker", history, rng.getrandbits(32)))
+        members = [
+            GroupClient(rest[number % len(rest)], owner, (history, groups), entries, rng.getrandbits(32))
+            for number, owner in enumerate(OWNERS)
+        ]
         done: list[str] = []
         # Faults can take most of a short round, and more of it on a slow machine: then there is another.
         for turn in range(ROUNDS_MOST):
             until = time.time() + seconds
             faults = asyncio.create_task(torment(server, planners, proxy, waits.outages, rng, until, pause=2.0))
             gone = asyncio.create_task(leave_one_by_one(server.url, f"gone{turn}", waits, entries, rng, until))
+            # Guarantees are due within a time that leaves out faults: so there is some without any.
+            lending = [asyncio.create_task(member.run(until + CALM_SECONDS)) for member in members]
             await asyncio.gather(*(client.run(until) for client in [*crowd, *queue]))
             await gone
             done += await faults
+            asked_at = time.time()
+            answer = await persist(nc, "groups", {})
+            groups.usage.append((asked_at, time.time(), answer))
+            await asyncio.gather(*lending)
             if history.granted() > clients and history.windows:
                 break
         active = (await persist(nc, "leases", {}))["leases"]
@@ -179,6 +205,9 @@ async def model_check(
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
         events = [event for _, event in await lease_events(nc)]
         wrong = check(history, events, active) + check_queue(waits, events, await request_events(nc), left)
+        devices = 26 + len(POOL) * POOL_DEVICES * PRICE
+        count = 6 + len(SLOTS) + len(POOL)
+        wrong += check_groups(groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB))
         (folder / "history.json").write_text(json.dumps({"wrong": wrong, "answers": history.answers, "events": events}))
         assert not wrong, f"seed {seed}, {done}: {len(wrong)} problems, such as {wrong[:5]} (see {folder})"
         assert not (to_the_end and active)
@@ -188,13 +217,14 @@ async def model_check(
         print(
             f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
             f"{len(history.windows)} windows, {len(done)} faults, {dict(history.errors)}, "
+            f"{sum(event['kind'] == 'preempting' for event in events)} notices, "
             f"{len(waits.asked)} in the queue, {sum(one.excused for one in waits.asked.values())} of them unheard"
         )
     finally:
         for planner in planners:
             planner.kill()
-        await hosts.stop()
-        await slots.stop()
+        for each in (hosts, slots, pool):
+            await each.stop()
         await proxy.stop()
         await close(connections)
 

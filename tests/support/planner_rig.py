@@ -27,9 +27,17 @@ class FakeHosts:
     """Publishes inventories once and samples at an interval, as collectors do."""
 
     def __init__(
-        self, nc: Client, hosts: int = 2, devices: int = 4, memory: int = 80 * GIB, prefix: str = "node", **host: Any
+        self,
+        nc: Client,
+        hosts: int = 2,
+        devices: int = 4,
+        memory: int = 80 * GIB,
+        prefix: str = "node",
+        model: str = "NVIDIA H100",
+        **host: Any,
     ) -> None:
         self.nc = nc
+        self.model = model
         self.names = [f"{prefix}{number}" for number in range(hosts)]
         self.devices = {name: [f"GPU-{name}-{index}" for index in range(devices)] for name in self.names}
         self.memory = memory
@@ -46,7 +54,7 @@ class FakeHosts:
             agent="fake",
             time_ns=time.time_ns(),
             devices=[
-                DeviceInfo(uuid=uuid, host=name, index=index, name="NVIDIA H100", memory_bytes=self.memory)
+                DeviceInfo(uuid=uuid, host=name, index=index, name=self.model, memory_bytes=self.memory)
                 for index, uuid in enumerate(self.devices[name])
             ],
         )
