@@ -139,6 +139,8 @@ class GroupCommands:
                     await self._store.put(GROUPS, _encoded(tree, self.revision + 1), self._term)
                     self._accounts.change(tree, self.revision + 1, self._table)
                     self._changed()
+                    # A term that begins before the next saving counts from now on, too.
+                    await self._accounts.save(self._store, self._term)
         except Refused as refused:
             await caller.answer(refused.error)
         except Deposed:

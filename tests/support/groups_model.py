@@ -26,11 +26,11 @@ MODEL = "NVIDIA L40S"
 PRICE = 2.0
 HALF_LIFE_SECONDS = 60.0
 GROUPS: dict[str, dict[str, Any]] = {
-    "lab": {"guarantee": 5, "limit": 7},
-    "lab/vision": {"guarantee": 3, "limit": 6, "members": ["vision0", "vision1"]},
+    "lab": {"guarantee": 5, "limit": 6},
+    "lab/vision": {"guarantee": 3, "limit": 4, "members": ["vision0", "vision1"]},
     "lab/nlp": {"guarantee": 2, "weight": 2.0, "members": ["nlp0"]},
     "ops": {"guarantee": 2, "borrowing_limit": 2, "members": ["ops0", "ops1"]},
-    "guests": {"limit": 6, "weight": 0.5, "members": ["guest0", "guest1", "guest2", "guest3", "guest4"]},
+    "guests": {"limit": 4, "weight": 0.5, "members": ["guest0", "guest1", "guest2", "guest3", "guest4"]},
 }
 """Devices of `MODEL` by kind of quota."""
 OWNERS = [owner for group in GROUPS.values() for owner in group.get("members", ())]
@@ -196,12 +196,14 @@ class Story:
         lease: at its end, or as last seen.
         since: when it was granted.
         until: when it ended; infinite if it has not.
+        seen_until: when its end was seen by a planner, which may have been away; infinite if it has not ended.
         notices: each with the time until which it was out.
     """
 
     lease: dict[str, Any]
     since: float
     until: float = math.inf
+    seen_until: float = math.inf
     notices: list[tuple[dict[str, Any], float]] = field(default_factory=list)
 
     @property
@@ -241,7 +243,7 @@ def stories_of(events: Iterable[dict[str, Any]]) -> dict[str, Story]:
         story.lease = lease
         ended = event["kind"] in ENDS
         if ended:
-            story.until = stamp(lease["ended_at"])
+            story.until, story.seen_until = stamp(lease["ended_at"]), stamp(event["time"])
         before, now = notice.get(lease_id), lease.get("preemption")
         if before is not None and (now is None or ended or now["notified_at"] != before["notified_at"]):
             if now is None or now["notified_at"] != before["notified_at"]:
@@ -400,7 +402,7 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
             if _fitting(host, others, asked) < asked.body["gpus"]:
                 wrong.append(f"freed: {names} are not enough for {claimant}")
             for spared in victims:
-                rest = [story for story in pool if host in story.hosts and (story.at(at - 0.5) or story.at(at))]
+                rest = [story for story in pool if host in story.hosts and story.since <= at < story.seen_until + 0.5]
                 without = [story for story in rest if story.lease["lease_id"] not in ids or story is spared]
                 if _fitting(host, without, asked) >= asked.body["gpus"]:
                     wrong.append(f"freed: {names} for {claimant}, and {spared.lease['lease_id']} is not needed")
