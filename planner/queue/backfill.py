@@ -413,7 +413,7 @@ class Horizons:
         return Plan(self._reservation(ask, chosen, owner, at), at)
 
     def hosts(self, ask: Ask) -> Iterator[tuple[str, list[Unit]]]:
-        """Hosts that could take a request on one host, soonest first, each with the devices that come free soonest.
+        """Hosts that could take a request on one host, soonest first, each with its devices, those free soonest first.
 
         Args:
             ask: a request for devices of one host.
@@ -422,7 +422,7 @@ class Horizons:
         for at, name, _ in horizon.steps(ask.gpus):
             host = self._fleet.hosts[name]
             if at < math.inf and _roomy_at(self._fleet, self._ends, host, ask) < math.inf:
-                yield name, horizon.soonest(name)[: ask.gpus]
+                yield name, horizon.soonest(name)
 
     def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[Step]:
         """The hosts that could take a part of a request each soonest.

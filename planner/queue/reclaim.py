@@ -8,6 +8,7 @@ lease is what is lost with it: its devices times the seconds since its work was 
 The devices are chosen as those of a reservation are (`backfill.py`), with a lease's place in that order as its end: so
 the request gets devices whose leases come first. On one host all hosts are compared that could be better: the one whose
 leases are of the group with the most use, then that with the least price in all, then that with the fewest leases.
+Leases on that host that the request does not need are left out, as where a later one has enough devices alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
+from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.state import Ask
 from ..groups.tree import Node
@@ -130,16 +132,43 @@ class Reclaim:
         best: list[Candidate] | None = None
         least: tuple[int, float, int] | None = None
         for host, units in self._horizons.hosts(ask):
-            last = units[-1][0]
+            chosen = [device.uuid for _, _, device in units[: ask.gpus]]
+            last = units[ask.gpus - 1][0]
             if best is not None and least is not None and last >= 0:
                 first = self._ranked[int(last)]
                 if (self._group[first.node], first.price) > least[:2]:
                     break
-            victims = self._victims([device.uuid for _, _, device in units], [host], ask, math.inf)
+            victims = self._victims(chosen, [host], ask, math.inf)
+            if len(victims) > 1:
+                victims = self._needed(victims, host, [device for _, _, device in units], ask)
             cost = self._cost(victims)
             if least is None or cost < least:
                 best, least = victims, cost
         return best
+
+    def _needed(self, victims: list[Candidate], host: str, devices: Sequence[Device], ask: Ask) -> list[Candidate]:
+        """Those of the leases to take back on a host without which the request could not start there."""
+        kept = victims
+        for each in reversed(victims):
+            rest = [other for other in kept if other is not each]
+            if self._suffice({other.lease_id: None for other in rest}, host, devices, ask):
+                kept = rest
+        return kept
+
+    def _suffice(self, gone: Mapping[str, None], host: str, devices: Iterable[Device], ask: Ask) -> bool:
+        """True if a host has the devices, cores and RAM for a request once some leases are gone."""
+        cpus, memory = self._left_on(host, gone)
+        if cpus < ask.cpus_milli or memory < ask.host_memory_bytes:
+            return False
+        free = 0
+        for device in devices:
+            holders = device.holders
+            if ask.whole:
+                free += holders.keys() <= gone.keys()
+            else:
+                share = sum(holders[lease][0] for lease in holders.keys() & gone.keys())
+                free += device.share_left + share >= ask.share
+        return free >= ask.gpus
 
     def _cost(self, victims: Sequence[Candidate]) -> tuple[int, float, int]:
         worst = max((self._group[each.node] for each in victims), default=0)
@@ -163,11 +192,8 @@ class Reclaim:
 
     def _for_cores(self, name: str, ask: Ask, gone: Mapping[str, None], most: float) -> list[str]:
         """Further leases of a host that have to go for the cores and RAM of a request."""
-        fleet, host = self._fleet, self._fleet.hosts[name]
-        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
-        for lease in gone:
-            amounts = fleet.leases[lease].hosts.get(name, (0, 0))
-            cpus, memory = cpus + amounts[0], memory + amounts[1]
+        fleet = self._fleet
+        cpus, memory = self._left_on(name, gone)
         found: list[str] = []
         for lease in sorted(fleet.at_host.get(name, ()), key=self._ranks.ends_at):
             if cpus >= ask.cpus_milli and memory >= ask.host_memory_bytes:
@@ -179,6 +205,15 @@ class Reclaim:
                 found.append(lease)
                 cpus, memory = cpus + amounts[0], memory + amounts[1]
         return found
+
+    def _left_on(self, name: str, gone: Iterable[str]) -> tuple[int, int]:
+        """Cores and RAM of a host that are free once some leases are gone."""
+        host = self._fleet.hosts[name]
+        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+        for lease in gone:
+            amounts = self._fleet.leases[lease].hosts.get(name, (0, 0))
+            cpus, memory = cpus + amounts[0], memory + amounts[1]
+        return cpus, memory
 
 
 def _sorted(candidates: Sequence[Candidate], share: Callable[[Node], float]) -> list[Candidate]:

@@ -175,6 +175,30 @@ def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
     assert [prices[each.lease_id] for each in chosen] == [100.0]  # rather than four of 30
 
 
+def test_no_lease_is_taken_back_that_a_later_one_makes_needless() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 4, "H100")],
+        Group(name="vision", guarantee=gpus(any=4), members=["ann"]),
+        Group(name="nlp", members=["bob"]),
+    )
+    for count in (1, 1, 2):
+        world.ask("bob", preemptible=True, gpus=count)
+        world.serve()
+    nodes, use = world.state.tree.nodes, world.state.use
+    one, _, two = world.running
+    prices = dict(zip(world.running, (10.0, 90.0, 20.0), strict=True))
+    candidates = [
+        Candidate(lease, nodes["nlp"], use.holdings[lease].amounts, price, 0.0) for lease, price in prices.items()
+    ]
+    ann = world.ask("ann", gpus=2)
+    world.serve()
+    for count, expected in ((2, [two]), (3, [one, two])):
+        reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, {})
+        chosen = reclaim.choose(world.fleet.ask(ann.group.ask.key._replace(gpus=count)))
+        assert chosen is not None
+        assert [each.lease_id for each in chosen] == expected
+
+
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0)])
 def test_groups_that_always_ask_share_by_weight(weights: tuple[float, float]) -> None:
     world = World(
