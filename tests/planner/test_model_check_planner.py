@@ -18,11 +18,13 @@ from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from nats.aio.client import Client
 from support.groups_model import (
+    GUESTS,
     MODEL,
     OWNERS,
     POOL,
     POOL_DEVICES,
     PRICE,
+    Claimed,
     GroupClient,
     GroupHistory,
     check_groups,
@@ -40,6 +42,7 @@ from support.planner_model import (
     check,
     close,
     connect_clients,
+    time_of,
 )
 from support.planner_rig import GIB, FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
 from support.queue_model import (
@@ -208,7 +211,16 @@ async def model_check(
         devices = 26 + len(POOL) * POOL_DEVICES * PRICE
         count = 6 + len(SLOTS) + len(POOL)
         wrong += check_groups(groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB))
-        (folder / "history.json").write_text(json.dumps({"wrong": wrong, "answers": history.answers, "events": events}))
+        (folder / "history.json").write_text(
+            json.dumps(
+                {
+                    "wrong": wrong,
+                    "answers": history.answers,
+                    "events": events,
+                    "asked": {name: one.body for name, one in groups.asked.items()},
+                }
+            )
+        )
         assert not wrong, f"seed {seed}, {done}: {len(wrong)} problems, such as {wrong[:5]} (see {folder})"
         assert not (to_the_end and active)
         assert history.windows, "no window was booked: the check says little"
@@ -270,6 +282,13 @@ async def test_nothing_is_granted_to_a_client_that_has_gone(server: EmbeddedServ
         planner.kill()
         await slots.stop()
         await close(connections)
+
+
+START = 1_800_000_000.0
+
+
+def second_of(second: float) -> str:
+    return time_of(START + second)
 
 
 def lease(lease_id: str, since: int, until: int, **grant: Any) -> dict[str, Any]:
@@ -348,3 +367,67 @@ def test_who_finds_nobody_there_has_not_been_left_without_an_answer() -> None:
     assert not tries(TRIES_MOST + 10, 0.12, heard=True)[1]
     assert tries(math.ceil(HEARD_SECONDS / 0.12) + 1, 0.12, heard=True)[1]
     assert tries(math.ceil(ABSENT_SECONDS / 0.12) + 1, 0.12, heard=False)[1]
+
+
+def test_the_checker_of_groups_finds_what_it_looks_for() -> None:
+    """A sound story of a claim passes; each of these lies is found."""
+
+    def event(kind: str, second: float, lease: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        return {"kind": kind, "time": second_of(second), "lease": {**lease, **fields}}
+
+    def held(lease_id: str, owner: str, since: float, device: int, **fields: Any) -> dict[str, Any]:
+        lease = {
+            "lease_id": lease_id,
+            "owner": owner,
+            "request_id": f"r-{lease_id}",
+            "granted_at": second_of(since),
+            "grants": [{"host": POOL[0], "device": f"GPU-{POOL[0]}-{device}"}],
+            "preemptible": True,
+            "grace_seconds": 2,
+            "min_run_seconds": 1,
+            "saved_at": None,
+            "preemption": None,
+            "state": "active",
+        }
+        return {**lease, **fields}
+
+    def story(
+        notified: float = 20,
+        noticed: float = 22,
+        started: float = 22,
+        victims: int = 1,
+        claim: dict[str, Any] | None = None,
+        usage: float | None = None,
+        **victim: Any,
+    ) -> list[str]:
+        guests = [held(f"g{at}", f"guest{at}", 2, at, **victim) for at in range(4)]
+        notice = {"notified_at": second_of(notified), "claimant": "r-v", "claimant_owner": "vision0"}
+        ended = {"preemption": notice, "state": "evicted", "ended_at": second_of(noticed)}
+        events = [event("granted", 2, guest) for guest in guests]
+        events += [event("preempting", notified, guest, preemption=notice) for guest in guests[:victims]]
+        events += [event("evicted", noticed, guest, **ended) for guest in guests[:victims]]
+        events += [event("granted", started, held("v", "vision0", started, 0))]
+        events += [event("released", 40, guest, state="released", ended_at=second_of(40)) for guest in guests[victims:]]
+        body = {"owner": "vision0", "hosts": ["pool0"], "gpus": 1, **(claim or {})}
+        groups = GroupHistory({"r-v": Claimed(body, START + 19, START + 19, START + started)}, [], START)
+        if usage is not None:
+            answer = {"groups": [{"group": {"name": GUESTS}, "usage": usage}]}
+            groups.usage = [(START + 22, START + 22, answer)]
+        return check_groups(groups, events, [], (8.0, 64.0, 1.0))
+
+    assert story(usage=1.0) == []
+    assert any("usage: guests" in one for one in story(usage=0.98))
+    assert any("gave way" in one for one in story(notified=28, noticed=30, started=30))
+    two = [{"host": POOL[0], "device": "d"}, {"host": POOL[0], "device": "e"}]
+    assert any("limit: guests" in one for one in story(grants=two))
+    assert any("not preemptible" in one for one in story(preemptible=False))
+    assert any("s after its grant" in one for one in story(min_run_seconds=18.5))
+    assert any("s after its notice" in one for one in story(grace_seconds=3))
+    assert any("did not wait" in one for one in story(notified=18))
+    assert any("nobody asked" in one for one in story(claim={"owner": "ops0"}))
+    assert any("cascade" in one for one in story(claim={"requeue_of": "x"}))
+    assert any("beyond its guarantee" in one for one in story(claim={"gpus": 6}))
+    assert any("had gone" in one for one in story(noticed=30))
+    assert any("may use" in one for one in story(claim={"hosts": ["pool1"]}))
+    assert any("not enough" in one for one in story(claim={"gpus": 2}))
+    assert any("is not needed" in one for one in story(victims=2))

@@ -41,6 +41,7 @@ LATE_SECONDS = 4.0
 RECOVERY_SECONDS = 3.0
 """Time after an outage until a planner leads and its clients have been heard."""
 _TINY = 1e-6
+_USAGE_ERROR = 0.005
 
 
 def configured() -> dict[str, Any]:
@@ -168,6 +169,8 @@ class GroupClient(RandomClient):
             if answer is None:
                 continue
             if answer["type"] == "error":
+                if "preempted" in answer["message"]:
+                    self.preempted = lease["lease_id"]
                 return
             if answer["preemption"] is not None and await self._give_way(named):
                 return
@@ -230,6 +233,10 @@ class Story:
     def at(self, when: float) -> bool:
         """True if it is held at a time; what ends at an instant is free at that instant."""
         return self.since <= when < self.until
+
+    def seen(self, when: float) -> bool:
+        """True if planners count it at a time: one may have ended while none was there to see it."""
+        return self.since <= when < self.seen_until
 
 
 def stories_of(events: Iterable[dict[str, Any]]) -> dict[str, Story]:
@@ -398,13 +405,14 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
                 wrong.append(f"freed: {names} on {hosts} for {claimant}, which may use {asked.body['hosts']}")
                 continue
             host, ids = hosts.pop(), set(names)
-            others = [story for story in pool if story.lease["lease_id"] not in ids and story.at(at)]
+            others = [story for story in pool if story.lease["lease_id"] not in ids and story.seen(at)]
             if _fitting(host, others, asked) < asked.body["gpus"]:
                 wrong.append(f"freed: {names} are not enough for {claimant}")
+            held = [*others, *victims]
             for spared in victims:
-                rest = [story for story in pool if host in story.hosts and story.since <= at < story.seen_until + 0.5]
-                without = [story for story in rest if story.lease["lease_id"] not in ids or story is spared]
-                if _fitting(host, without, asked) >= asked.body["gpus"]:
+                # Devices that are free already may be kept for others: they are not counted.
+                freed = _fitting(host, [*others, spared], asked) - _fitting(host, held, asked)
+                if freed >= asked.body["gpus"]:
                     wrong.append(f"freed: {names} for {claimant}, and {spared.lease['lease_id']} is not needed")
     return wrong
 
@@ -482,26 +490,36 @@ def _could_go(story: Story, at: float) -> bool:
 
 
 def _usage(history: GroupHistory, stories: Sequence[Story], fleet: tuple[float, float, float]) -> list[str]:
-    """Parts of past use that differ from the decayed sum of what was held, by more than half a hundredth."""
+    """Parts of past use that differ from the decayed sum of what was held, by more than `_USAGE_ERROR`."""
     wrong: list[str] = []
     for before, after, answer in history.usage:
-        past: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        at = (before + after) / 2
-        for story in stories:
-            seconds = _decayed(max(story.since, history.set_at), min(story.until, at), at)
-            for number, rate in enumerate(_rates(story)):
-                for name in story.path:
-                    past[name][number] += rate * seconds
-        parts = {
-            name: max(one / total for one, total in zip(amounts, fleet, strict=True)) for name, amounts in past.items()
-        }
-        everything = sum(part for name, part in parts.items() if "/" not in name)
+        # A lease may have ended while none was there to see it: either counts.
+        expected = [
+            _parts(stories, history.set_at, at, fleet, seen) for at in (before, after) for seen in (False, True)
+        ]
         for status in answer["groups"]:
             name, told = status["group"]["name"], status["usage"]
-            expected = parts.get(name, 0.0) / everything if everything else 0.0
-            if abs(told - expected) > 0.005:
-                wrong.append(f"usage: {name} is said to have used {told:.4f} of all, and used {expected:.4f}")
+            parts = [one.get(name, 0.0) for one in expected]
+            if not min(parts) - _USAGE_ERROR < told < max(parts) + _USAGE_ERROR:
+                wrong.append(f"usage: {name} is said to have used {told:.4f} of all, and used {parts[0]:.4f}")
     return wrong
+
+
+def _parts(
+    stories: Iterable[Story], since: float, at: float, fleet: tuple[float, float, float], seen: bool
+) -> dict[str, float]:
+    """Part of all past use by group: the decayed sum of what was held."""
+    past: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for story in stories:
+        seconds = _decayed(max(story.since, since), min(story.seen_until if seen else story.until, at), at)
+        for number, rate in enumerate(_rates(story)):
+            for name in story.path:
+                past[name][number] += rate * seconds
+    parts = {
+        name: max(one / total for one, total in zip(amounts, fleet, strict=True)) for name, amounts in past.items()
+    }
+    everything = sum(part for name, part in parts.items() if "/" not in name)
+    return {name: part / everything for name, part in parts.items()} if everything else {}
 
 
 def _rates(story: Story) -> tuple[float, float, float]:
