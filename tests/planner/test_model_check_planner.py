@@ -63,7 +63,7 @@ from support.queue_model import (
 from support.stalling_proxy import StallingProxy
 
 ROUNDS_MOST = 6
-CALM_SECONDS = 5.0
+CALM_SECONDS = 8.0
 
 
 async def torment(

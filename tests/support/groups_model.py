@@ -36,9 +36,9 @@ GROUPS: dict[str, dict[str, Any]] = {
 OWNERS = [owner for group in GROUPS.values() for owner in group.get("members", ())]
 GROUP_OF = {owner: name for name, group in GROUPS.items() for owner in group.get("members", ())}
 GUESTS = "guests"
-LATE_SECONDS = 4.0
+LATE_SECONDS = 3.0
 """Time for a claim: leases are looked for once a second, and a planner may have to start."""
-RECOVERY_SECONDS = 3.0
+RECOVERY_SECONDS = 2.0
 """Time after an outage until a planner leads and its clients have been heard."""
 _TINY = 1e-6
 _USAGE_ERROR = 0.005
@@ -102,6 +102,8 @@ class GroupHistory:
 class GroupClient(RandomClient):
     """Asks within a group, answers notices or ignores them, and goes on in place of what was preempted."""
 
+    withdraws = 0.3
+
     def __init__(
         self, nc: Client, name: str, histories: tuple[History, GroupHistory], entries: StoredEntries, seed: int
     ) -> None:
@@ -135,7 +137,7 @@ class GroupClient(RandomClient):
             "ttl_seconds": 2,
             "wait_seconds": 8,
             "preemptible": guest or self.random.random() < 0.6,
-            "grace_seconds": self.random.choice([0, 0.5, 1, 20]),
+            "grace_seconds": self.random.choice([0, 0.5, 1, 20, 20]),
             "min_run_seconds": self.random.choice([0, 0, 1, 2]),
             "checkpoint": True,
         }
@@ -157,7 +159,7 @@ class GroupClient(RandomClient):
     async def _hold(self, lease: dict[str, Any], until: float) -> None:
         """Renew a lease until it ends, or it is given back or forgotten."""
         named = {"owner": self.name, "lease_id": lease["lease_id"]}
-        wanted_until = time.time() + self.random.expovariate(0.15 if self.name.startswith("guest") else 0.6)
+        wanted_until = time.time() + self.random.expovariate(0.1 if self.name.startswith("guest") else 0.6)
         while True:
             await asyncio.sleep(self.random.uniform(0.1, 0.5))
             if time.time() > until or (time.time() > wanted_until and self.random.random() < 0.2):
@@ -178,12 +180,12 @@ class GroupClient(RandomClient):
     async def _give_way(self, named: dict[str, str]) -> bool:
         """Answer a notice. Returns whether the lease has ended."""
         dice = self.random.random()
-        if dice < 0.2:
+        if dice < 0.06:
             answer = await self.once("checkpoint", {**named, "saved": True}, 1.5)
             if answer is not None and answer["type"] == "lease" and answer["state"] == "evicted":
                 self.preempted = named["lease_id"]
                 return True
-        elif dice < 0.3:
+        elif dice < 0.12:
             await self.once("checkpoint", {**named, "busy_seconds": 0.5}, 1.5)
         return False
 

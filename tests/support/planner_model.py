@@ -99,6 +99,9 @@ class History:
 class RandomClient:
     """Requests, asks again, withdraws, renews, releases, forgets and dies, as its dice say."""
 
+    withdraws = 0.15
+    """Part of the requests that it withdraws."""
+
     def __init__(self, nc: Client, name: str, history: History, seed: int) -> None:
         self.nc = nc
         self.name = name
@@ -165,7 +168,7 @@ class RandomClient:
             heard = self.heard
             times = 2 if self.random.random() < 0.1 else 1
             asking = [self.once("request", body, body["wait_seconds"] + 1.5) for _ in range(times)]
-            if self.random.random() < 0.15:
+            if self.random.random() < self.withdraws:
                 asking.append(self.withdraw(body))
             found = await asyncio.gather(*asking)
             answers = [answer for answer in found if answer is not None]
