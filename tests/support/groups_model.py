@@ -144,7 +144,7 @@ class GroupClient(RandomClient):
         if self.random.random() < 0.2:
             body.update(gpus=1, gpu_share=0.5)
         else:
-            body.update(gpus=self.random.choice([1, 2, 2] if guest else [1, 1, 2]))
+            body.update(gpus=self.random.choice([1, 2, 2, 2] if guest else [1, 1, 2]))
         if self.preempted is not None:
             body["requeue_of"], self.preempted = self.preempted, None
         return body
@@ -445,11 +445,9 @@ def _kept_waiting(
     for request_id, (asked, since, until) in waits.items():
         if "requeue_of" in asked.body or since >= until or until == math.inf:
             continue
-        of_lab = path_of(asked.body["owner"])
+        inner = path_of(asked.body["owner"])[0]
         rivals = [
-            other
-            for other in waits.values()
-            if other[0] is not asked and path_of(other[0].body["owner"])[-1] == of_lab[-1]
+            other for other in waits.values() if other[0] is not asked and path_of(other[0].body["owner"])[0] == inner
         ]
         instants = {since, until}
         instants |= {when for story in pool for when in (story.since, story.until) if since < when < until}
@@ -477,7 +475,7 @@ def _is_owed(asked: Claimed, asks: float, pool: Sequence[Story], at: float) -> b
     inner = GROUPS[path[0]].get("guarantee")
     if inner is None or _used(pool, path[0], at) + asks + asked.devices > inner + _TINY:
         return False
-    if any(_used(pool, name, at) + asks + asked.devices > _most(name) + _TINY for name in path):
+    if any(_used(pool, name, at) + asked.devices > _most(name) + _TINY for name in path):
         return False
     held = [story for story in pool if story.at(at)]
     ours = [story for story in held if not _could_go(story, at)]
