@@ -30,7 +30,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "lab/vision": {"guarantee": 3, "limit": 4, "members": ["vision0", "vision1"]},
     "lab/nlp": {"guarantee": 2, "weight": 2.0, "members": ["nlp0"]},
     "ops": {"guarantee": 2, "borrowing_limit": 2, "members": ["ops0", "ops1"]},
-    "guests": {"limit": 6, "weight": 0.5, "members": [f"guest{number}" for number in range(6)]},
+    "guests": {"limit": 7, "weight": 0.5, "members": [f"guest{number}" for number in range(6)]},
 }
 """Devices of `MODEL` by kind of quota."""
 OWNERS = [owner for group in GROUPS.values() for owner in group.get("members", ())]
@@ -159,7 +159,7 @@ class GroupClient(RandomClient):
     async def _hold(self, lease: dict[str, Any], until: float) -> None:
         """Renew a lease until it ends, or it is given back or forgotten."""
         named = {"owner": self.name, "lease_id": lease["lease_id"]}
-        wanted_until = time.time() + self.random.expovariate(0.05 if self.name.startswith("guest") else 0.6)
+        wanted_until = time.time() + self.random.expovariate(0.05 if self.name.startswith("guest") else 0.3)
         while True:
             await asyncio.sleep(self.random.uniform(0.1, 0.5))
             if time.time() > until or (time.time() > wanted_until and self.random.random() < 0.2):
