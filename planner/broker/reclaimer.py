@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from ..fleet.fleet import Fleet
 from ..fleet.state import WHOLE_SHARE, Ask
 from ..groups.state import GroupState, devices_of, models_of
 from ..groups.tree import Node
+from ..groups.use import Amounts, Pending
 from ..leases.ledger import Ledger
 from ..leases.lifecycle import Refused, preemptible_from
 from ..queue.line import Group, Line
@@ -41,16 +42,16 @@ class Claim:
 
     Attributes:
         victims: the leases that have not ended yet, by id.
-        devices: billionths of devices that the request asks for.
+        amounts: what the request is expected to take.
         node: group of its owner.
         until: time until which the devices may not have been seen idle, once all leases have ended.
     """
 
-    __slots__ = ("devices", "node", "until", "victims")
+    __slots__ = ("amounts", "node", "until", "victims")
 
-    def __init__(self, victims: dict[str, Candidate], devices: int, node: Node) -> None:
+    def __init__(self, victims: dict[str, Candidate], amounts: Amounts, node: Node) -> None:
         self.victims = victims
-        self.devices = devices
+        self.amounts = amounts
         self.node = node
         self.until = 0.0
 
@@ -88,10 +89,10 @@ class Reclaimer:
         self._claims: dict[QueuedRequest, Claim] = {}
         self._claim_on: dict[str, Claim] = {}
         """Claims by the leases that have not ended yet."""
-        self._awaited: dict[Node, int] = {}
-        """Billionths of devices that groups are about to get by claims."""
-        self._given: dict[Node, int] = {}
-        """Billionths of devices that groups are about to give up by claims."""
+        self._awaited = Pending()
+        """What groups are about to get by claims."""
+        self._given = Pending()
+        """What groups are about to give up by claims."""
         self._choices: dict[tuple[Node, Node], Reclaim] = {}
         self._until = 0.0
         """End of the turn, by the performance counter."""
@@ -128,7 +129,8 @@ class Reclaimer:
         """Note that a lease ended."""
         claim = self._claim_on.pop(lease_id, None)
         if claim is not None:
-            self._give(claim.victims.pop(lease_id), -1)
+            victim = claim.victims.pop(lease_id)
+            self._given.add(victim.node, victim.amounts, -1)
             claim.until = time.time() + IDLE_SECONDS
 
     def _restore(self) -> None:
@@ -154,23 +156,20 @@ class Reclaimer:
     def _claim(self, queued: QueuedRequest, *victims: Candidate) -> None:
         claim = self._claims.get(queued)
         if claim is None:
-            claim = self._claims[queued] = Claim(
-                {}, devices_of(queued.entry.ask), self._state.node_of(queued.request.owner)
-            )
-            self._await(claim, 1)
+            node = self._state.node_of(queued.request.owner)
+            claim = self._claims[queued] = Claim({}, self._expected(queued.entry.ask, victims), node)
+            self._awaited.add(node, claim.amounts)
         for each in victims:
             claim.victims[each.lease_id] = each
             self._claim_on[each.lease_id] = claim
-            self._give(each, 1)
+            self._given.add(each.node, each.amounts)
 
-    def _give(self, victim: Candidate, sign: int) -> None:
-        devices = sum(victim.amounts.devices.values())
-        for node in victim.node.path:
-            self._given[node] = self._given.get(node, 0) + sign * devices
-
-    def _await(self, claim: Claim, sign: int) -> None:
-        for node in claim.node.path:
-            self._awaited[node] = self._awaited.get(node, 0) + sign * claim.devices
+    def _expected(self, ask: Ask, victims: Iterable[Candidate]) -> Amounts:
+        """What a request is expected to take: devices of a model that its victims hold."""
+        freed = {model for each in victims for model in each.amounts.devices}
+        models = models_of(self._fleet, ask) if ask.gpus else ()
+        model = next((model for model in models if model in freed), next(iter(models), None))
+        return Amounts({} if model is None else {model: devices_of(ask)}, ask.cpus_milli, ask.host_memory_bytes)
 
     def _end_claims(self) -> None:
         for queued in [queued for queued in self._claims if queued not in self._queue]:
@@ -178,17 +177,15 @@ class Reclaimer:
 
     def _end_claim(self, queued: QueuedRequest) -> None:
         claim = self._claims.pop(queued)
-        self._await(claim, -1)
+        self._awaited.add(claim.node, claim.amounts, -1)
         for lease_id, victim in claim.victims.items():
             self._claim_on.pop(lease_id, None)
-            self._give(victim, -1)
+            self._given.add(victim.node, victim.amounts, -1)
             self._start(self._withdraw(lease_id, queued.request.request_id or ""))
 
     def _claim_for(self, group: Group, ask: Ask, now: float) -> None:
         """Give notice for as many requests of a kind as are within guarantee."""
         node = group.node
-        models = list(models_of(self._fleet, ask)) if ask.gpus else [None]
-        devices = devices_of(ask)
         for entry in list(group.entries):
             queued: QueuedRequest = entry.payload
             if not entry.ready or queued.request.requeue_of is not None:
@@ -201,28 +198,43 @@ class Reclaimer:
                 continue
             if claim is not None:  # what it freed was taken by others
                 self._end_claim(queued)
-            within = next(
-                (
-                    level
-                    for model in models
-                    if (
-                        level := self._state.use.within_level(
-                            node, model, devices, ask.cpus_milli, ask.host_memory_bytes, self._awaited
-                        )
-                    )
-                    is not None
-                ),
-                None,
-            )
-            if within is None:
-                return
-            chosen = self._choice(node, within, now).choose(ask)
+            chosen: list[Candidate] | None = None
+            levels = self._levels(node, ask)
+            for within, narrowed in levels:
+                chosen = self._choice(node, within, now).choose(narrowed)
+                if chosen:
+                    break
             if not chosen:
-                self._failed_at[group] = now
+                if levels:
+                    self._failed_at[group] = now
                 return
             self._claim(queued, *chosen)
             for each in chosen:
                 self._start(self._notify(each.lease_id, queued, node))
+
+    def _levels(self, node: Node, ask: Ask) -> list[tuple[Node, Ask]]:
+        """Find in whose guarantees a request has room, with what others are about to get counted.
+
+        Returns:
+            groups on the way to its own, innermost first, each with the request for the models that have room there.
+        """
+        models: Sequence[str | None] = models_of(self._fleet, ask) if ask.gpus else (None,)
+        found: dict[Node, list[str | None]] = {}
+        for model in models:
+            level = self._state.use.within_level(
+                node, model, devices_of(ask), ask.cpus_milli, ask.host_memory_bytes, self._awaited
+            )
+            if level is not None:
+                found.setdefault(level, []).append(model)
+        return [
+            (level, self._without(ask, [model for model in models if model and model not in found[level]]))
+            for level in reversed(node.path)
+            if level in found
+        ]
+
+    def _without(self, ask: Ask, models: Sequence[str]) -> Ask:
+        barred = tuple(sorted({*ask.barred, *models}))
+        return self._fleet.ask(ask.key._replace(barred=barred)) if models else ask
 
     def _choice(self, node: Node, within: Node, now: float) -> Reclaim:
         if now - self._choices_at > _CANDIDATES_SECONDS:

@@ -13,7 +13,7 @@ devices of two models are granted together only where each model alone has room 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..fleet.state import WHOLE_SHARE
 from .tree import Node, Quota, Tree
@@ -48,6 +48,37 @@ class Holding(NamedTuple):
     owner: str
     amounts: Amounts
     preemptible: bool
+
+
+class Pending:
+    """What groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM."""
+
+    __slots__ = ("_cores", "_devices")
+
+    def __init__(self, other: Pending | None = None) -> None:
+        self._devices: dict[tuple[Node, int], int] = dict(other._devices) if other is not None else {}
+        self._cores: dict[Node, tuple[int, int]] = dict(other._cores) if other is not None else {}
+
+    def add(self, node: Node, amounts: Amounts, sign: int = 1) -> None:
+        """Count what a lease of a group holds, for the groups around it as well; with sign -1 no more."""
+        for each in node.path:
+            for model, share in amounts.devices.items():
+                at = each.guarantee.first(model)
+                if at is not None:
+                    self._devices[each, at] = self._devices.get((each, at), 0) + sign * share
+            cpus_milli, memory_bytes = self.cores(each)
+            self._cores[each] = (cpus_milli + sign * amounts.cpus_milli, memory_bytes + sign * amounts.memory_bytes)
+
+    def devices(self, node: Node, at: int) -> int:
+        """Billionths of devices under a pattern of a group's guarantee."""
+        return self._devices.get((node, at), 0)
+
+    def cores(self, node: Node) -> tuple[int, int]:
+        """Thousandths of cores, and bytes of RAM."""
+        return self._cores.get(node, (0, 0))
+
+
+_NOTHING: Final = Pending()
 
 
 class NodeUse:
@@ -232,7 +263,7 @@ class GroupUse:
         devices: int,
         cpus_milli: int = 0,
         memory_bytes: int = 0,
-        pending: Mapping[Node, int] = {},
+        pending: Pending = _NOTHING,
     ) -> Node | None:
         """The innermost of the groups on the way to a group that has room in its guarantee; None if none has.
 
@@ -242,16 +273,17 @@ class GroupUse:
             devices: billionths of devices.
             cpus_milli: thousandths of cores.
             memory_bytes: host RAM.
-            pending: billionths of devices that groups are about to get.
+            pending: what groups are about to get.
         """
         for each in reversed(node.path):
             use, quota = self._uses[each], each.guarantee
             if model is None:
-                if _has_room(quota, use, cpus_milli, memory_bytes):
+                cpus, memory = pending.cores(each)
+                if _has_room(quota, use, cpus + cpus_milli, memory + memory_bytes):
                     return each
                 continue
             at = quota.first(model)
-            if at is not None and use.guaranteed[at] + pending.get(each, 0) + devices <= quota.patterns[at][1]:
+            if at is not None and use.guaranteed[at] + pending.devices(each, at) + devices <= quota.patterns[at][1]:
                 return each
         return None
 
@@ -302,21 +334,34 @@ class GroupUse:
 
     # Whose leases may be taken back
 
-    def protects(self, node: Node, model: str, claimant: Node, removed: Mapping[Node, int] = {}) -> bool:
-        """True if a group's guarantee keeps its leases on a model from another group.
+    def protects(self, node: Node, amounts: Amounts, claimant: Node, removed: Pending) -> bool:
+        """True if a guarantee keeps a lease from another group: its group, or one around it, uses no more than that.
 
         Args:
             node: group of the lease.
-            model: of its devices.
+            amounts: what it holds.
             claimant: group that asks.
-            removed: billionths of devices that groups give up already.
+            removed: what groups give up already.
         """
+        return self._left(node, amounts, claimant, removed, 0)
+
+    def falls_below(self, node: Node, amounts: Amounts, claimant: Node, removed: Pending) -> bool:
+        """True if a group of a lease is below its guarantee without it; `removed` counts the lease."""
+        return self._left(node, amounts, claimant, removed, 1)
+
+    def _left(self, node: Node, amounts: Amounts, claimant: Node, removed: Pending, below: int) -> bool:
+        """True if what is left to a group, plus `below` of the least unit, is not above its guarantee."""
         around = set(claimant.path)
         for each in node.path:
-            at = each.guarantee.first(model)
-            if each in around or at is None:
+            if each in around:
                 continue
-            if self._uses[each].guaranteed[at] - removed.get(each, 0) <= each.guarantee.patterns[at][1]:
+            quota, use = each.guarantee, self._uses[each]
+            for model in amounts.devices:
+                at = quota.first(model)
+                if at is not None and use.guaranteed[at] - removed.devices(each, at) + below <= quota.patterns[at][1]:
+                    return True
+            cpus, memory = removed.cores(each)
+            if not amounts.devices and _has_room(quota, use, below - cpus, below - memory):
                 return True
         return False
 

@@ -2,8 +2,9 @@
 
 Candidates are preemptible leases of groups that use more than they are guaranteed, as seen from the group around both
 (`GroupUse.protects`), which have run for their `min_run_seconds` and have no notice yet. The order in which they are
-taken: the group with the most use for its weight first; within it the cheapest first, then the youngest. The price of a
-lease is what is lost with it: its devices times the seconds since its work was last saved, or since its grant.
+taken: the group with the most use for its weight first; within it the cheapest first, then the youngest. Leases without
+which their group has less than it is guaranteed are taken only where no others are enough. The price of a lease is what
+is lost with it: its devices times the seconds since its work was last saved, or since its grant.
 
 The devices are chosen as those of a reservation are (`backfill.py`), with a lease's place in that order as its end: so
 the request gets devices whose leases come first. On one host all hosts are compared that could be better: the one whose
@@ -22,12 +23,12 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.state import Ask
 from ..groups.tree import Node
-from ..groups.use import Amounts, GroupUse
+from ..groups.use import Amounts, GroupUse, Pending
 from .backfill import PRESENT, Horizons
 from .ends import Ends
 
 _ROUNDS: Final = 8
-"""Limit on the choices for one request: each leaves out leases whose group would fall below its guarantee."""
+"""Limit on the choices for one request: each leaves out leases whose group is not above its guarantee by then."""
 
 
 class Candidate(NamedTuple):
@@ -58,7 +59,7 @@ class Reclaim:
         within: group, that or one around it, in whose guarantee there is room: leases within it are not taken.
         candidates: preemptible leases.
         share: use of a group for its weight.
-        given: billionths of devices that groups give up already; it follows what is chosen.
+        given: what groups give up already; the caller adds what is chosen.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Reclaim:
         within: Node,
         candidates: Iterable[Candidate],
         share: Callable[[Node], float],
-        given: Mapping[Node, int],
+        given: Pending,
     ) -> None:
         self._fleet = fleet
         self._use = use
@@ -86,15 +87,41 @@ class Reclaim:
             self._ranks.expect(each.lease_id, float(rank))
 
     def choose(self, ask: Ask) -> list[Candidate] | None:
-        """Choose the leases to take back for a request; None if no choice lets it start. They are not chosen again."""
+        """Choose the leases to take back for a request; None if no choice lets it start. They are not chosen again.
+
+        Leases without which their group is below its guarantee are taken only where others do not do.
+        """
+        for keep in (True, False):
+            chosen, kept = self._choose_above(ask, keep)
+            if chosen is not None or not kept:
+                return chosen
+        return None
+
+    def _choose_above(self, ask: Ask, keep: bool) -> tuple[list[Candidate] | None, bool]:
+        """Choose leases of groups above their guarantee; with `keep`, of such that are not below it without them.
+
+        Returns:
+            the leases, or None; and whether `keep` has left any out.
+        """
         spared: list[Candidate] = []
         chosen: list[Candidate] | None = None
+        kept = False
         for _ in range(_ROUNDS):
             chosen = self._choose(ask)
             if chosen is None:
                 break
-            removed = dict(self._given)
-            beyond = [each for each in chosen if self._protected(each, removed) or self._remove(each, removed)]
+            removed, beyond = Pending(self._given), list[Candidate]()
+            for each in chosen:
+                if self._protected(each, removed):
+                    beyond.append(each)
+                    continue
+                after = Pending(removed)
+                after.add(each.node, each.amounts)
+                if keep and self._use.falls_below(each.node, each.amounts, self._claimant, after):
+                    beyond.append(each)
+                    kept = True
+                else:
+                    removed = after
             if not beyond:
                 break
             spared += beyond
@@ -103,17 +130,10 @@ class Reclaim:
         for each in spared:  # another request may do with fewer, or other ones
             self._ranks.expect(each.lease_id, float(self._able[each.lease_id][0]))
         self._leave_out(chosen or ())
-        return chosen
+        return chosen, kept
 
-    def _protected(self, each: Candidate, removed: Mapping[Node, int]) -> bool:
-        models = each.amounts.devices or {"": 0}
-        return any(self._use.protects(each.node, model, self._claimant, removed) for model in models)
-
-    def _remove(self, each: Candidate, removed: dict[Node, int]) -> bool:
-        """Count a lease as taken back; returns false."""
-        for node in each.node.path:
-            removed[node] = removed.get(node, 0) + sum(each.amounts.devices.values())
-        return False
+    def _protected(self, each: Candidate, removed: Pending) -> bool:
+        return self._use.protects(each.node, each.amounts, self._claimant, removed)
 
     def _leave_out(self, leases: Iterable[Candidate]) -> None:
         for each in leases:

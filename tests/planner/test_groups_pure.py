@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import pytest
 from corral.planner.fleet.fleet import Fleet, free, hold
-from corral.planner.fleet.state import WHOLE_SHARE
+from corral.planner.fleet.state import WHOLE_SHARE, Ask
 from corral.planner.groups.state import GroupState, amounts_of
 from corral.planner.groups.tree import Tree
 from corral.planner.groups.usage import PastUse, Usage
-from corral.planner.groups.use import Amounts
+from corral.planner.groups.use import Amounts, Pending
 from corral.planner.placement.decide import Policies
 from corral.planner.queue.durations import given
 from corral.planner.queue.line import Entry, Line
@@ -132,7 +132,7 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
         Candidate(lease, nodes["nlp"], Amounts({"H100": WHOLE_SHARE}), 100.0 - 10 * number, 10.0 * number)
         for number, lease in enumerate(world.running)
     ]
-    given_up: dict[object, int] = {}
+    given_up = Pending()
     reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, given_up)
     chosen = reclaim.choose(ask)
     assert chosen is not None
@@ -140,16 +140,79 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
     assert {each.lease_id for each in chosen} == set(list(world.running)[4:])
     # Two more are above the guarantee of nlp, and no third.
     more: list[int | None] = []
-    given_up[nodes["nlp"]] = 4 * WHOLE_SHARE
+    for each in chosen:
+        given_up.add(each.node, each.amounts)
     for _ in range(3):
         found = reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1)))
         more.append(found and len(found))
-        given_up[nodes["nlp"]] += WHOLE_SHARE
+        for each in found or ():
+            given_up.add(each.node, each.amounts)
     assert more == [1, 1, None]
     # What comes free goes to ann, whatever priority bob has in his group.
     for each in chosen:
         world.end(each.lease_id)
     assert world.serve() == ["ann"]
+
+
+def taken(world: World, claimant: str, ask: Ask, *owners: str) -> list[str]:
+    """Owners whose leases are taken back for a request; of those given, only they may be."""
+    use, nodes = world.state.use, world.state.tree.nodes
+    candidates = [
+        Candidate(lease, world.state.node_of(entry.request.owner), use.holdings[lease].amounts, 1.0, 0.0)
+        for lease, entry in world.running.items()
+        if not owners or entry.request.owner in owners
+    ]
+    node = nodes[claimant]
+    chosen = Reclaim(world.fleet, use, node, node, candidates, lambda _: 1.0, Pending()).choose(ask)
+    return [world.running[each.lease_id].request.owner for each in chosen or ()]
+
+
+def test_a_lease_that_is_partly_guaranteed_is_taken_back_only_if_no_other_is_enough() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 5, "H100")],
+        Group(name="vision", guarantee=gpus(any=1), members=["ann"]),
+        Group(name="big", guarantee=gpus(any=3), members=["bob"]),
+        Group(name="zoo", members=["zoe"]),
+    )
+    world.ask("bob", gpus=4, preemptible=True)
+    world.ask("zoe", preemptible=True)
+    assert world.serve() == ["bob", "zoe"]
+    ask = world.ask("ann").group.ask
+    assert taken(world, "vision", ask) == ["zoe"]  # though big is ahead of zoo in the order
+    assert taken(world, "vision", ask, "bob") == ["bob"]
+
+
+def test_guaranteed_cores_keep_a_lease_of_cores() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 1, "H100")],
+        Group(name="vision", guarantee=Resources(cpus=32), members=["ann"]),
+        Group(name="nlp", guarantee=Resources(cpus=32), members=["bob"]),
+    )
+    for cpus in (32, 16, 16):
+        world.ask("bob", gpus=0, cpus=cpus, preemptible=True)
+        assert world.serve() == ["bob"]
+    ann = world.ask("ann", gpus=0, cpus=16)
+    assert taken(world, "vision", ann.group.ask) == ["bob"]
+    world.line.withdraw(ann)
+    for lease in [lease for lease, entry in world.running.items() if entry.request.cpus == 16]:
+        world.end(lease)
+    world.ask("eve", gpus=0, cpus=32)  # all that bob has left is his own
+    assert world.serve() == ["eve"]
+    assert taken(world, "vision", world.ask("ann", gpus=0, cpus=16).group.ask, "bob") == []
+
+
+def test_what_is_pending_counts_by_pattern() -> None:
+    world = World(TWO_KINDS, Group(name="vision", guarantee=gpus(H100=2, any=2), members=["ann"]))
+    use, vision = world.state.use, world.state.tree.nodes["vision"]
+    pending = Pending()
+    pending.add(vision, Amounts({"T4": 2 * WHOLE_SHARE}))
+    assert use.within_level(vision, "T4", WHOLE_SHARE, pending=pending) is None
+    assert use.within_level(vision, "H100", 2 * WHOLE_SHARE, pending=pending) is vision
+    # Of four H100s and four T4s, two of each are beyond the guarantee, whatever is given up of the other kind.
+    use.hold("l", "ann", Amounts({"H100": 4 * WHOLE_SHARE, "T4": 4 * WHOLE_SHARE}), preemptible=True)
+    default = world.state.node_of("eve")
+    assert not use.protects(vision, Amounts({"H100": WHOLE_SHARE}), default, pending)
+    assert use.protects(vision, Amounts({"T4": WHOLE_SHARE}), default, pending)
 
 
 def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
@@ -169,7 +232,7 @@ def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
     ]
     ann = world.ask("ann", gpus=4)
     world.serve()
-    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, {})
+    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
     chosen = reclaim.choose(ann.group.ask)
     assert chosen is not None
     assert [prices[each.lease_id] for each in chosen] == [100.0]  # rather than four of 30
