@@ -256,7 +256,7 @@ def test_no_lease_is_taken_back_that_a_later_one_makes_needless() -> None:
     ann = world.ask("ann", gpus=2)
     world.serve()
     for count, expected in ((2, [two]), (3, [one, two])):
-        reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, {})
+        reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
         chosen = reclaim.choose(world.fleet.ask(ann.group.ask.key._replace(gpus=count)))
         assert chosen is not None
         assert [each.lease_id for each in chosen] == expected
