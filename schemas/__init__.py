@@ -86,7 +86,7 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("groups", "metrics", "operations", "query", "requests", "telemetry", "windows")
+_SOURCES = ("groups", "idle", "metrics", "operations", "query", "requests", "telemetry", "windows")
 """Modules that define the messages, searched in this order."""
 
 
