@@ -93,7 +93,7 @@ class Reclaimer:
         """What groups are about to get by claims."""
         self._given = Pending()
         """What groups are about to give up by claims."""
-        self._choices: dict[tuple[Node, Node], Reclaim] = {}
+        self._choices: dict[tuple[Node, Node, Node | None], Reclaim] = {}
         self._until = 0.0
         """End of the turn, by the performance counter."""
         self._choices_at = 0.0
@@ -201,7 +201,10 @@ class Reclaimer:
             chosen: list[Candidate] | None = None
             levels = self._levels(node, ask)
             for within, narrowed in levels:
-                chosen = self._choice(node, within, now).choose(narrowed)
+                if group.limited is not None:
+                    chosen = self._make_room(node, within, group.limited, narrowed, now)
+                else:
+                    chosen = self._choice(node, within, None, now).choose(narrowed)
                 if chosen:
                     break
             if not chosen:
@@ -236,18 +239,28 @@ class Reclaimer:
         barred = tuple(sorted({*ask.barred, *models}))
         return self._fleet.ask(ask.key._replace(barred=barred)) if models else ask
 
-    def _choice(self, node: Node, within: Node, now: float) -> Reclaim:
+    def _make_room(self, node: Node, within: Node, limited: Node, ask: Ask, now: float) -> list[Candidate] | None:
+        """Choose leases within a group whose limit is reached, so that a request has room under it."""
+        model = next(iter(models_of(self._fleet, ask)), None)
+        if model is None or within is limited or within in limited.path:
+            return None
+        excess = self._state.use.excess(limited, model, devices_of(ask))
+        needed = excess + self._awaited.total(limited) - self._given.total(limited)
+        return self._choice(node, within, limited, now).make_room(needed) if needed > 0 else None
+
+    def _choice(self, node: Node, within: Node, limited: Node | None, now: float) -> Reclaim:
+        """Choice among the leases outside of `within`; and inside of `limited`, if that is given."""
         if now - self._choices_at > _CANDIDATES_SECONDS:
             self._choices.clear()
             self._choices_at = now
-        found = self._choices.get((node, within))
+        found = self._choices.get((node, within, limited))
         if found is None:
-            found = self._choices[node, within] = Reclaim(
+            found = self._choices[node, within, limited] = Reclaim(
                 self._fleet,
                 self._state.use,
                 node,
                 within,
-                self._candidates(now),
+                [each for each in self._candidates(now) if limited is None or limited in each.node.path],
                 lambda of: self._state.share(of, now),
                 self._given,
             )

@@ -53,9 +53,10 @@ class Holding(NamedTuple):
 class Pending:
     """What groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM."""
 
-    __slots__ = ("_cores", "_devices")
+    __slots__ = ("_cores", "_devices", "_totals")
 
     def __init__(self, other: Pending | None = None) -> None:
+        self._totals: dict[Node, int] = dict(other._totals) if other is not None else {}
         self._devices: dict[tuple[Node, int], int] = dict(other._devices) if other is not None else {}
         self._cores: dict[Node, tuple[int, int]] = dict(other._cores) if other is not None else {}
 
@@ -66,12 +67,17 @@ class Pending:
                 at = each.guarantee.first(model)
                 if at is not None:
                     self._devices[each, at] = self._devices.get((each, at), 0) + sign * share
+            self._totals[each] = self.total(each) + sign * sum(amounts.devices.values())
             cpus_milli, memory_bytes = self.cores(each)
             self._cores[each] = (cpus_milli + sign * amounts.cpus_milli, memory_bytes + sign * amounts.memory_bytes)
 
     def devices(self, node: Node, at: int) -> int:
         """Billionths of devices under a pattern of a group's guarantee."""
         return self._devices.get((node, at), 0)
+
+    def total(self, node: Node) -> int:
+        """Billionths of devices of all models."""
+        return self._totals.get(node, 0)
 
     def cores(self, node: Node) -> tuple[int, int]:
         """Thousandths of cores, and bytes of RAM."""
@@ -115,11 +121,16 @@ class Admission(NamedTuple):
         within: models that it must not take to stay within guarantee; None if it can't stay within.
         barred: models that it must not take at all; None if it must not start.
         reason: why models are barred, or why it must not start, in words; empty if nothing is.
+        owed: models that it must not take to stay within guarantee, if only the limit of a group around is in its way;
+            None otherwise.
+        limited: that group: others within it have borrowed what is owed.
     """
 
     within: Barred | None
     barred: Barred | None
     reason: str = ""
+    owed: Barred | None = None
+    limited: Node | None = None
 
 
 class GroupUse:
@@ -235,8 +246,13 @@ class GroupUse:
             return Admission(() if within else None, ())
         over: list[str] = []
         beyond: list[str] = []
+        owed: list[str] = []
+        limited: Node | None = None
         for model in models:
             reason = self._over_limit(node, model, devices, 0, 0)
+            if reason and (around := self._lent_by(node, model, devices)) is not None:
+                owed.append(model)
+                limited = around
             within = not reason and self.is_within(node, model, devices, 0, 0)
             if not reason and not preemptible:
                 reason = self._needed_by_others(node, model, devices)
@@ -250,6 +266,27 @@ class GroupUse:
             None if len(beyond) == len(models) else tuple(sorted(beyond)),
             None if len(over) == len(models) else tuple(sorted(over)),
             why,
+            tuple(sorted(set(models) - set(owed))) if owed and len(beyond) == len(models) else None,
+            limited,
+        )
+
+    def _lent_by(self, node: Node, model: str, devices: int) -> Node | None:
+        """The group whose limit keeps a group within it from what that is guaranteed; None if there is none."""
+        level = self.within_level(node, model, devices)
+        if level is None:
+            return None
+        full = [each for each in node.path if self.excess(each, model, devices) > 0]
+        return full[-1] if full and full[-1] in level.path[:-1] else None
+
+    def excess(self, node: Node, model: str, devices: int) -> int:
+        """Billionths of devices by which a start would exceed the limits of a group; 0 or less if it would not."""
+        return max(
+            (
+                used[at] + devices - limit.patterns[at][1]
+                for limit, used in zip(node.limits, self._uses[node].limited, strict=True)
+                for at in limit.every(model)
+            ),
+            default=0,
         )
 
     def is_within(self, node: Node, model: str | None, devices: int, cpus_milli: int, memory_bytes: int) -> bool:

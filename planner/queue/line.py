@@ -152,6 +152,7 @@ class Group:
         preemptible: true if their leases may be preempted.
         refused: why quotas let none of them start, in words; empty if they do.
         within: true if their next start is within the guarantee of their group.
+        limited: group around theirs whose limit alone keeps them from what is guaranteed; None if there is none.
         entries: in order.
         brief: (expected seconds, number, entry), the briefest first.
         opened: hosts that changed since it was tried last and did not fit, and could hold it; None if any could.
@@ -168,6 +169,7 @@ class Group:
         "entries",
         "key",
         "kinds",
+        "limited",
         "node",
         "opened",
         "passable",
@@ -186,6 +188,7 @@ class Group:
         self._fleet = fleet
         self.refused = ""
         self.within = False
+        self.limited: Node | None = None
         self.entries: list[Entry] = []
         self.brief: list[tuple[float, int, Entry]] = []
         self.opened: set[str] | None = None
@@ -565,6 +568,9 @@ class Line:
         """Go on along the line to the next that may start."""
         turns, ahead = walk.turns, walk.ahead
         while (group := turns.next()) is not None:
+            if group.limited is not None:
+                walk.owed.append((group, group.ask))
+                continue
             if self._worth_trying(group, ahead, now):
                 start = self._try(group, ahead, now)
                 if start is not None and start.entry.ready:

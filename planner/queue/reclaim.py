@@ -97,6 +97,37 @@ class Reclaim:
                 return chosen
         return None
 
+    def make_room(self, devices: int) -> list[Candidate] | None:
+        """Choose leases that hold so many devices together; None if there are not enough. They are not chosen again.
+
+        Args:
+            devices: billionths of devices.
+        """
+        for keep in (True, False):
+            removed, chosen, held = Pending(self._given), list[Candidate](), 0
+            for each in self._ranked:
+                if self._ranks.ends_at(each.lease_id) == math.inf or self._protected(each, removed):
+                    continue
+                after = Pending(removed)
+                after.add(each.node, each.amounts)
+                if keep and self._use.falls_below(each.node, each.amounts, self._claimant, after):
+                    continue
+                removed = after
+                chosen.append(each)
+                held += sum(each.amounts.devices.values())
+                if held >= devices:
+                    break
+            if held < devices:
+                continue
+            for each in sorted(chosen, key=lambda each: -each.price):
+                left = held - sum(each.amounts.devices.values())
+                if left >= devices:
+                    chosen.remove(each)
+                    held = left
+            self._leave_out(chosen)
+            return chosen
+        return None
+
     def _choose_above(self, ask: Ask, keep: bool) -> tuple[list[Candidate] | None, bool]:
         """Choose leases of groups above their guarantee; with `keep`, of such that are not below it without them.
 

@@ -41,6 +41,7 @@ class Waiting(Protocol):
 
     refused: str
     within: bool
+    limited: Node | None
 
 
 T = TypeVar("T", bound=Waiting)
@@ -118,12 +119,17 @@ class ByGroup(Generic[T]):
             waiting = heappop(self._own[node])[2]
             admission = self._admit(waiting)
             waiting.refused = "" if admission.barred is not None else admission.reason
+            waiting.limited = None
             if self._within:
                 if admission.barred is not None and admission.barred != admission.within:
                     self._later[id(waiting)] = waiting
-                if admission.within is None:
+                if admission.within is not None:
+                    waiting.bar(admission.within)
+                elif admission.owed is not None:  # it must not start, but others may have to give back
+                    waiting.bar(admission.owed)
+                    waiting.limited = admission.limited
+                else:
                     continue
-                waiting.bar(admission.within)
             elif admission.barred is None:
                 continue
             else:

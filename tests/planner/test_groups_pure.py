@@ -400,3 +400,38 @@ def test_past_use_halves() -> None:
     before = past.done[0]
     past.settle(200.0, 100.0)
     assert past.done[0] == pytest.approx(before / 2)
+
+
+def test_what_a_group_is_owed_under_the_limit_of_another_is_taken_back_within_that() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 8, "H100")],
+        Group(name="lab", limit=gpus(any=4)),
+        Group(name="lab/x", guarantee=gpus(any=2), members=["ann"]),
+        Group(name="lab/y", guarantee=gpus(any=2), members=["bob"]),
+        Group(name="ops", members=["eve"]),
+    )
+    world.ask("eve", preemptible=True)
+    for _ in range(4):
+        world.ask("bob", preemptible=True)
+    world.serve()
+    assert sum(world.used("lab").values()) == 4
+    ann = world.ask("ann", gpus=2)
+    assert world.serve() == []  # though three devices are free
+    ((group, ask),) = world.line.owed
+    nodes, use = world.state.tree.nodes, world.state.use
+    assert (group.entries, group.limited) == ([ann], nodes["lab"])
+    assert use.excess(nodes["lab"], "H100", 2 * WHOLE_SHARE) == 2 * WHOLE_SHARE
+    candidates = [
+        Candidate(lease, nodes["lab/y"], use.holdings[lease].amounts, float(at), 0.0)
+        for at, (lease, entry) in enumerate(world.running.items())
+        if entry.request.owner == "bob"
+    ]
+    reclaim = Reclaim(world.fleet, use, nodes["lab/x"], nodes["lab/x"], candidates, lambda _: 1.0, Pending())
+    chosen = reclaim.make_room(2 * WHOLE_SHARE)
+    assert chosen is not None
+    assert len(chosen) == 2
+    assert reclaim.make_room(3 * WHOLE_SHARE) is None
+    for each in chosen:
+        world.end(each.lease_id)
+    assert world.serve() == ["ann"]
+    assert ask.gpus == 2

@@ -87,3 +87,26 @@ async def test_borrowers_give_back_and_nobody_else(nc: Client, planner: PlannerP
     assert [lease["preemption"] for lease in (await active(nc, "bob")).values()] == [None]
     more[1].cancel()
     await hosts.stop()
+
+
+async def test_borrowers_give_back_under_the_limit_of_the_group_around(nc: Client, planner: PlannerProcess) -> None:
+    hosts = FakeHosts(nc, hosts=2)
+    await hosts.start()
+    planner.start()
+    await until_ready(nc, 8)
+    lab = {"name": "lab", "limit": {"gpus": {"*": 4}}}
+    inside = [{**group, "name": f"lab/{group['name']}"} for group in (VISION, NLP)]
+    assert (await ask(nc, "set_groups", {"set": [lab, *inside]}))["revision"] == 1
+    for _ in range(4):
+        await ask(nc, "request", {"owner": "bob", "preemptible": True, "grace_seconds": 60})
+    assert (await ask(nc, "request", {"owner": "eve", "preemptible": True}))["type"] == "assignment"
+    # Three devices are free, but lab must not use more: those in lab give back, and eve does not.
+    want = {"owner": "ann", "gpus": 2, "wait_seconds": 600, "request_id": "two", "ttl_seconds": 600}
+    asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
+    for lease in await noticed(nc, "bob", 2):
+        await ask(nc, "release", {"owner": "bob", "lease_id": lease["lease_id"]})
+    assert (await asked)["type"] == "assignment"
+    assert [lease["preemption"] for owner in ("bob", "eve") for lease in (await active(nc, owner)).values()] == [
+        None
+    ] * 3
+    await hosts.stop()
