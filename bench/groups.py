@@ -156,6 +156,7 @@ class Client:
         self.asked: dict[str, float] = {}
         self.leases: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self.preempted = self.refused = 0
+        self.gone: set[str] = set()
         self.inbox = f"_INBOX.bench{id(self)}"
         self.started = 0.0
         self.loop = asyncio.get_running_loop()
@@ -213,6 +214,10 @@ class Client:
             self.loop.call_later(0.2, lambda: asyncio.ensure_future(self._ask(number)))
             return
         work, lease = self.works[number], answer["lease"]["lease_id"]
+        if lease in self.gone:  # its end was told before its grant
+            self.preempted += 1
+            await self._ask(number, lease)
+            return
         waited = time.perf_counter() - self.started - work.at
         self.asked.setdefault(work.request_id, waited)
         timer = self.loop.call_later(work.kind.seconds, lambda: asyncio.ensure_future(self._done(number, lease)))
@@ -232,7 +237,9 @@ class Client:
     async def _evicted(self, message: Any) -> None:
         lease = message.subject.rpartition(".")[2]
         found = self.leases.pop(lease, None)
-        if found is not None:
+        if found is None:
+            self.gone.add(lease)
+        else:
             self.preempted += 1
             found[1].cancel()
             await self._ask(found[0], lease)
