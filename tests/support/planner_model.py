@@ -346,7 +346,7 @@ def late(windows: list[dict[str, Any]], leases: list[dict[str, Any]]) -> list[st
             limits = [stamp(lease[name]) for name in ("ended_at", "ends_at") if lease.get(name)]
             since, until = stamp(lease["granted_at"]), min(limits, default=float("inf"))
             shared = {grant.get("device") for grant in grants_of(lease)} & set(window["devices"])
-            if shared and lease["owner"] not in window["owners"] and since < end and begin < until:
+            if shared and lease["owner"] not in window["owners"] and since < end and begin - 1 < until:
                 wrong.append(f"lease {lease['lease_id']} of {lease['owner']} is in the way of {window}: {lease}")
         for uuid in window["devices"]:
             wrong += [
