@@ -197,7 +197,8 @@ class LeaderTasks:
         return _MEASURE_SECONDS
 
     async def _probe_clients(self) -> float:
-        await self._broker.probe_clients(time.monotonic(), self._connection())
+        # Without acknowledged heartbeats nobody can be heard either, though the connection may not be closed yet.
+        await self._broker.probe_clients(time.monotonic(), self._connection() if self._serves() else None)
         return min(_WAITING_SECONDS, self._broker.presence.silence_seconds / 20)
 
     async def _keep_health(self) -> float:

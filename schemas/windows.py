@@ -60,6 +60,7 @@ class Window(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
         lead_seconds: time ahead of each occurrence by which other leases have ended, for their processes to end.
         reason: why; users see it.
         operator: name of the operator who has booked it.
+        booked_at: when it was booked; the planner says so.
     """
 
     starts_at: Time
@@ -79,6 +80,7 @@ class Window(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     lead_seconds: Annotated[float, Meta(ge=1, le=86400)] = LEAD_SECONDS
     reason: ShortText = ""
     operator: ShortText = ""
+    booked_at: Time | None = None
 
 
 class WindowAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

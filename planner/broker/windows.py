@@ -178,14 +178,15 @@ class Booker:
         now = _now()
         if wanted.window_id is None:
             wanted = replace(wanted, window_id=secrets.token_hex(4))
-        signed = replace(wanted, operator=action.operator or wanted.operator)
+        signed = replace(wanted, operator=action.operator or wanted.operator, booked_at=None)
         before = self._windows.get(wanted.window_id or "")
         if before is not None:
-            if (before if wanted.devices else replace(before, devices=[])) != signed:
+            if replace(before, booked_at=None, devices=before.devices if wanted.devices else []) != signed:
                 raise Refused("conflict", f"Window {wanted.window_id} is booked already, with other fields", "$.book")
             return Windows(windows=[self._status(before, now)])
         self._check(wanted, now)
         window = signed if wanted.maintenance else replace(signed, devices=self._chosen(signed, now))
+        window = replace(window, booked_at=datetime.fromtimestamp(now, UTC))
         if action.dry_run:
             return Windows(windows=[self._status(window, now)])
         if len(self._windows) >= MAX_WINDOWS:

@@ -337,7 +337,12 @@ def test_the_checker_finds_what_it_looks_for() -> None:
         event["lease"]["grants"][0].update(share=0.5, memory_bytes=60 * 2**30)
     assert any("memory of G1" in problem for problem in check(history, events, []))
     history, events = story()
-    times = {"starts_at": "2026-01-01T00:00:06Z", "ends_at": "2026-01-01T00:00:08Z", "devices": ["G1"]}
+    times = {
+        "starts_at": "2026-01-01T00:00:06Z",
+        "ends_at": "2026-01-01T00:00:08Z",
+        "booked_at": "2026-01-01T00:00:00Z",
+        "devices": ["G1"],
+    }
     history.windows = [{"window_id": "w", "owners": ["ann"], **times}]
     assert check(history, events, []) == []
     history.windows[0]["owners"] = ["ben"]

@@ -342,11 +342,13 @@ def late(windows: list[dict[str, Any]], leases: list[dict[str, Any]]) -> list[st
     taken: list[tuple[str, float, float, str]] = []
     for window in windows:
         begin, end = stamp(window["starts_at"]), stamp(window["ends_at"])
+        # What had ended by the booking was in nobody's way.
+        closed = max(begin - 1, stamp(window["booked_at"]))
         for lease in leases:
             limits = [stamp(lease[name]) for name in ("ended_at", "ends_at") if lease.get(name)]
             since, until = stamp(lease["granted_at"]), min(limits, default=float("inf"))
             shared = {grant.get("device") for grant in grants_of(lease)} & set(window["devices"])
-            if shared and lease["owner"] not in window["owners"] and since < end and begin - 1 < until:
+            if shared and lease["owner"] not in window["owners"] and since < end and closed < until:
                 wrong.append(f"lease {lease['lease_id']} of {lease['owner']} is in the way of {window}: {lease}")
         for uuid in window["devices"]:
             wrong += [
