@@ -338,6 +338,7 @@ class Planner:
             self._broker, self._publisher = broker, publisher
             ending.push_async_callback(self._end_term, broker)
             await self._restore_queue(broker, found)
+            heed_cancellation()  # before anything is answered by a term that is over
             self._term_tasks = self._leader_tasks(term, broker, publisher).start()
             ending.push_async_callback(self._stop_term_tasks)
             await self._endpoints.open(broker)

@@ -214,6 +214,7 @@ class LeaderElection:
 
     async def _serve(self, term: int) -> None:
         async with self._leadership(term):
+            heed_cancellation()  # it may have been deposed while it began
             await asyncio.Event().wait()
 
 
