@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
 from corral.cli.local.server import EmbeddedServer
+from corral.planner.durable.election import LeaderElection
+from corral.planner.durable.store import Store
 from corral.planner.service import Planner, Settings
 from corral.schemas.requests import Error, Placement, WorkRequest
 from msgspec import Struct
@@ -88,3 +92,33 @@ async def test_a_grant_that_can_not_be_written_down_holds_nothing(
             body = {"owner": "ann", "gpus": 4, "request_id": f"again{number or ''}"}
             assert (await ask(nc, "request", body, timeout=30))["type"] == "assignment"
         await hosts.stop()
+
+
+async def test_a_planner_that_is_deposed_while_its_term_begins_stands_by(server: EmbeddedServer, nc: Nats) -> None:
+    """A request of nats-py that is answered just then swallows the cancellation, as `wait_for` does before 3.12."""
+    await until_laid_out(nc.jetstream())
+    began, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def term(_: int) -> AsyncGenerator[None]:
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await go_on.wait()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    store = Store(nc)
+    await store.open()
+    election = LeaderElection(store, "first", term)
+    running_election = asyncio.create_task(election.run())
+    try:
+        async with asyncio.timeout(30):
+            await began.wait()
+            assert await store.claim(b"{}", election.term) is not None
+            await ended.wait()
+    finally:
+        running_election.cancel()
+        await asyncio.gather(running_election, return_exceptions=True)
+        await store.close()
