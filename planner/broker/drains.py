@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from ...schemas import codec
 from ...schemas.operations import DrainAction, Drains
-from ...schemas.requests import Error
-from ..durable.store import DRAINS, Deposed, Store, WriteFailed
+from ..durable.store import DRAINS, Store, WriteFailed
 from ..fleet.fleet import Fleet, apply
 from ..leases.lifecycle import Refused
+from .operator_changes import refusals
 from .pending import Responder
 
 
@@ -45,7 +45,7 @@ class Drainer:
 
     async def drain(self, action: DrainAction, caller: Responder) -> None:
         """Drain or undrain, store that, and answer with all drains."""
-        try:
+        async with refusals(action, caller, self._deposed):
             async with self._lock:
                 changed = drained(self._drains, action, self._fleet)
                 if changed != self._drains:
@@ -55,16 +55,6 @@ class Drainer:
                     await self._store.put(DRAINS, written, self._term)
                     self._drains = changed
                     apply(self._fleet, Drains(drains=changed))
-        except Refused as refused:
-            await caller.answer(refused.error)
-        except Deposed:
-            self._deposed()
-            caller.forward(action)
-        except WriteFailed as error:
-            await caller.answer(
-                Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
-            )
-        else:
             await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
             if not action.drain:
                 self._freed()

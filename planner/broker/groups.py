@@ -19,7 +19,7 @@ from ...schemas import codec
 from ...schemas.groups import GroupChange, GroupFilter, Groups, GroupTree
 from ...schemas.requests import Error
 from ...schemas.units import format_bytes
-from ..durable.store import GROUPS, Deposed, Store, WriteFailed
+from ..durable.store import GROUPS, Store
 from ..fleet.fleet import Fleet
 from ..fleet.state import MIG_PARENT
 from ..groups.patterns import ANY, is_within, matches
@@ -28,6 +28,7 @@ from ..groups.validate import InvalidGroups, added, check, guarantees, is_inside
 from ..leases.lifecycle import LeaseTable, Refused
 from .group_accounts import GroupAccounts
 from .group_status import asked_of, state_of, statuses
+from .operator_changes import refusals
 from .pending import Responder
 from .queue import WaitingQueue
 
@@ -132,7 +133,7 @@ class GroupCommands:
         Returns:
             Computes the answer, all groups after the change; None if it was refused, and so answered.
         """
-        try:
+        async with refusals(action, caller, self._deposed):
             async with self._lock:
                 tree = self._result(action)
                 if tree is not self.tree and not action.dry_run:
@@ -141,16 +142,6 @@ class GroupCommands:
                     self._changed()
                     # A term that begins before the next saving counts from now on, too.
                     await self._accounts.save(self._store, self._term)
-        except Refused as refused:
-            await caller.answer(refused.error)
-        except Deposed:
-            self._deposed()
-            caller.forward(action)
-        except WriteFailed as error:
-            await caller.answer(
-                Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
-            )
-        else:
             return lambda: replace(self._listing(tree), warnings=beyond(tree.config, self._fleet))
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ...bus.tasks import BackgroundTasks
@@ -30,11 +31,12 @@ from ..fleet.bookings import MARGIN_SECONDS, Booking, Party, limit, no_groups, t
 from ..fleet.device import Device
 from ..fleet.events import Booked
 from ..fleet.fleet import Fleet, advance, apply
-from ..leases.ledger import Ledger, clock, write_refused
+from ..leases.ledger import Ledger, clock
 from ..leases.lifecycle import Refused, preemptible_from
 from ..windows.choice import Candidate, Wish, able, choose, soonest
 from ..windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
 from . import query_costs
+from .operator_changes import refusals
 from .pending import Responder
 
 log = logging.getLogger("corral.planner.broker.windows")
@@ -105,27 +107,22 @@ class Booker:
 
     async def act(self, action: WindowAction, caller: Responder) -> None:
         """Book or cancel a window, store that, and answer with it."""
-        try:
-            async with self._lock:
-                if (action.book is None) == (action.cancel is None):
-                    raise Refused("invalid", "Give either a window to book, or the id of one to cancel", "$.book")
-                if action.book is not None:
-                    reply = await self._book(action.book, action)
-                else:
-                    reply = await self._cancel(action.cancel or "", action)
-        except Refused as refused:
-            await caller.answer(refused.error)
-        except NotEnough as short:
-            await caller.answer(short.rejection)
-        except InvalidWindow as error:
-            await caller.answer(Error(code="invalid", message=str(error), field=error.field))
-        except Deposed:
-            self._deposed()
-            caller.forward(action)
-        except WriteFailed as error:
-            await caller.answer(write_refused(error))
-        else:
+        async with refusals(action, caller, self._deposed):
+            try:
+                async with self._lock:
+                    reply: Struct = await self._act(action)
+            except NotEnough as short:
+                reply = short.rejection
+            except InvalidWindow as error:
+                reply = Error(code="invalid", message=str(error), field=error.field)
             await caller.answer(reply)
+
+    async def _act(self, action: WindowAction) -> Windows:
+        if (action.book is None) == (action.cancel is None):
+            raise Refused("invalid", "Give either a window to book, or the id of one to cancel", "$.book")
+        if action.book is not None:
+            return await self._book(action.book, action)
+        return await self._cancel(action.cancel or "", action)
 
     def listing(self, only: WindowFilter) -> Windows:
         """Windows that match a filter, soonest first; those that are over are gone."""
