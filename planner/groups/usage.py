@@ -38,6 +38,15 @@ class Total(NamedTuple):
     memory_bytes: float
 
 
+def decay(passed: float, half_life: float) -> tuple[float, float]:
+    """The part of past use that is left after some seconds, and what use of one unit a second adds meanwhile.
+
+    Use at a constant rate fades while it accrues: the second is the integral of the decay.
+    """
+    left = 0.5 ** (passed / half_life)
+    return left, half_life / math.log(2) * (1 - left)
+
+
 class PastUse:
     """Use that decays, of one owner or group."""
 
@@ -53,10 +62,8 @@ class PastUse:
         passed = now - self.at
         if passed <= 0:
             return
-        faded = 0.5 ** (passed / half_life)
-        # Use at a constant rate fades while it accrues: the integral of the decay.
-        gained = half_life / math.log(2) * (1 - faded)
-        self.done = _mix(self.done, faded, self.rate, gained)
+        left, gained = decay(passed, half_life)
+        self.done = _mix(self.done, left, self.rate, gained)
         self.at = now
 
     def add(self, now: float, rate: Vector, half_life: float) -> None:
@@ -64,7 +71,7 @@ class PastUse:
         self.settle(now, half_life)
         late = self.at - now
         if late > 0:
-            self.done = _mix(self.done, 1.0, rate, half_life / math.log(2) * (1 - 0.5 ** (late / half_life)))
+            self.done = _mix(self.done, 1.0, rate, decay(late, half_life)[1])
         self.rate = _mix(self.rate, 1.0, rate, 1.0)
 
 

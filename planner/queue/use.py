@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
+
+from ..groups.usage import decay
 
 HALF_LIFE_SECONDS: Final = 7 * 86400.0
 """Time after which a device second counts half."""
@@ -28,9 +29,8 @@ class _Faded:
         """Device seconds as of now."""
         passed = max(0.0, now - self.at)
         if passed:
-            left = 0.5 ** (passed / half_life)
-            # The integral of a constant rate that fades while it accrues.
-            self.done = self.done * left + self.rate * half_life / math.log(2) * (1 - left)
+            left, gained = decay(passed, half_life)
+            self.done = self.done * left + self.rate * gained
             self.at = now
         return self.done
 

@@ -216,6 +216,7 @@ async def model_check(
                 {
                     "wrong": wrong,
                     "answers": history.answers,
+                    "windows": history.windows,
                     "events": events,
                     "asked": {name: one.body for name, one in groups.asked.items()},
                 }
