@@ -160,7 +160,7 @@ def _state(lease: requests.Lease) -> Text:
 
 
 def idle_outcome(notice: requests.IdleNotice) -> str:
-    """What the rule for idle devices does with a lease, after a comma; empty if it only warns."""
+    """Action of the rule for idle devices on a lease, after a comma; empty if it only warns."""
     if notice.acted_at is not None:
         return ", preemptible by the rule"
     if notice.acts_at is None:

@@ -1,4 +1,4 @@
-"""What groups held, borrowed and were owed over time, and who was preempted: from the history."""
+"""Devices that groups held, borrowed and were owed over time, and preemptions: from the history."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _around(name: str) -> Iterator[str]:
 
 
 class Lending(Struct, frozen=True, kw_only=True):
-    """What groups borrowed and were owed over buckets of time. Both have the same groups.
+    """Devices that groups borrowed and were owed, by bucket of time. Both have the same groups.
 
     Attributes:
         times: start of each bucket, in epoch seconds.

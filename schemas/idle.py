@@ -21,7 +21,7 @@ _LONGEST_SECONDS: Final = 30 * 86400
 
 
 class IdleAction(StrEnum):
-    """What happens to a lease whose devices are idle."""
+    """Action on a lease whose devices are idle."""
 
     WARN = "warn"
     """Its holder is warned, and nothing else."""
@@ -34,7 +34,7 @@ class IdleAction(StrEnum):
 
 
 class IdleRule(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """When leased devices count as idle, and what happens to their lease then.
+    """Condition under which leased devices count as idle, and the action on their lease.
 
     A lease is idle while all its devices are. Time in which that is not known does not count.
 
@@ -113,7 +113,7 @@ def format_rule(rule: IdleRule) -> str:
 
 
 def _condition(rule: IdleRule) -> str:
-    """When a rule applies: `below 5% for 30m`."""
+    """Condition of a rule: `below 5% for 30m`."""
     if rule.no_process:
         what = "no process"
     else:

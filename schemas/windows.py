@@ -21,7 +21,7 @@ LEAD_SECONDS: Final = 60.0
 
 
 class Repeat(StrEnum):
-    """How often a window repeats."""
+    """Repetition of a window."""
 
     NONE = "none"
     DAILY = "daily"

@@ -33,7 +33,7 @@ class Difference(Struct, frozen=True):
 
 
 def differences(before: GroupTree, after: GroupTree) -> list[Difference]:
-    """What differs between two trees: settings first, then groups by name."""
+    """Differences between two trees: settings first, then groups by name."""
     found: list[Difference] = []
     lives = [exact_seconds(tree.half_life_seconds) for tree in (before, after)]
     if lives[0] != lives[1]:

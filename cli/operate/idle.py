@@ -23,10 +23,10 @@ from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, 
 from .idle_query import held_and_known, idle_now, what_if
 
 _NOW: IdleRule = IdleRule(below_percent=5.0, after_seconds=600.0)
-"""What counts as idle if no rule is given."""
+"""Threshold of idleness if no rule is given."""
 _SHOWN = 20
 _BACK_SECONDS = 86400.0
-"""How far back the begin of an idle time is looked for."""
+"""Limit on the age of the begin of an idle time."""
 
 
 class Idle(Struct, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ class Hit(Struct, frozen=True, kw_only=True):
 
 
 class WhatIf(Struct, frozen=True, kw_only=True):
-    """What a rule would have done.
+    """Effect that a rule would have had.
 
     Attributes:
         rule: the rule.

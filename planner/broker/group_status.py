@@ -61,7 +61,7 @@ def state_of(tree: Tree, revision: int, fleet: Fleet, table: LeaseTable, now: fl
 
 
 def asked_of(queue: WaitingQueue, fleet: Fleet) -> list[Asked]:
-    """What waits in a queue, in its order."""
+    """Requests that wait in a queue, in its order."""
     return [
         Asked(queued.request, devices_of(ask), models_of(fleet, ask) if ask.gpus else ())
         for queued in queue

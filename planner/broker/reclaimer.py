@@ -90,9 +90,9 @@ class Reclaimer:
         self._claim_on: dict[str, Claim] = {}
         """Claims by the leases that have not ended yet."""
         self._awaited = Pending()
-        """What groups are about to get by claims."""
+        """Amounts that groups are about to get by claims."""
         self._given = Pending()
-        """What groups are about to give up by claims."""
+        """Amounts that groups are about to give up by claims."""
         self._choices: dict[tuple[Node, Node, Node | None], Reclaim] = {}
         self._until = 0.0
         """End of the turn, by the performance counter."""
@@ -165,7 +165,7 @@ class Reclaimer:
             self._given.add(each.node, each.amounts)
 
     def _expected(self, ask: Ask, victims: Iterable[Candidate]) -> Amounts:
-        """What a request is expected to take: devices of a model that its victims hold."""
+        """Expected amounts of a request: devices of a model that its victims hold."""
         freed = {model for each in victims for model in each.amounts.devices}
         models = models_of(self._fleet, ask) if ask.gpus else ()
         model = next((model for model in models if model in freed), next(iter(models), None))

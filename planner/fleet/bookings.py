@@ -38,7 +38,7 @@ class Booking(NamedTuple):
 
 
 class Party(NamedTuple):
-    """Those whom a window is for.
+    """Owners that a window is for.
 
     Attributes:
         owners: their names.

@@ -112,7 +112,7 @@ def _note_load(count: IdleCount, reading: Reading, seconds: float) -> None:
 
 
 class Step(Enum):
-    """What is to be done with a lease."""
+    """Next step with a lease."""
 
     NOTHING = 0
     WARN = 1
@@ -124,7 +124,7 @@ class Step(Enum):
 
 
 def next_step(count: IdleCount | None, notice: IdleNotice | None) -> Step:
-    """What is to be done with a lease.
+    """Next step with a lease.
 
     Args:
         count: of the lease; None if it is not idle.

@@ -123,7 +123,7 @@ def slices_of(model: Model) -> int:
 
 
 def amounts_of(fleet: Fleet, grants: Iterable[Grant]) -> Amounts:
-    """What a lease holds."""
+    """Amounts that a lease holds."""
     devices: dict[str, int] = {}
     cpus = memory = 0
     for grant in grants:

@@ -17,7 +17,7 @@ from .tree import Node, Tree
 from .use import Amounts
 
 AHEAD_SECONDS: Final = 3600.0
-"""What a group holds counts as if it had held it for so long already, so that a burst is shared while it starts."""
+"""Time for which present holdings count as held already, so that a burst is shared while it starts."""
 
 Vector = tuple[float, float, float]
 """Priced devices, cores, and bytes of RAM; or these times seconds."""
@@ -25,7 +25,7 @@ _ZERO: Final[Vector] = (0.0, 0.0, 0.0)
 
 
 class Total(NamedTuple):
-    """What the fleet has in all.
+    """Capacity of the fleet.
 
     Attributes:
         devices: devices, each counted by its price.

@@ -1,4 +1,4 @@
-"""What groups use now, and what quotas allow them.
+"""Present use of groups, and the starts that quotas allow.
 
 A start is *within guarantee* if its group, or a group around it, has room in the guarantee for all of it. It is allowed
 if no limit of these groups is exceeded. For work that can't be preempted, all groups must besides still be able to have
@@ -23,7 +23,7 @@ Barred = tuple[str, ...]
 
 
 class Amounts(NamedTuple):
-    """What a lease holds, or a request asks for.
+    """Amounts that a lease holds, or a request asks for.
 
     Attributes:
         devices: billionths of devices by model.
@@ -51,7 +51,7 @@ class Holding(NamedTuple):
 
 
 class Pending:
-    """What groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM."""
+    """Amounts that groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM."""
 
     __slots__ = ("_cores", "_devices", "_totals")
 
@@ -88,7 +88,7 @@ _NOTHING: Final = Pending()
 
 
 class NodeUse:
-    """What a group, with those within, uses.
+    """Use of a group, with those within.
 
     Attributes:
         guaranteed: billionths of devices by pattern of its guarantee.
@@ -115,7 +115,7 @@ class NodeUse:
 
 
 class Admission(NamedTuple):
-    """What quotas allow a request.
+    """Verdict of the quotas on a request.
 
     Attributes:
         within: models that it must not take to stay within guarantee; None if it can't stay within.
@@ -410,7 +410,7 @@ class GroupUse:
 
 
 class Owed:
-    """What groups are guaranteed beyond their work that can't be preempted, by set of models.
+    """Devices that groups are guaranteed beyond their work that can't be preempted, by set of models.
 
     Args:
         tree: the groups.
@@ -455,7 +455,7 @@ class Owed:
         self._owed[node] = [max(self._own(node, at), self._inside[node][at]) for at in numbers]
 
     def _own(self, node: Node, number: int, model: str = "", devices: int = 0) -> int:
-        """What a group's own guarantee is beyond its firm work, after a further start."""
+        """Devices of a group's own guarantee beyond its firm work, after a further start."""
         models, firm = self.sets[number], self._uses[node].firm
         at = node.guarantee.first(model) if devices else None
         return sum(

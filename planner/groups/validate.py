@@ -56,7 +56,7 @@ def check(tree: GroupTree) -> None:
 
 
 def guarantees(tree: GroupTree) -> dict[str, Resources]:
-    """What each group is guaranteed, by name: its guarantee of each resource, else the sum of those within.
+    """Guarantee of each group, by name: its guarantee of each resource, else the sum of those within.
 
     Groups that are only named within another's name are among them.
     """
@@ -204,7 +204,7 @@ def _check_parts(own: _Numbered, inner: list[tuple[Resources, _Numbered]]) -> No
 
 
 def _combined(own: Resources, inner: list[Resources]) -> Resources:
-    """What a group is guaranteed: its own guarantee of each resource, else the sum of those within."""
+    """Guarantee of a group: its own guarantee of each resource, else the sum of those within."""
     cores = [part.cpus for part in inner if part.cpus is not None]
     memory = [part.host_memory_bytes for part in inner if part.host_memory_bytes is not None]
     return Resources(

@@ -58,7 +58,7 @@ Step = tuple[float, str, int]
 
 
 class Stay(NamedTuple):
-    """What a request may use of booked devices, now and later.
+    """Use that a request may make of booked devices, now and later.
 
     Attributes:
         lasts: time by which its lease can have ended, in seconds after its grant; infinite if it has no limit.
@@ -95,7 +95,7 @@ PRESENT: Final = Stay(later=False)
 
 
 def stay_of(fleet: Fleet, request: WorkRequest) -> Stay:
-    """What a request may use of booked devices; the same for all while nothing is booked."""
+    """Use that a request may make of booked devices; the same for all while nothing is booked."""
     if not fleet.bookings:
         return ANYWHERE
     return Stay(lasts_of(request), fleet.bookings.admitted(request.owner))

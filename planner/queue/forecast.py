@@ -398,7 +398,7 @@ def _run(
 def _next_of(
     row: Sequence[_Waiting], free: Mapping[int, float], kept: _Kept, now: float, first: bool
 ) -> tuple[int, dict[int, float] | None, bool]:
-    """Who of a row starts next, if any: its place, its devices by host, and whether it may use what is reserved.
+    """Next start of a row, if any: its place, its devices by host, and whether it may use what is reserved.
 
     Args:
         row: requests of one kind.
@@ -494,7 +494,7 @@ def _reserve(kind: _Kind, free: Mapping[int, float], heap: Sequence[tuple[float,
 
 
 class _Past(NamedTuple):
-    """What came of a forecast.
+    """Outcome of a forecast.
 
     Attributes:
         log_expected: logarithm of the expected wait in seconds.

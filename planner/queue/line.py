@@ -51,7 +51,7 @@ _FEW_HOSTS: Final = 64
 """Beyond so many changed hosts all groups are tried, rather than comparing each with each."""
 
 GroupKey = tuple[Ask, str | None, int, Node | None, bool]
-"""What is asked for; the policy; 0, or the number of a request that must not start now; the group of the owner, or None
+"""The ask; the policy; 0, or the number of a request that must not start now; the group of the owner, or None
 if there are no groups; true if it may be preempted."""
 _order: Final = attrgetter("order")
 _numbers: Final = numbers_from()
@@ -552,7 +552,7 @@ class Line:
                         group.opened.add(name)
 
     def _openers(self, ask: Ask, hosts: AbstractSet[str]) -> set[str]:
-        """Those of some hosts that could hold a request, or a part of it."""
+        """Hosts of some that could hold a request, or a part of it."""
         part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
         known = self.fleet.hosts
         return {name for name in hosts if name in known and not excluded(known[name].state, part)}

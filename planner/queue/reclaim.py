@@ -1,4 +1,4 @@
-"""Whose leases are taken back for a request that is within the guarantee of its group.
+"""Choice of the leases that are taken back for a request within the guarantee of its group.
 
 Candidates are preemptible leases of groups that use more than they are guaranteed, as seen from the group around both
 (`GroupUse.protects`), which have run for their `min_run_seconds` and have no notice yet. The order in which they are
@@ -198,7 +198,7 @@ class Reclaim:
         return best
 
     def _needed(self, victims: list[Candidate], host: str, devices: Sequence[Device], ask: Ask) -> list[Candidate]:
-        """Those of the leases to take back on a host without which the request could not start there."""
+        """The needed ones of the leases to take back on a host: without each the request could not start there."""
         kept = victims
         for each in reversed(victims):
             rest = [other for other in kept if other is not each]

@@ -70,14 +70,14 @@ def _booking(window: Window, start: datetime, lasts: float) -> Booking:
 
 
 def party_of(window: Window) -> Party:
-    """Those whom a window is for."""
+    """Owners that a window is for."""
     if window.maintenance:
         return Party(frozenset(), reason=window.reason)
     return Party(frozenset(window.owners), window.group or "", window.reason)
 
 
 def targets_of(window: Window) -> list[str]:
-    """What a window is of: `device:UUID`, `host:NAME`, `label:K=V`."""
+    """Targets of a window: `device:UUID`, `host:NAME`, `label:K=V`."""
     found = [f"device:{uuid}" for uuid in window.devices]
     if window.maintenance:
         found += [f"host:{name}" for name in window.hosts]
