@@ -342,8 +342,9 @@ def late(windows: list[dict[str, Any]], leases: list[dict[str, Any]]) -> list[st
     taken: list[tuple[str, float, float, str]] = []
     for window in windows:
         begin, end = stamp(window["starts_at"]), stamp(window["ends_at"])
-        # What had ended by the booking was in nobody's way.
-        closed = max(begin - 1, stamp(window["booked_at"]))
+        # What had ended by the booking was in nobody's way: a window may be booked when its begin is past already.
+        booked_at = stamp(window["booked_at"])
+        closed, begin = max(begin - 1, booked_at), max(begin, booked_at)
         for lease in leases:
             limits = [stamp(lease[name]) for name in ("ended_at", "ends_at") if lease.get(name)]
             since, until = stamp(lease["granted_at"]), min(limits, default=float("inf"))
