@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corral.client import connect
+from corral.client import connect, processes
 from support.local_cluster import CORRAL, LocalCluster, environment
 
 AROUND_THE_GRANT = {
@@ -94,6 +94,13 @@ class Screen:
             assert time.monotonic() < end, f"process {pid} never had the terminal"
             time.sleep(0.02)
 
+    def until_stopped(self, pid: int, seconds: float = 40.0) -> None:
+        """Wait until a process is stopped: one that still waits in a read may take what is typed for the shell."""
+        end = time.monotonic() + seconds
+        while (found := processes.process(pid)) is None or found.state != "T":
+            assert time.monotonic() < end, f"process {pid} is not stopped: {found}"
+            time.sleep(0.02)
+
     def close(self) -> None:
         """Hang up."""
         with contextlib.suppress(ProcessLookupError):
@@ -119,11 +126,13 @@ def test_with_input_from_a_pipe_it_stops_goes_on_asks_on_the_terminal_and_gives_
         screen.until("probe ready")
         screen.type("\x1a")
         screen.until("Stopped")
+        probe = int((tmp_path / "pid").read_text())
+        screen.until_stopped(probe)
         screen.type("\necho shell $((20 + 3))\n")
         screen.until("shell 23")
         screen.type("fg\n")
         screen.until("printf piped")
-        screen.until_foreground(int((tmp_path / "pid").read_text()))
+        screen.until_foreground(probe)
         screen.type("word\n")
         screen.until("from terminal: word")
         screen.until("from pipe: piped")
