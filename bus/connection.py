@@ -12,13 +12,14 @@ log = logging.getLogger("corral.bus")
 
 RENEW_SECONDS: Final = 5.0
 """Minimum time between two forced reconnects."""
+_POLL_SECONDS: Final = 0.1
 
 
 class Connection(Client):
-    """NATS client that reconnects on demand, and whose read loop survives a flush that was given up.
+    """NATS client that reconnects on demand, whose flush outlives a reconnection, and whose read loop outlives a flush.
 
-    In nats-py the late answer to such a flush ends the read loop. The connection then receives nothing more until its
-    pings are found to be unanswered.
+    In nats-py (2.16) the late answer to a flush that was given up ends the read loop. The connection then receives
+    nothing more until its pings are found to be unanswered.
     """
 
     _renewed_at = float("-inf")
@@ -34,6 +35,30 @@ class Connection(Client):
             self._renewed_at = now
             log.warning("no reply over this connection: reconnecting")
             await self.force_reconnect()
+
+    async def flush(self, timeout: float = 10) -> None:
+        """Wait until the server has taken all that was sent before, and begin anew after each reconnection.
+
+        nats-py (2.16) forgets the pings of a connection that it replaces: its own flush then waits to its timeout.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            FlushTimeoutError: the server did not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            connection = self.stats["reconnects"]
+            flushing = asyncio.ensure_future(super().flush(max(_POLL_SECONDS, end - loop.time())))
+            try:
+                while not flushing.done() and self.stats["reconnects"] == connection:
+                    await asyncio.wait({flushing}, timeout=_POLL_SECONDS)
+                if flushing.done():
+                    return flushing.result()
+            finally:
+                flushing.cancel()
 
     async def _process_pong(self) -> None:
         waiting = self._pongs

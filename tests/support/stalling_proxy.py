@@ -34,7 +34,7 @@ class StallingProxy:
         """Close all connections."""
         if self._server is not None:
             self._server.close()
-        self._close_all()
+        self.cut()
 
     async def stall(self, seconds: float, *, cut: bool) -> None:
         """Forward nothing for some seconds; bytes that are on their way arrive afterwards.
@@ -46,12 +46,13 @@ class StallingProxy:
         self._flows.clear()
         if cut:
             self._accepts = False
-            self._close_all()
+            self.cut()
         await asyncio.sleep(seconds)
         self._accepts = True
         self._flows.set()
 
-    def _close_all(self) -> None:
+    def cut(self) -> None:
+        """Break all connections."""
         for writer in list(self._writers):
             writer.transport.abort()
 
