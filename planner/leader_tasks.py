@@ -60,7 +60,7 @@ class LeaderTasks:
         telemetry: knows since when silence of a host counts.
         store: the bucket.
         term: revision of the leader's key.
-        serves: returns true if holders can renew now.
+        serves: returns true if holders can renew now, and waiting clients can ask again.
         lost_after_seconds: a host that is silent for so long is lost.
         connection: returns the number of the connection to NATS, which a reconnection changes; None while there is
             none.
@@ -143,7 +143,8 @@ class LeaderTasks:
 
     async def _detect_lost_hosts(self) -> float:
         fleet, ledger, now = self._broker.fleet, self._broker.ledger, time.time()
-        if not self._telemetry.hears(now):  # no host counts as silent while none can be heard
+        # No host counts as silent while none can be heard, and no lease as left alone while none can be renewed.
+        if not (self._telemetry.hears(now) and self._serves()):
             return _HOSTS_SECONDS
         for name in {*fleet.hosts, *ledger.table.hosts}:
             host = fleet.hosts.get(name)

@@ -479,7 +479,8 @@ class Planner:
             self._telemetry,
             self._store,
             term=term,
-            serves=lambda: self._election.holds_leadership and self._nc.is_connected,
+            # A term has begun before its endpoints are there: until then nobody can renew, or ask again.
+            serves=lambda: self.leading.is_set() and self._election.holds_leadership and self._nc.is_connected,
             lost_after_seconds=self._settings.lost_after_seconds,
             connection=lambda: self._nc.stats["reconnects"] if self._nc.is_connected else None,
         )

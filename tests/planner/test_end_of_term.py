@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
 from corral.cli.local.server import EmbeddedServer
+from corral.planner.api.endpoints import Endpoints
 from corral.planner.durable.election import LeaderElection
 from corral.planner.durable.store import Store
 from corral.planner.service import Planner, Settings
@@ -18,7 +20,7 @@ from corral.schemas.requests import Error, Placement, WorkRequest
 from msgspec import Struct
 from msgspec.structs import replace
 from nats.aio.client import Client as Nats
-from support.planner_rig import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, persist, running, until_ready
 
 
 class Asker:
@@ -122,3 +124,34 @@ async def test_a_planner_that_is_deposed_while_its_term_begins_stands_by(server:
         running_election.cancel()
         await asyncio.gather(running_election, return_exceptions=True)
         await store.close()
+
+
+async def test_nobody_loses_anything_to_a_leader_that_can_not_be_asked_yet(
+    server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term whose endpoints are late: leases are not renewed meanwhile, and who waits can't ask again."""
+    hosts = FakeHosts(nc, hosts=1, devices=1)
+    await hosts.start()
+    holds = {"owner": "ann", "request_id": "holds", "ttl_seconds": 2}
+    waits = {"owner": "bob", "request_id": "waits", "wait_seconds": 600}
+    inbox = nc.new_inbox()  # of one subject: its client is heard only when it asks again
+    answers = await nc.subscribe(inbox)
+    async with running(server.url, silence_seconds=2.0):
+        await until_ready(nc, 1)
+        lease = (await ask(nc, "request", holds))["lease"]
+        await nc.publish("corral.v1.plan.request", json.dumps(waits).encode(), reply=inbox)
+        while not (await persist(nc, "queue", {}))["entries"]:
+            await persist(nc, "renew", {"owner": "ann", "lease_id": lease["lease_id"]})
+    opens = Endpoints.open
+
+    async def late(endpoints: Endpoints, broker: Any) -> None:
+        await asyncio.sleep(6.0)
+        await opens(endpoints, broker)
+
+    monkeypatch.setattr(Endpoints, "open", late)
+    async with running(server.url, silence_seconds=2.0):
+        renewed = await persist(nc, "renew", {"owner": "ann", "lease_id": lease["lease_id"]})
+        assert renewed["type"] == "lease", renewed
+        assert [entry["request_id"] for entry in (await persist(nc, "queue", {}))["entries"]] == ["waits"]
+    await answers.unsubscribe()
+    await hosts.stop()
