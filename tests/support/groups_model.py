@@ -493,33 +493,45 @@ def _usage(history: GroupHistory, stories: Sequence[Story], fleet: tuple[float, 
     """Parts of past use that differ from the decayed sum of what was held, by more than `_USAGE_ERROR`."""
     wrong: list[str] = []
     for before, after, answer in history.usage:
-        # A lease may have ended while none was there to see it: either counts.
-        expected = [
-            _parts(stories, history.set_at, at, fleet, seen) for at in (before, after) for seen in (False, True)
-        ]
+        least, most = _held(stories, history.set_at, (before, after), fleet)
         for status in answer["groups"]:
             name, told = status["group"]["name"], status["usage"]
-            parts = [one.get(name, 0.0) for one in expected]
-            if not min(parts) - _USAGE_ERROR < told < max(parts) + _USAGE_ERROR:
-                wrong.append(f"usage: {name} is said to have used {told:.4f} of all, and used {parts[0]:.4f}")
+            low, high = _part_of(name, least, most), _part_of(name, most, least)
+            if not low - _USAGE_ERROR < told < high + _USAGE_ERROR:
+                wrong.append(f"usage: {name} is said to have used {told:.4f} of all, and used {low:.4f} to {high:.4f}")
     return wrong
 
 
-def _parts(
-    stories: Iterable[Story], since: float, at: float, fleet: tuple[float, float, float], seen: bool
-) -> dict[str, float]:
-    """Part of all past use by group: the decayed sum of what was held."""
-    past: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+def _held(
+    stories: Iterable[Story], since: float, times: tuple[float, float], fleet: tuple[float, float, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Least and most that each group can have used of the fleet: the decayed sum of what was held.
+
+    A lease may have ended while no planner was there to see it: until then it counts as held, or not any more.
+    """
+    sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(2)]
     for story in stories:
-        seconds = _decayed(max(story.since, since), min(story.seen_until if seen else story.until, at), at)
-        for number, rate in enumerate(_rates(story)):
-            for name in story.path:
-                past[name][number] += rate * seconds
-    parts = {
-        name: max(one / total for one, total in zip(amounts, fleet, strict=True)) for name, amounts in past.items()
-    }
-    everything = sum(part for name, part in parts.items() if "/" not in name)
-    return {name: part / everything for name, part in parts.items()} if everything else {}
+        begin = max(story.since, since)
+        ends = (story.until, story.seen_until)
+        seconds = [_decayed(begin, min(end, at), at) for end in ends for at in times]
+        for past, extreme in zip(sums, (min(seconds), max(seconds)), strict=True):
+            for number, rate in enumerate(_rates(story)):
+                for name in story.path:
+                    past[name][number] += rate * extreme
+    least, most = (
+        {name: max(one / total for one, total in zip(amounts, fleet, strict=True)) for name, amounts in past.items()}
+        for past in sums
+    )
+    return least, most
+
+
+def _part_of(name: str, own: dict[str, float], others: dict[str, float]) -> float:
+    """Part of a group in all use, where it used `own` and the groups beside it, and those around it, `others`."""
+    top = name.partition("/")[0]
+    used = own.get(name, 0.0)
+    rest = sum(part for other, part in others.items() if "/" not in other and other != top)
+    everything = rest + (used if name == top else max(used, others.get(top, 0.0)))
+    return used / everything if everything else 0.0
 
 
 def _rates(story: Story) -> tuple[float, float, float]:
