@@ -59,6 +59,7 @@ from support.queue_model import (
     check_queue,
     left_over,
     request_events,
+    watch_outages,
 )
 from support.stalling_proxy import StallingProxy
 
@@ -177,6 +178,7 @@ async def model_check(
             GroupClient(rest[number % len(rest)], owner, (history, groups), entries, rng.getrandbits(32))
             for number, owner in enumerate(OWNERS)
         ]
+        watching = asyncio.create_task(watch_outages(nc, waits.outages))
         done: list[str] = []
         # Faults can take most of a short round, and more of it on a slow machine: then there is another.
         for turn in range(ROUNDS_MOST):
@@ -202,6 +204,7 @@ async def model_check(
             active = (await persist(nc, "leases", {}))["leases"]
         left = await left_over(nc, 3 * SILENCE_SECONDS)
         await asyncio.sleep(1.0)
+        watching.cancel()
         for planner in planners:
             planner.stop()
         bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]

@@ -18,7 +18,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from .planner_model import ENDS, History, RandomClient, grants_of, stamp
-from .queue_model import Outage, StoredEntries
+from .queue_model import Outage, StoredEntries, seconds_away
 
 POOL = ("pool0", "pool1")
 POOL_DEVICES = 4
@@ -338,16 +338,6 @@ def _victims(pool: Sequence[Story]) -> list[str]:
     return wrong
 
 
-def _away(outages: Iterable[Outage], since: float, until: float) -> float:
-    """Seconds of a time in which there was an outage, or the recovery from one."""
-    away, reached = 0.0, since
-    for one in sorted(outages, key=lambda outage: outage.since):
-        begin, end = max(one.since, reached), min(one.until + RECOVERY_SECONDS, until)
-        if end > begin:
-            away, reached = away + end - begin, end
-    return away
-
-
 def _claimants(
     history: GroupHistory, pool: Sequence[Story], granted: Mapping[str, float], outages: Sequence[Outage]
 ) -> list[str]:
@@ -377,7 +367,7 @@ def _claimants(
             gone = min(started, asked.answered_at)
             if until > gone:
                 late = min(until, story.until) - gone
-                late -= _away(outages, gone, gone + late) if late < math.inf else 0.0
+                late -= seconds_away(outages, gone, gone + late, RECOVERY_SECONDS) if late < math.inf else 0.0
                 if late > LATE_SECONDS:
                     wrong.append(f"claimant: {name} stayed for {late:.1f} s after that had gone")
     return wrong
@@ -462,7 +452,7 @@ def _kept_waiting(
                 began = math.inf
                 continue
             began = min(began, at)
-            late = after - began - _away(outages, began, after)
+            late = after - began - seconds_away(outages, began, after, RECOVERY_SECONDS)
             if late > LATE_SECONDS:
                 wrong.append(f"guarantee: {request_id} was owed, and nobody gave way for {late:.1f} s")
                 break

@@ -31,6 +31,8 @@ SILENCE_SECONDS = 4.0
 OVERDUE_SECONDS = 2.0
 SLACK_SECONDS = 1.5
 """Time between a decision and what of it is seen from outside: keys are renewed four times a second."""
+_ANSWER_SECONDS = 1.0
+"""Time without an answer to anybody that counts as an outage."""
 _NOT_HEARD = re.compile(r"not heard for (\d+) s")
 _BUCKET = f"KV_{subjects.PLANNER_BUCKET}"
 _QUEUE = f"$KV.{subjects.PLANNER_BUCKET}.queue."
@@ -67,6 +69,29 @@ class Outage:
 
     since: float
     until: float
+
+
+def seconds_away(outages: Iterable[Outage], since: float, until: float, recovery_seconds: float = 0.0) -> float:
+    """Seconds of a time that lie in outages, which may overlap, or in the recovery from one."""
+    away, at = 0.0, since
+    for one in sorted(outages, key=lambda outage: outage.since):
+        end = one.until + recovery_seconds
+        away += max(0.0, min(end, until) - max(one.since, at))
+        at = max(at, end)
+    return away
+
+
+async def watch_outages(nc: Client, outages: list[Outage]) -> None:
+    """Add the times in which no planner answered to the outages: after a fault, or on a busy machine. Runs for ever."""
+    answered_at = time.time()
+    while True:
+        asked_at = time.time()
+        with contextlib.suppress(nats.errors.Error, OSError):
+            if (await ask(nc, "fleet", timeout=_ANSWER_SECONDS))["type"] == "fleet":
+                if time.time() - answered_at > _ANSWER_SECONDS:
+                    outages.append(Outage(answered_at, time.time()))
+                answered_at = asked_at
+        await asyncio.sleep(_ANSWER_SECONDS / 4)
 
 
 @dataclass
@@ -347,8 +372,7 @@ def _ghosts(
         return []
     if asked.rejected_at < math.inf:
         return [f"ghost: {request_id} was rejected at {asked.rejected_at:.3f} and granted at {granted_at:.3f}"]
-    away = sum(max(0.0, min(granted_at, one.until) - max(asked.gone_at, one.since)) for one in outages)
-    silent = granted_at - asked.gone_at - away
+    silent = granted_at - asked.gone_at - seconds_away(outages, asked.gone_at, granted_at)
     if silent > silence_seconds / 2 + SLACK_SECONDS:
         return [f"ghost: {request_id} was granted {silent:.1f} s after its client had gone"]
     return []
