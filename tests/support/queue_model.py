@@ -393,8 +393,8 @@ def _order(asked: dict[str, Asked], granted: dict[str, float]) -> list[str]:
                     continue
                 if behind.owner == ahead.owner and behind.expected_seconds == ahead.expected_seconds:
                     wrong.append(f"order: {later} started before {first}, which waited already when it was sent")
-                elif at > ahead.sent_at + OVERDUE_SECONDS + SLACK_SECONDS:
-                    late = at - ahead.sent_at
+                elif at > ahead.stored_at + OVERDUE_SECONDS + SLACK_SECONDS:  # no planner may have had it before
+                    late = at - ahead.stored_at
                     wrong.append(f"bound: {later} started before {first}, which had waited for {late:.1f} s")
     return wrong
 
