@@ -68,7 +68,7 @@ from .queue import MAX_WAITING, NEVER, Arrival, Kind, QueuedRequest, WaitingQueu
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .stored_queue import Restored, StoredQueue, StoredRequest
-from .windows import Booker, lease_limit
+from .windows import Booker, in_window, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
 
@@ -542,7 +542,7 @@ class RequestBroker:
         """Hold the devices of a decision: to be called before the next decision."""
         lease_id = self._new_id()
         self.group_accounts.hold(lease_id, request.owner, placed.grants, request.preemptible)
-        return self._grants.take(lease_id, placed.grants)
+        return self._grants.take(lease_id, placed.grants, in_window=in_window(self.fleet, request.owner, placed.grants))
 
     async def _grant(self, pending: PendingRequest, placed: Placed, reservation: GrantReservation) -> None:
         """Make a durable lease of reserved devices, answer, and publish its event."""
@@ -550,7 +550,7 @@ class RequestBroker:
             with reservation:
                 if pending.encoded_items is not None:
                     placed = await self._distribute(pending.request, pending.encoded_items, placed)
-                record = self._record(pending, placed, reservation.lease_id)
+                record = self._record(pending, placed, reservation)
                 self._charge(reservation, record.lease)
                 async with self.ledger.write_new(record) as revision:
                     reservation.commit()
@@ -603,9 +603,10 @@ class RequestBroker:
             raise Refused("unavailable", "This planner is stopping: ask again")
         return with_distribution(placed, packed)
 
-    def _record(self, pending: PendingRequest, placed: Placed, lease_id: str) -> LeaseRecord:
-        now = clock()
-        until, window = lease_limit(self.fleet, pending.request, placed.grants, now)
+    def _record(self, pending: PendingRequest, placed: Placed, reservation: GrantReservation) -> LeaseRecord:
+        now, lease_id = clock(), reservation.lease_id
+        inside = reservation.in_window
+        until, window = lease_limit(self.fleet, pending.request, placed.grants, now, decided_inside=inside)
         return lifecycle.grant(
             pending.request,
             placed.grants,

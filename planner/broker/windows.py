@@ -451,10 +451,26 @@ def _readable(window: Window) -> bool:
         return False
 
 
+def in_window(fleet: Fleet, owner: str, grants: Sequence[Grant]) -> bool:
+    """True if a device of a decision is booked now, for its owner."""
+    if not fleet.bookings:
+        return False
+    admitted = fleet.bookings.admitted(owner)
+    devices = (fleet.devices.get(grant.device) for grant in grants)
+    return any(device is not None and device.booked_for in admitted for device in devices)
+
+
 def lease_limit(
-    fleet: Fleet, request: WorkRequest, grants: Sequence[Grant], now: datetime
+    fleet: Fleet, request: WorkRequest, grants: Sequence[Grant], now: datetime, *, decided_inside: bool
 ) -> tuple[datetime | None, str]:
     """Time by which a lease must end that is granted now, since its devices are booked, and the window it is in.
+
+    Args:
+        fleet: live state.
+        request: of the lease.
+        grants: its devices.
+        now: time of the grant.
+        decided_inside: a device was booked for the owner when it was decided on; that window may be over now.
 
     Returns:
         None for no limit; and empty text for no window.
@@ -468,7 +484,7 @@ def lease_limit(
         bookings = device.bookings if device is not None else host.bookings if host is not None else ()
         at, inside = limit(bookings, now.timestamp(), admitted)
         # One without a limit was decided before the device was booked, and one that is preemptible gets a notice.
-        if inside or (request.max_seconds is not None and not request.preemptible):
+        if inside or decided_inside or (request.max_seconds is not None and not request.preemptible):
             until, window = min(until, at), window or inside
     return None if until == math.inf else _time(until), window
 

@@ -15,12 +15,17 @@ class GrantReservation:
     """Devices that are held for a lease, and what it counts against its owner's quota.
 
     At the end of its `with` block all of that is given back, unless it was committed.
+
+    Attributes:
+        lease_id: of the lease.
+        in_window: a device was booked for the owner when it was decided on.
     """
 
-    __slots__ = ("_charged", "_owner", "_reservations", "lease_id")
+    __slots__ = ("_charged", "_owner", "_reservations", "in_window", "lease_id")
 
-    def __init__(self, reservations: GrantReservations, lease_id: str) -> None:
+    def __init__(self, reservations: GrantReservations, lease_id: str, in_window: bool) -> None:
         self.lease_id = lease_id
+        self.in_window = in_window
         self._reservations = reservations
         self._owner = ""
         self._charged = 0
@@ -74,10 +79,10 @@ class GrantReservations:
         self.rolled_back = rolled_back
         self.open: dict[str, GrantReservation] = {}
 
-    def take(self, lease_id: str, grants: Sequence[Grant]) -> GrantReservation:
+    def take(self, lease_id: str, grants: Sequence[Grant], *, in_window: bool) -> GrantReservation:
         """Hold devices for a lease, from the decision on. The reservation must be entered, by any task."""
         hold(self.fleet, lease_id, grants)
-        reservation = self.open[lease_id] = GrantReservation(self, lease_id)
+        reservation = self.open[lease_id] = GrantReservation(self, lease_id, in_window)
         return reservation
 
     def roll_back(self) -> None:

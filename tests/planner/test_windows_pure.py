@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from corral.planner.broker.windows import lease_limit
+from corral.planner.broker.windows import in_window, lease_limit
 from corral.planner.fleet.bookings import Booking, Party
 from corral.planner.fleet.fleet import Booked, Fleet, advance, apply, free, hold
 from corral.planner.placement.decide import Placed, Policies, decide, explain, placed
@@ -59,7 +59,8 @@ class World:
 
     def grant(self, request: WorkRequest, grants: list[Grant]) -> str:
         lease_id = self.next_id()
-        until, inside = lease_limit(self.fleet, request, grants, at(self.now))
+        decided_inside = in_window(self.fleet, request.owner, grants)
+        until, inside = lease_limit(self.fleet, request, grants, at(self.now), decided_inside=decided_inside)
         limits = [math.inf if until is None else until.timestamp() - NOW, self.now + (request.max_seconds or math.inf)]
         # What was decided by its limit is not cut: it ends before the devices are booked.
         assert inside or request.max_seconds is None or min(limits) == pytest.approx(limits[1], abs=1e-3)
@@ -256,6 +257,20 @@ def test_before_during_and_after_a_window() -> None:
     world.until(150.1)
     assert [(held.owner, held.begin) for held in world.leases.values()] == [("ben", 150)]
     world.audit()
+
+
+def test_a_window_that_ends_between_a_decision_and_its_lease_leaves_the_device_to_the_next() -> None:
+    world = World(hosts=1, devices=1)
+    assert world.book(window(0.0, 10.0, "ann", gpus=1, owners=["ann"], lead_seconds=0))
+    assert world.book(window(20.0, 10.0, "ben", gpus=1, owners=["ben"], lead_seconds=5))
+    world.until(9.99)
+    request = WorkRequest(owner="ann", gpus=1)
+    decision = decide(world.fleet, request, NOW + world.now, Policies("best-fit"))
+    assert isinstance(decision, Placed)
+    inside = in_window(world.fleet, "ann", decision.grants)
+    world.until(10.01)
+    until, in_it = lease_limit(world.fleet, request, decision.grants, at(world.now), decided_inside=inside)
+    assert (until, in_it) == (at(15.0), "")
 
 
 def test_windows_in_a_row_of_the_same_owner_do_not_cut_a_lease() -> None:
