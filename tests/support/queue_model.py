@@ -228,7 +228,7 @@ class WaitingClient(RandomClient):
                         silent = _NOT_HEARD.search(answer.get("message", ""))
                         if silent and float(silent[1]) >= SILENCE_SECONDS:
                             self.waits.asked[body["request_id"]].excused = True
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(self.random.uniform(0.1, 0.5))
                     elif answer["type"] != "queue":
                         return answer
         finally:
