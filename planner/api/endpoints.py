@@ -122,6 +122,7 @@ class Endpoints:
         self._health = health
         self._service: Service | None = None
         self._tasks = BackgroundTasks()
+        self._retiring = BackgroundTasks()
         self._turns: deque[asyncio.Future[None]] = deque()
         """Messages that wait for a later iteration of the event loop."""
         self._turn_began: float | None = None
@@ -138,12 +139,14 @@ class Endpoints:
 
     async def close(self) -> None:
         """Deregister the service."""
+        await self._retiring.settled()
         if self._service is not None:
             await self._service.stop()
 
     async def abandon(self) -> None:
         """Cancel all running work. Its clients ask again, and the next leader answers."""
         await self._tasks.cancel()
+        await self._retiring.cancel()
 
     def _stats(self, endpoint: EndpointStats) -> Any:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
@@ -165,8 +168,11 @@ class Endpoints:
             for name, subject, handler in self._table(broker):
                 await service.add_endpoint(name=name, subject=subject, handler=handler)
             await self._nc.flush()
-        if before is not None:
+        if before is not None and broker is None:
             await before.stop()
+        elif before is not None:
+            # Each of a standby's subscriptions takes a round trip to drain, and clients wait for the term to begin.
+            self._retiring.start(before.stop())
 
     def _table(self, broker: RequestBroker) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         async def request(context: RequestContext, body: WorkRequest) -> None:
