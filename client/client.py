@@ -35,7 +35,7 @@ from .lease import LeaseContext, Lost, Noticed, OnOutage
 from .notebook import DeviceList
 from .paging import all_devices, all_queued
 from .query import collect, user_subject
-from .request import OWNER_VARIABLE, RequestFields, work_request
+from .request import OWNER_VARIABLE, RequestFields, refuse_not_finite, work_request
 from .request_calls import RequestCalls
 from .result import QueryResult
 from .rpc import RETRY_SECONDS, Waiting
@@ -290,6 +290,7 @@ class Client(RequestCalls):
             dry_run=dry_run,
             operator=self._operator(operator),
         )
+        refuse_not_finite(msgspec.to_builtins(change))
         return await self._plan(self._signed(PlanSubject.SET_GROUPS, change), change, Groups)
 
     async def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:

@@ -18,6 +18,7 @@ from msgspec import Struct
 from ..bus import credentials
 from ..bus.config_files import paths
 from ..bus.connect import URL_VARIABLE
+from ..schemas.error_words import in_words
 from .errors import Unavailable
 from .request import OWNER_VARIABLE
 
@@ -120,7 +121,7 @@ def _merge(found: Config, file: Path, tree: Mapping[str, Any]) -> None:
         contexts = msgspec.convert(tree.get("contexts", {}), dict[str, Context])
         current = msgspec.convert(tree.get("current", ""), str)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{file} is invalid: {error}") from None
+        raise ConfigError(f"{file} is invalid: {in_words(str(error))}") from None
     for key in VARIABLES:
         if key in tree:
             setattr(found.top, key, getattr(top, key))

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, cast
 
 from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, plain, units
@@ -132,9 +132,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
     """
     given: dict[str, Any] = {name: plain.number(value) for name, value in fields.items()}
     _check_names(given)
-    for name, value in given.items():
-        if isinstance(value, float) and not math.isfinite(value):  # JSON would encode it as null, that is, not given
-            raise InvalidRequest(f"{name}={value} is not a finite number", "out_of_range", f"$.{name}")
+    refuse_not_finite({name: value for name, value in given.items() if isinstance(value, float)})
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
     try:
         for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
@@ -166,6 +164,26 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         body["distribution"] = distribution
     body.update(given)
     return validated(body)
+
+
+def refuse_not_finite(body: Any, path: str = "$") -> None:
+    """Refuse numbers that JSON would encode as null, that is, as not given: `nan`, `inf` and `-inf`.
+
+    Args:
+        body: a message as Python's own types.
+        path: path of the body.
+
+    Raises:
+        InvalidRequest: a number is not finite; `field` is its path.
+    """
+    if isinstance(body, float) and not math.isfinite(body):
+        raise InvalidRequest(f"{path.removeprefix('$.')}={body} is not a finite number", "out_of_range", path)
+    if isinstance(body, dict):
+        for key, value in cast("dict[str, Any]", body).items():
+            refuse_not_finite(value, f"{path}.{key}")
+    elif isinstance(body, list):
+        for at, value in enumerate(cast("list[Any]", body)):
+            refuse_not_finite(value, f"{path}[{at}]")
 
 
 def _check_names(given: dict[str, Any]) -> None:

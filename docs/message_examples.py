@@ -142,7 +142,7 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 _REPLIES: tuple[tuple[str, Struct], ...] = (
     ("Granted", requests.Assignment(lease=_LEASE)),
     ("Nothing free", _FULL),
-    ("Wrong", requests.Error(code="invalid", message="Expected `int`, got `str` - at `$.gpus`", field="$.gpus")),
+    ("Wrong", requests.Error(code="invalid", message="Expected a number of at least 0 - at `$.gpus`", field="$.gpus")),
     ("Renewed", _LEASE),
     ("One", operations.Leases(leases=[_LEASE])),
     ("One", operations.Devices(devices=[operations.DeviceStatus(uuid=_DEVICE, host="node1", index=0, model=_MODEL)])),

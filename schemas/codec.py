@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import msgspec.inspect
 
+from .error_words import in_words
 from .misspelt import MAX_NAME, meant
 from .plain import encodable
 
@@ -70,7 +71,7 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
             if whole is not None:
                 return decode(whole, type, content_type)
         # JSON and MessagePack both call it null.
-        text = str(error).replace("got `None`", "got `null`")
+        text = in_words(str(error).replace("got `None`", "got `null`"))
         raise DecodeError(text, "invalid", _path(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error), "undecodable") from None

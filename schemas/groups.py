@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from . import names
 from .idle import IdleRule
 from .requests import Bytes, Count, OwnerName, ShortText
 
@@ -27,7 +28,9 @@ MAX_DEPTH: Final = 8
 """Levels of the tree."""
 
 # A name that is too deep is refused where the tree is checked, in words.
-GroupName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)")]
+GroupName = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.GROUP)]
+Weight = Annotated[float, Meta(ge=1e-6, le=1_000_000)]
+"""Weight of a group, or price of a device."""
 Devices = Annotated[float, Meta(ge=0, le=1_000_000)]
 Patterns = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=128)], Devices], Meta(max_length=64)]
 """Number of devices by model pattern."""
@@ -65,7 +68,7 @@ class Group(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """
 
     name: GroupName
-    weight: Annotated[float, Meta(ge=1e-6, le=1_000_000)] = 1.0
+    weight: Weight = 1.0
     guarantee: Resources = Resources()
     limit: Resources = Resources()
     borrowing_limit: Resources = Resources()
@@ -84,7 +87,7 @@ class GroupTree(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     """
 
     groups: Annotated[list[Group], Meta(max_length=MAX_GROUPS)] = []
-    prices: Annotated[dict[ShortText, Annotated[float, Meta(ge=1e-6, le=1_000_000)]], Meta(max_length=256)] = {}
+    prices: Annotated[dict[ShortText, Weight], Meta(max_length=256)] = {}
     half_life_seconds: Annotated[float, Meta(ge=60, le=366 * 86400)] = HALF_LIFE_SECONDS
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
+from . import names
+
 PART_HEADER: Final = "Corral-Part"
 END_HEADER: Final = "Corral-End"
 MAX_ROWS: Final = 100_000_000
@@ -49,7 +51,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     format: ResultFormat = ResultFormat.JSON
     limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 10_000
     timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
-    query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")] | None = None
+    query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=names.IDENTIFIER)] | None = None
     window: Annotated[int, Meta(ge=0, le=64)] = 0
 
 

@@ -13,11 +13,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from . import names
 from .limits import GRACE_SECONDS, MAX_GRACE_SECONDS, MAX_TTL_SECONDS, MAX_WAIT_SECONDS
 
-# To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
-OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)")]
-Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
+OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.OWNER)]
+Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.IDENTIFIER)]
 Time = Annotated[datetime, Meta(tz=True)]
 """RFC 3339 in UTC."""
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -153,7 +153,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     vendors: Annotated[list[ShortText], Meta(max_length=16)] = []
     hosts: Annotated[list[ShortText], Meta(max_length=1024)] = []
     host_labels: Labels = {}
-    min_compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)")] | None = None
+    min_compute_capability: Annotated[str, Meta(pattern=names.VERSION)] | None = None
     placement: Placement = Placement.SAME_HOST
     ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] = 300.0
     request_id: Identifier | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import typer
 from msgspec.structs import replace
@@ -20,8 +20,10 @@ from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
 from .group_diff import ADDED, REMOVED, Difference, differences
-from .group_file import GroupTextError, format_amounts, format_file, parse_amounts, parse_file, tree_of
+from .group_file import GroupTextError, checked_weight, format_amounts, format_file, parse_amounts, parse_file, tree_of
 from .group_members import AuthFolder, from_auth
+
+T = TypeVar("T")
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
@@ -203,6 +205,8 @@ def set_group(
         if text is not None
     }
     rule = _rule(idle)
+    if weight is not None:
+        _in_words("--weight", lambda: checked_weight(weight))
 
     def edited(before: Group) -> Group:
         owners = before.members if members is None else [part.strip() for part in members.split(",") if part.strip()]
@@ -349,8 +353,13 @@ def _ask(nats: str | None, timeout: float, question: Callable[[Client], Awaitabl
 
 
 def _amounts(text: str, option: str) -> Resources:
+    return _in_words(option, lambda: parse_amounts(text))
+
+
+def _in_words(option: str, parse: Callable[[], T]) -> T:
+    """The value of an option; an invalid one is an error that names the option."""
     try:
-        return parse_amounts(text)
+        return parse()
     except GroupTextError as error:
         raise CommandError(f"{option}: {error}", USAGE) from None
 

@@ -23,9 +23,10 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from ...schemas.groups import DEFAULT_GROUP, Group, Groups, GroupTree, Resources
+from ...schemas.error_words import in_words
+from ...schemas.groups import DEFAULT_GROUP, Devices, Group, Groups, GroupTree, Resources, Weight
 from ...schemas.idle import IdleAction, IdleRule
-from ...schemas.misspelt import meant
+from ...schemas.misspelt import meant, slip
 from ...schemas.units import exact_bytes, exact_seconds, parse_bytes, parse_seconds
 
 T = TypeVar("T", int, float)
@@ -77,7 +78,7 @@ def _number(text: str, key: str) -> float:
 def _amounts(amounts: Resources) -> dict[str, Any]:
     """Amounts by pattern, cores and RAM under their own keys. A pattern that is such a key gets stars around it."""
     found: dict[str, Any] = {
-        f"*{pattern}*" if pattern in (CPUS, MEMORY) else pattern: _short(amount)
+        f"*{pattern}*" if pattern in (CPUS, MEMORY) or _no_model(pattern) else pattern: _short(amount)
         for pattern, amount in amounts.gpus.items()
     }
     if amounts.cpus is not None:
@@ -94,9 +95,8 @@ def _short(number: float) -> int | float:
 def _resources(table: Mapping[str, Any], where: str) -> Resources:
     found: dict[str, Any] = {"gpus": {key: value for key, value in table.items() if key not in (CPUS, MEMORY)}}
     for key in table:
-        # `memory` is no model; nor is `cpu`.
-        if key.lower().replace("-", "_") in ("cpu", "cores", "memory", "ram", "host_memory_bytes"):
-            raise GroupTextError(f"{where}: {key!r} is no model of a device: use `{CPUS}` or `{MEMORY}`")
+        if key not in (CPUS, MEMORY) and (hint := _no_model(key)):
+            raise GroupTextError(f"{where}: {key!r} is no model of a device: {hint}")
     if CPUS in table:
         found[CPUS] = table[CPUS]
     if MEMORY in table:
@@ -104,7 +104,32 @@ def _resources(table: Mapping[str, Any], where: str) -> Resources:
             found["host_memory_bytes"] = parse_bytes(_text_or(table[MEMORY], int))
         except ValueError as error:
             raise GroupTextError(f"{where}: {MEMORY}: {error}") from None
+    for pattern, amount in found["gpus"].items():
+        _converted(amount, Devices, f"{where}: {pattern}")
     return _converted(found, Resources, where)
+
+
+def _no_model(pattern: str) -> str:
+    """What to write instead of a pattern that is surely meant for something else; empty for a pattern of models.
+
+    With a star the pattern is one of models all the same: `*memory*`.
+    """
+    key = pattern.lower().replace("-", "_")
+    if key in ("gpu", "gpus", "any", "all"):
+        return 'for GPUs of any model use "*"'
+    if key in ("cpu", "cores", "memory", "ram", "host_memory_bytes"):
+        return f"use `{CPUS}` or `{MEMORY}`"
+    close = "" if any(mark in key for mark in "*?[") else slip(key, (CPUS, MEMORY))
+    return f"did you mean `{close}`?" if close else ""
+
+
+def checked_weight(weight: float) -> float:
+    """The weight of a group.
+
+    Raises:
+        GroupTextError: it is out of range.
+    """
+    return _converted(weight, Weight, f"{weight:g}")
 
 
 def _text_or(value: object, kind: type[T]) -> str | T:
@@ -123,7 +148,7 @@ def _converted(value: Any, type: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, type)
     except msgspec.ValidationError as error:
-        raise GroupTextError(f"{where}: {error}") from None
+        raise GroupTextError(f"{where}: {in_words(str(error))}") from None
 
 
 # Files
@@ -140,7 +165,10 @@ def parse_file(text: str) -> GroupTree:
     except tomllib.TOMLDecodeError as error:
         raise GroupTextError(f"no TOML: {error}") from None
     _refuse_unknown(document, _FILE_KEYS, "the file")
-    tree: dict[str, Any] = {"prices": document.get("prices", {})}
+    prices = _table(document.get("prices", {}), "prices")
+    for pattern, price in prices.items():
+        _converted(price, Weight, f"prices: {pattern}")
+    tree: dict[str, Any] = {"prices": prices}
     if "half_life" in document:
         try:
             tree["half_life_seconds"] = parse_seconds(_text_or(document["half_life"], float))
@@ -154,7 +182,7 @@ def _group(name: str, value: object) -> Group:
     where = f"group {name!r}"
     table = _table(value, where)
     for key, inner in table.items():
-        if key not in _GROUP_KEYS and isinstance(inner, dict):
+        if key not in _GROUP_KEYS and isinstance(inner, dict) and not meant(key, _GROUP_KEYS):
             raise GroupTextError(f'{where} has a table {key!r}: a group within it is [groups."{name}/{key}"]')
     _refuse_unknown(table, _GROUP_KEYS, where)
     quotas = {

@@ -78,7 +78,12 @@ def test_a_file_says_the_same_tree_again(tree: GroupTree) -> None:
         ("[groups.lab.vision]\nweight = 2", '[groups."lab/vision"]'),
         ("[groups.lab]\ngarantee = 3", "did you mean `guarantee`?"),
         ("[group.lab]", "did you mean `groups`?"),
-        ("[groups.lab]\nguarantee = { H100 = -1 }", "guarantee of group 'lab'"),
+        ("[groups.lab.garantee]\nH100 = 3", "did you mean `guarantee`?"),
+        ("[groups.lab]\nguarantee = { H100 = -1 }", "guarantee of group 'lab': H100: Expected a number of at least 0"),
+        ("[groups.lab]\nguarantee = { H100 = nan }", "guarantee of group 'lab': H100: Expected a number"),
+        ("[groups.lab]\nguarantee = { gpus = 8 }", 'for GPUs of any model use "*"'),
+        ("[groups.lab]\nguarantee = { host_memry = '1GiB' }", "did you mean `host_memory`?"),
+        ("[prices]\nH100 = 0", "prices: H100: Expected a number of at least 0.000001"),
         ("[groups.lab]\nguarantee = { memory = '1GiB' }", "use `cpus` or `host_memory`"),
         ("[groups.lab]\nlimit = { host_memory = 1.5 }", "expected text with a unit"),
         ("[groups.lab]\nlimit = { host_memory = '20' }", "20GiB"),
@@ -178,6 +183,9 @@ def set_and_shown(cluster: LocalCluster) -> None:
         (("show", "nobody"), 5, "There is no group 'nobody'"),
         (("delete", "nobody"), 5, "There is no group 'nobody'"),
         (("apply",), 2, "--members-from-auth"),
+        (("set", "lab", "--weight", "nan"), 2, "--weight: nan: Expected a number of at least 0.000001"),
+        (("set", "lab", "--weight", "inf"), 2, "--weight: inf: Expected a number of at most 1000000"),
+        (("set", "lab", "--weight", "-1"), 2, "--weight: -1: Expected a number of at least 0.000001"),
     ):
         assert said in corral(cluster, *command, code=code)
 

@@ -1,0 +1,19 @@
+"""Patterns of names in messages, with what each allows in words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
+OWNER: Final = r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)"
+IDENTIFIER: Final = r"^[A-Za-z0-9_-]+$(?!\n)"
+GROUP: Final = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)"
+VERSION: Final = r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)"
+
+WORDS: Final = {
+    OWNER: "a name of letters, digits and _ @ . : / + - that does not begin with . : / or +",
+    IDENTIFIER: "an id of letters, digits, - and _",
+    GROUP: "the name of a group: letters, digits, _ . and -, with / between the levels, as in lab/vision",
+    VERSION: "a version, such as 8.0",
+}
+"""What a text that matches a pattern is, in words."""
