@@ -33,7 +33,7 @@ from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
-from ..schemas.windows import Window
+from ..schemas.windows import Replacement, Window
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
@@ -57,6 +57,7 @@ from .durable.store import (
     HEALTH,
     LEADER,
     LEASE_PREFIX,
+    REPLACED,
     SERVICE_TIME,
     USAGE,
     WATERMARK,
@@ -124,6 +125,7 @@ class Bucket(Struct):
         rejections: cached rejections, by the part of their keys after the prefix.
         drains: drains by target.
         windows: booked windows.
+        replaced: devices that they got in place of others, by the id of the window.
         service: service time; None if there is none.
         watermark: revision up to which no event is missing on the stream.
         event_key: key that makes the message ids of events; empty if there is none.
@@ -140,6 +142,7 @@ class Bucket(Struct):
     rejections: dict[str, CachedRejection] = {}
     drains: dict[str, str] = {}
     windows: list[Window] = []
+    replaced: dict[str, list[Replacement]] = {}
     service: Service | None = None
     watermark: int = 0
     event_key: bytes = b""
@@ -384,6 +387,8 @@ class Planner:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == WINDOWS:
                 found.windows = decode_or_none(entry.key, entry.value, list[Window]) or []
+            elif entry.key == REPLACED:
+                found.replaced = decode_or_none(entry.key, entry.value, dict[str, list[Replacement]]) or {}
             elif entry.key == LEADER:
                 found.claimed_at = entry.stored_at
             elif entry.key == SERVICE_TIME:
@@ -447,6 +452,7 @@ class Planner:
             policies=self._policies,
             drains=found.drains,
             windows=found.windows,
+            replaced=found.replaced,
             answers=found.rejections,
             deposed=self._election.deposed,
             limiter=self._limiter,

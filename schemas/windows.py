@@ -18,6 +18,8 @@ from .requests import Identifier, Labels, OwnerName, ShortText, Time
 MAX_WINDOWS: Final = 256
 MAX_OCCURRENCES: Final = 400
 LEAD_SECONDS: Final = 60.0
+MAX_REPLACED: Final = 256
+"""Replacements that are kept of a window."""
 
 
 class Repeat(StrEnum):
@@ -131,6 +133,40 @@ class WindowLease(Struct, frozen=True, kw_only=True):
     preempted: bool = False
 
 
+class MissingDevice(Struct, frozen=True, kw_only=True):
+    """A device of a window that can't take work, in whose place there is no other yet.
+
+    Attributes:
+        device: uuid of the device.
+        host: name of its host; empty if no host lists the device.
+        reason: why, in words: `drained: new fans`.
+    """
+
+    device: str
+    host: str = ""
+    reason: str = ""
+
+
+class Replacement(Struct, frozen=True, kw_only=True):
+    """A device that a window got in place of another.
+
+    Attributes:
+        device: uuid of the device that failed, was drained or lost.
+        host: name of its host; empty if no host lists the device.
+        by_device: uuid of the device in its place.
+        by_host: name of that one's host.
+        time: time of the replacement.
+        reason: why, in words.
+    """
+
+    device: str
+    by_device: str
+    by_host: str
+    time: Time
+    host: str = ""
+    reason: str = ""
+
+
 class WindowStatus(Struct, frozen=True, kw_only=True):
     """State of a booked window.
 
@@ -143,6 +179,8 @@ class WindowStatus(Struct, frozen=True, kw_only=True):
         hosts: names of the hosts of its devices.
         leases: leases of before that may reach into this occurrence. Of a window for owners, these are preemptible, and
             are preempted ahead of it. Those in the way of maintenance go on until they end, or an operator ends them.
+        missing: of a window for owners: devices that it is short of. They are replaced when others are free.
+        replaced: devices that it got in place of others since it was booked, the latest last; 256 at most.
     """
 
     window: Window
@@ -152,6 +190,8 @@ class WindowStatus(Struct, frozen=True, kw_only=True):
     occurrences: int = 0
     hosts: list[str] = []
     leases: list[WindowLease] = []
+    missing: list[MissingDevice] = []
+    replaced: list[Replacement] = []
 
 
 class Windows(Struct, frozen=True, kw_only=True, tag="windows", tag_field="type"):

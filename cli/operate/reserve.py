@@ -105,6 +105,8 @@ def listing(
 ) -> None:
     """List what is booked, soonest first: GPUs for owners or groups, and maintenance.
 
+    GPUs that failed, were drained or lost since are listed with those in their place, or as missing.
+
     Examples:
       corral reserve list
       corral reserve list --owner ann --json
@@ -209,7 +211,7 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
         made.add_row(
             escape(window.window_id or ""),
             escape(_who(window)),
-            str(len(window.devices)) if window.devices else "",
+            _gpus(status),
             escape(" ".join(status.hosts)),
             zone.words(status.starts_at or window.starts_at),
             zone.words(status.ends_at or window.ends_at),
@@ -218,6 +220,8 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
             escape(window.reason),
         )
     console().print(made)
+    for status in [] if canceled else found:
+        _print_changes(status, zone)
     for status in found:
         for lease in status.leases if not canceled and status.state is not WindowState.OVER else ():
             ends = f"ends {zone.words(lease.ends_at)}" if lease.ends_at else "has no time limit"
@@ -227,6 +231,31 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
                 f"{f' ({escape(lease.name)})' if lease.name else ''} on {escape(' '.join(lease.hosts))} may still run "
                 f"when {escape(status.window.window_id or '')} begins: {after}"
             )
+
+
+def _gpus(status: WindowStatus) -> str:
+    """Number of GPUs; of a window that is short of some, those that it has, of all."""
+    booked = len(status.window.devices)
+    return f"{booked - len(status.missing)} of {booked}" if status.missing else str(booked or "")
+
+
+def _print_changes(status: WindowStatus, zone: Zone) -> None:
+    """Print which GPUs of a window are missing, and which were replaced."""
+    name = escape(status.window.window_id or "")
+    for one in status.replaced:
+        console().print(
+            f"[cyan]{name}[/] has {escape(one.by_device)} on {escape(one.by_host)} in place of {escape(one.device)}"
+            f"{_on(one.host)}, since {zone.words(one.time)}: {escape(one.reason)}"
+        )
+    for one in status.missing:
+        console().print(
+            f"[red]{name}[/] is short of {escape(one.device)}{_on(one.host)}: {escape(one.reason)}. "
+            "It gets another as soon as one is free"
+        )
+
+
+def _on(host: str) -> str:
+    return f" on {escape(host)}" if host else ""
 
 
 def _who(window: Window) -> str:

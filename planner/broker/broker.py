@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -34,7 +34,7 @@ from ...schemas.requests import (
     WithdrawAction,
     WorkRequest,
 )
-from ...schemas.windows import Window
+from ...schemas.windows import Replacement, Window
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
 from ..groups.tree import Tree
@@ -101,6 +101,7 @@ class RequestBroker:
         policies: of this planner.
         drains: as read from the bucket.
         windows: booked windows, as read from the bucket.
+        replaced: devices that they got in place of others, likewise.
         answers: as read from the bucket, by their keys.
         requests: publishes what became of requests.
         estimator: estimates durations.
@@ -136,6 +137,7 @@ class RequestBroker:
         policies: Policies,
         drains: dict[str, str],
         windows: Sequence[Window],
+        replaced: Mapping[str, Sequence[Replacement]],
         answers: dict[str, CachedRejection],
         requests: RequestLog,
         estimator: Estimator,
@@ -187,6 +189,7 @@ class RequestBroker:
             store,
             term,
             windows,
+            replaced,
             self.wake.set,
             deposed,
             lambda owner: accounts.state.node_of(owner).name,

@@ -1,4 +1,7 @@
-"""Booked windows: operators book and cancel them; the fleet takes them in, and they begin and end by the clock."""
+"""Booked windows: operators book and cancel them; the fleet takes them in, and they begin and end by the clock.
+
+Devices that fail, are drained or lost after they were chosen are replaced by others that are free.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,15 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, globs
 from ...schemas.requests import Error, Grant, Lease, LeaseState, Preemption, Rejection, RejectionCode, WorkRequest
 from ...schemas.windows import (
+    MAX_REPLACED,
     MAX_WINDOWS,
+    MissingDevice,
+    Replacement,
     Window,
     WindowAction,
     WindowFilter,
@@ -26,7 +33,7 @@ from ...schemas.windows import (
     WindowState,
     WindowStatus,
 )
-from ..durable.store import WINDOWS, Deposed, Store, WriteFailed
+from ..durable.store import REPLACED, WINDOWS, Deposed, Store, WriteFailed
 from ..fleet.bookings import MARGIN_SECONDS, Booking, Party, limit, no_groups, time_words
 from ..fleet.device import Device
 from ..fleet.events import Booked
@@ -35,6 +42,7 @@ from ..leases.ledger import Ledger, clock
 from ..leases.lifecycle import Refused, preemptible_from
 from ..windows.choice import Candidate, Wish, able, choose, soonest
 from ..windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
+from ..windows.replacement import PATIENCE_SECONDS, missing, passing, substitutes
 from . import query_costs
 from .operator_changes import refusals
 from .pending import Responder
@@ -45,6 +53,9 @@ PAST_SECONDS: Final = 60.0
 """A window may begin so long ago: the operator's clock, or patience, may differ."""
 _RETRY_SECONDS: Final = 5.0
 _NOTICE_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 1.0
+_LOOK_SHARE: Final = 0.01
+"""Part of the time that looking for missing devices may take."""
 
 
 class NotEnough(Exception):
@@ -64,6 +75,7 @@ class Booker:
         store: the bucket.
         term: revision of the leader's key.
         windows: as read from the bucket.
+        replaced: devices that they got in place of others, likewise.
         freed: called when devices may have come free.
         deposed: called when a write was refused since another planner leads.
         group_of: returns the group of an owner.
@@ -76,6 +88,7 @@ class Booker:
         store: Store,
         term: int,
         windows: Sequence[Window],
+        replaced: Mapping[str, Sequence[Replacement]],
         freed: Callable[[], None],
         deposed: Callable[[], None],
         group_of: Callable[[str], str] = no_groups,
@@ -85,6 +98,9 @@ class Booker:
         self._store = store
         self._term = term
         self._windows = {window.window_id or "": window for window in windows if _readable(window)}
+        self._replaced = {key: list(found) for key, found in replaced.items() if key in self._windows}
+        self._missing_since: dict[str, float] = {}
+        self._look_at = -math.inf
         self._times: dict[str, list[Booking]] = {}
         self._freed = freed
         self._deposed = deposed
@@ -142,7 +158,7 @@ class Booker:
         return query_costs.windows(sum(len(window.devices) for window in self._windows.values()))
 
     def tick(self, now: float) -> None:
-        """Preempt leases for windows that close soon, and forget windows that are over."""
+        """Preempt leases for windows that close soon, replace missing devices, and forget windows that are over."""
         if self._notices and self._notices[0][0] <= now:
             for at, lease_id, window_id in self._notices:
                 if at <= now:
@@ -151,7 +167,14 @@ class Booker:
             again = now + _NOTICE_SECONDS
             due = self._due_notices(now)
             self._notices = sorted((at if at > now else again, lease_id, window_id) for at, lease_id, window_id in due)
-        if now < self._sweep_at or self._lock.locked():
+        if self._lock.locked():
+            return
+        if self._windows and now >= self._look_at:
+            self._look_at = now + max(_LOOK_SECONDS, self.cost / _LOOK_SHARE)
+            if any(self._to_replace(window, now) for window in self._windows.values()):
+                self._tasks.start(self._replace(now))
+                return
+        if now < self._sweep_at:
             return
         ends = [times[-1].ends_at for times in self._times.values()]
         over = bool(ends) and min(ends) <= now
@@ -213,8 +236,16 @@ class Booker:
                 return  # the next turn tries again
             self._sweep_at = -math.inf
 
-    async def _change(self, windows: dict[str, Window], now: float) -> None:
-        """Apply windows, and store them; those of before apply again if that fails."""
+    async def _change(
+        self, windows: dict[str, Window], now: float, replaced: Mapping[str, Sequence[Replacement]] | None = None
+    ) -> None:
+        """Apply windows, and store them; those of before apply again if that fails.
+
+        Args:
+            windows: all windows, by their ids.
+            now: seconds.
+            replaced: further devices that windows got in place of others.
+        """
         written = codec.encode(list(windows.values()), codec.JSON)
         if len(written) > self._store.max_record_bytes and len(windows) > len(self._windows):
             raise WriteFailed(f"{len(windows)} windows take {len(written)} bytes: cancel some")
@@ -227,6 +258,20 @@ class Booker:
             self.apply(_now())
             raise
         self._sweep_at = -math.inf
+        await self._keep_replaced(replaced or {})
+
+    async def _keep_replaced(self, more: Mapping[str, Sequence[Replacement]]) -> None:
+        """Store which devices were replaced. It only informs: if the bucket refuses it, the next change stores it."""
+        kept = {key: found for key, found in self._replaced.items() if key in self._windows}
+        for key, found in more.items():
+            kept[key] = [*kept.get(key, []), *found][-MAX_REPLACED:]
+        if kept == self._replaced:
+            return
+        self._replaced = kept
+        try:
+            await self._store.put(REPLACED, codec.encode(kept, codec.JSON), self._term)
+        except WriteFailed as error:
+            log.warning("the list of replaced devices is not stored: %s", error)
 
     # Devices
 
@@ -273,7 +318,7 @@ class Booker:
             NotEnough: there are not enough that are free when it begins.
         """
         advance(self._fleet, now)
-        candidates = list(self._candidates(window))
+        candidates = list(self._candidates(window, window.starts_at.timestamp() - window.lead_seconds))
         wish = Wish(window.gpus, occurrences(window), party_of(window))
         parties = self._fleet.bookings.parties
         chosen = choose(candidates, wish, parties)
@@ -281,9 +326,13 @@ class Booker:
             raise NotEnough(_rejection(window, candidates, wish, parties, soonest(candidates, wish, parties)))
         return [candidate.uuid for candidate in chosen]
 
-    def _candidates(self, window: Window) -> Iterator[Candidate]:
-        """Whole devices of a window's models and hosts that could take work now, but for leases and windows."""
-        closes = window.starts_at.timestamp() - window.lead_seconds
+    def _candidates(self, window: Window, closes: float) -> Iterator[Candidate]:
+        """Whole devices of a window's models and hosts that could take work now, but for leases and windows.
+
+        Args:
+            window: that needs devices.
+            closes: time by which leases on them must have ended.
+        """
         hosts = [glob.lower() for glob in window.hosts]
         models = [glob.lower() for glob in window.models]
         for name, host in self._fleet.hosts.items():
@@ -296,7 +345,7 @@ class Booker:
                     yield self._candidate(device, window, closes)
 
     def _candidate(self, device: Device, window: Window, closes: float) -> Candidate:
-        starts = window.starts_at.timestamp()
+        starts = closes + window.lead_seconds
         ends = {lease_id: self._ends_at(lease_id) for lease_id in device.holders}
         # Those of a window just before it, for the same owners, end with that.
         ends = {
@@ -322,6 +371,101 @@ class Booker:
         """True if a lease is in a window, or in one of before that goes on in it."""
         return lease.window != "" and (window.window_id or "") in self._fleet.bookings.admitted(lease.owner)
 
+    # Replacement
+
+    def _missing(self, window: Window, now: float) -> dict[str, str]:
+        """Devices of a window that can't take work, each with the reason; without those on which its leases go on."""
+        left = [time for time in self._times.get(window.window_id or "", ()) if time.ends_at > now]
+        if window.maintenance or not left:
+            return {}
+        found = missing(self._fleet, window.devices, left, self._fleet.bookings.parties)
+        return {uuid: reason for uuid, reason in found.items() if not self._serves(uuid, window)}
+
+    def _serves(self, uuid: str, window: Window) -> bool:
+        """True if a lease that is in a window goes on on a device."""
+        device = self._fleet.devices.get(uuid)
+        leases = () if device is None else map(self._lease, device.holders)
+        return any(lease is not None and self._in_own(lease, window) for lease in leases)
+
+    def _to_replace(self, window: Window, now: float) -> dict[str, str]:
+        """Missing devices of a window that are not expected back by themselves, each with the reason."""
+        found = self._missing(window, now)
+        for uuid in window.devices:
+            if uuid not in found:
+                self._missing_since.pop(uuid, None)
+        for uuid in found:
+            self._missing_since.setdefault(uuid, now)
+        return {
+            uuid: reason
+            for uuid, reason in found.items()
+            if not passing(self._fleet, uuid) or now - self._missing_since[uuid] >= PATIENCE_SECONDS
+        }
+
+    async def _replace(self, now: float) -> None:
+        """Replace devices of windows, as far as others are free."""
+        async with self._lock:
+            advance(self._fleet, now)
+            for window_id, window in list(self._windows.items()):
+                started = elapsed_seconds()
+                found = self._replacements(window, now)
+                self._look_at = max(self._look_at, now + (elapsed_seconds() - started) / _LOOK_SHARE)
+                if not found:
+                    continue
+                gone = {one.device for one in found}
+                devices = [uuid for uuid in window.devices if uuid not in gone] + [one.by_device for one in found]
+                try:
+                    changed = {**self._windows, window_id: replace(window, devices=devices)}
+                    await self._change(changed, now, {window_id: found})
+                except Deposed:
+                    self._deposed()
+                    return
+                except WriteFailed as error:
+                    log.warning("devices of window %s are not replaced yet: %s", window_id, error)
+                    return
+                for one in found:
+                    log.warning(
+                        "window %s has %s on %s in place of %s: %s",
+                        window_id,
+                        one.by_device,
+                        one.by_host,
+                        one.device,
+                        one.reason,
+                    )
+                    self._missing_since.pop(one.device, None)
+
+    def _replacements(self, window: Window, now: float) -> list[Replacement]:
+        """Choose devices in place of those of a window that are missing, as far as others are free."""
+        reasons = self._to_replace(window, now)
+        if not reasons:
+            return []
+        times = [time for time in self._times[window.window_id or ""] if time.ends_at > now]
+        first, kept = times[0], set(window.devices)
+        closes = max(first.closes_at, now)
+        candidates = [one for one in self._candidates(window, closes) if one.uuid not in kept]
+        # Once it has closed, a device on which a lease is preempted first is better than none.
+        by = closes if closes == first.closes_at else first.ends_at
+        hosts = {device.host for uuid, device in self._known(window) if uuid not in reasons}
+        wish = Wish(len(reasons), times, party_of(window))
+        chosen = substitutes(candidates, wish, self._fleet.bookings.parties, hosts, by)
+        return [
+            Replacement(
+                device=uuid,
+                host=self._host_of(uuid),
+                by_device=other.uuid,
+                by_host=other.host,
+                time=_time(now),
+                reason=reason,
+            )
+            for (uuid, reason), other in zip(reasons.items(), chosen, strict=False)
+        ]
+
+    def _known(self, window: Window) -> list[tuple[str, Device]]:
+        return [(uuid, self._fleet.devices[uuid]) for uuid in window.devices if uuid in self._fleet.devices]
+
+    def _host_of(self, uuid: str) -> str:
+        device = self._fleet.devices.get(uuid)
+        return "" if device is None else device.host
+
     # Preemption
 
     def _gone_at(self, lease_id: str) -> float:
@@ -342,7 +486,7 @@ class Booker:
         found: set[tuple[float, str, str]] = set()
         for window_id, window in self._windows.items():
             first = next((time for time in self._times[window_id] if time.ends_at > now), None)
-            if window.maintenance or first is None or first.starts_at <= now:
+            if window.maintenance or first is None:
                 continue
             for device in self._devices(window):
                 for lease_id in device.holders:
@@ -389,6 +533,11 @@ class Booker:
             occurrences=len(left),
             hosts=sorted({device.host for device in devices}),
             leases=self._in_the_way(window, devices, left[0]),
+            missing=[
+                MissingDevice(device=uuid, host=self._host_of(uuid), reason=reason)
+                for uuid, reason in self._missing(window, now).items()
+            ],
+            replaced=self._replaced.get(window.window_id or "", []),
         )
 
     def _devices(self, window: Window) -> Iterator[Device]:

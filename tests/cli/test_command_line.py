@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -161,9 +162,9 @@ def test_drains_hold_until_they_are_lifted(cluster: LocalCluster) -> None:
 def test_windows_are_booked_listed_and_canceled(cluster: LocalCluster) -> None:
     book = ("reserve", "--gpus", "2", "--from", "+2h", "--for", "30m", "--owner", "nobody", "--reason", "course")
     host = cluster.json("devices")["devices"][0]["host"]
+    [status] = cluster.json(*book)["windows"]
+    window = status["window"]
     try:
-        [status] = cluster.json(*book)["windows"]
-        window = status["window"]
         assert len(window["devices"]) == 2
         lasts = datetime.fromisoformat(window["ends_at"]) - datetime.fromisoformat(window["starts_at"])
         assert lasts == timedelta(minutes=30)
@@ -176,7 +177,16 @@ def test_windows_are_booked_listed_and_canceled(cluster: LocalCluster) -> None:
             one["window"]["window_id"] for one in cluster.json("reserve", "list", "--owner", "nobody")["windows"]
         ] == [window["window_id"]]
         assert maintenance["hosts"] == [host]
+        # One of its GPUs is drained: another takes its place.
+        drained = window["devices"][0]
+        assert cluster.corral("drain", "--device", drained, "--reason", "heat").returncode == 0
+        while not cluster.json("reserve", "list", "--owner", "nobody")["windows"][0]["replaced"]:
+            time.sleep(0.1)
+        listed = " ".join(cluster.corral("reserve", "list").stdout.split())
+        assert f"in place of {drained} on " in listed
+        assert "drained: heat" in listed
     finally:
+        assert cluster.json("undrain", "--device", window["devices"][0])["drains"] == {}
         for one in cluster.json("reserve", "list")["windows"]:
             assert cluster.corral("reserve", "cancel", one["window"]["window_id"]).returncode == 0
     assert cluster.json("reserve", "list")["windows"] == []

@@ -137,3 +137,71 @@ async def test_booking_and_cancelling(server: EmbeddedServer, nc: Bus, hosts: Fa
             assert (await ask(nc, "book", {"book": body}))["field"] == field
         assert (await ask(nc, "book", {}))["code"] == "invalid"
         assert (await ask(nc, "book", {"cancel": "nope"}))["code"] == "not_found"
+
+
+async def test_devices_that_are_drained_or_lost_are_replaced_or_the_window_says_that_it_is_short(
+    server: EmbeddedServer, nc: Bus, tmp_path: Path
+) -> None:
+    hosts = FakeHosts(nc, hosts=3, devices=2)
+    await hosts.start()
+    planner = PlannerProcess(server.url, tmp_path / "planner.log", '{"lost_after_seconds": 2}')
+    planner.start()
+    try:
+        await until_ready(nc, 6)
+        wanted = {"gpus": 2, "owners": ["ann"], "hosts": ["node[01]"], "lead_seconds": 1, "reason": "r"}
+        booked = (await ask(nc, "book", {"book": {**wanted, "window_id": "w", **times(3600, 60)}}))["windows"][0]
+        first = booked["window"]["devices"]
+        assert booked["missing"] == booked["replaced"] == []
+        # A lease of somebody else, which may last any time, keeps one of the others from the window.
+        other = "node1" if booked["hosts"] == ["node0"] else "node0"
+        held = (await ask(nc, "request", {"owner": "ben", "hosts": [other]}))["lease"]
+        await ask(nc, "drain", {"devices": first, "drain": True, "reason": "new fans"})
+        status = await window_with(nc, "w", replaced=1, missing=1)
+        free = ({*hosts.devices[other]} - {held["grants"][0]["device"]}).pop()
+        assert status["window"]["devices"] == [first[1], free]
+        assert status["missing"] == [{"device": first[1], "host": booked["hosts"][0], "reason": "drained: new fans"}]
+        # It is booked instead, and what was booked is not any more; that outlives the planner.
+        fleet = {device["uuid"]: device["booked"] for device in (await ask(nc, "devices"))["devices"]}
+        assert fleet[free].startswith("booked for ann")
+        assert fleet[first[0]] == ""
+        planner.kill()
+        planner.start()
+        assert (await window_with(nc, "w", replaced=1, missing=1))["replaced"] == status["replaced"]
+        # As soon as the lease ends, the window is whole.
+        await persist(nc, "release", {"lease_id": held["lease_id"], "owner": "ben"})
+        status = await window_with(nc, "w", replaced=2, missing=0)
+        assert {*status["window"]["devices"]} == {*hosts.devices[other]}
+
+        # A window that is now, on a host that is lost, takes over a preemptible lease, and its owner starts there.
+        await ask(nc, "book", {"cancel": "w"})
+        held = (await ask(nc, "request", {"owner": "ben", "hosts": ["node2"], "gpus": 2, **PREEMPTIBLE}))["lease"]
+        now = {**wanted, "window_id": "v", "hosts": ["node[12]"], **times(0.5, 120)}
+        hosts_of_v = (await ask(nc, "book", {"book": now}))["windows"][0]["hosts"]
+        assert hosts_of_v == ["node1"]
+        hosts.silent.add("node1")
+        status = await window_with(nc, "v", replaced=2, missing=0)
+        assert [(one["host"], one["by_host"], one["reason"]) for one in status["replaced"]] == [
+            ("node1", "node2", "its host is lost")
+        ] * 2
+        asked = {"owner": "ann", "gpus": 2, "hosts": ["node2"], "wait_seconds": 30}
+        granted = (await ask(nc, "request", asked, timeout=30))["lease"]
+        assert granted["window"] == "v"
+        ended = (await ask(nc, "leases", {"lease_id": held["lease_id"], "states": ["evicted"]}))["leases"]
+        assert ended[0]["reason"] == "preempted: its devices are booked for ann (r)"
+    finally:
+        planner.kill()
+        await hosts.stop()
+
+
+PREEMPTIBLE = {"preemptible": True, "grace_seconds": 0}
+
+
+async def window_with(nc: Bus, window_id: str, *, replaced: int, missing: int) -> dict[str, Any]:
+    """A window, once so many devices of it were replaced and so many are missing."""
+    async with asyncio.timeout(30):
+        while True:
+            listed = await persist(nc, "windows", {"window_id": window_id})
+            status = listed["windows"][0]
+            if (len(status["replaced"]), len(status["missing"])) == (replaced, missing):
+                return status
+            await asyncio.sleep(0.05)
