@@ -18,13 +18,17 @@ from ...schemas.idle import IdleAction, IdleRule, format_rule, parse_rule
 from ...schemas.requests import Lease
 from ...schemas.units import parse_seconds
 from .. import render
-from ..exits import USAGE, CommandError
+from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
-from .idle_query import held_and_known, idle_now, what_if
+from .idle_query import FIRST_LIST, FIRST_MINUTE, held_and_known, held_and_listed, idle_now, what_if
 
 _NOW: IdleRule = IdleRule(below_percent=5.0, after_seconds=600.0)
 """Threshold of idleness if no rule is given."""
 _SHOWN = 20
+_NO_LISTS = (
+    "the history holds no lists of processes, so it can't say what a rule about them would have done: collectors "
+    "publish them unless they run with `--processes 0`"
+)
 _BACK_SECONDS = 86400.0
 """Limit on the age of the begin of an idle time."""
 
@@ -95,13 +99,14 @@ class WhatIf(Struct, frozen=True, kw_only=True):
         since: from then on.
         leases: leases that held GPUs since then.
         held_gpu_hours: GPU-hours that they held.
-        known_gpu_hours: the part of them with samples.
+        known_gpu_hours: the part of them with samples, or for `no_process` with lists of processes.
         warned: leases whose holders would have been warned.
         acted: leases on which the rule would have acted.
         false_alarms: those of them that were active again afterwards.
         freed_gpu_hours: sum over the leases.
         lost_gpu_hours: likewise.
         hits: the leases, the most freed GPU-hours first.
+        no_process: true for a rule about processes, not about GPU activity.
     """
 
     rule: str
@@ -115,6 +120,7 @@ class WhatIf(Struct, frozen=True, kw_only=True):
     freed_gpu_hours: float
     lost_gpu_hours: float
     hits: list[Hit]
+    no_process: bool = False
 
 
 def idle(
@@ -145,6 +151,7 @@ def idle(
       corral idle --group lab
       corral idle --what-if 'below 5% for 30m: end after 10m' --since 30d
       corral idle --what-if 'no activity for 2h: preemptible' --group lab/vision --json
+      corral idle --what-if 'no process for 1h: end after 10m'
     """
     if rule is None:
         if since is not None:
@@ -160,8 +167,8 @@ def _parsed(text: str) -> IdleRule:
         rule = parse_rule(text)
     except ValueError as error:
         raise CommandError(f"--what-if: {error}", USAGE) from None
-    if rule.no_process or rule.action is IdleAction.OFF:
-        raise CommandError("--what-if: the history answers for rules about GPU activity alone", USAGE)
+    if rule.action is IdleAction.OFF:
+        raise CommandError("--what-if: the rule 'off' does nothing", USAGE)
     return rule
 
 
@@ -260,11 +267,13 @@ async def _what_if(nats: str | None, timeout: float, group: str | None, rule: Id
             if group is not None:
                 raise
             groups = Groups(groups=[])
-        (kept,) = await _rows(client, "SELECT epoch(min(time)) AS first FROM rollup_1m", timeout)
+        (kept,) = await _rows(client, FIRST_LIST if rule.no_process else FIRST_MINUTE, timeout)
+        if kept["first"] is None and rule.no_process:
+            raise CommandError(_NO_LISTS, NOT_YOURS)
         if kept["first"] is not None and kept["first"] > since:
             since = kept["first"]
         rows = await _rows(client, what_if(rule, since), timeout)
-        held = await _rows(client, held_and_known(since), timeout)
+        held = await _rows(client, held_and_listed(since) if rule.no_process else held_and_known(since), timeout)
     group_of = _groups_by_owner(groups)
     hits = [hit for hit in (_hit(row, group_of) for row in rows) if _is_within(hit.group, group)]
     held = [row for row in held if _is_within(group_of(row["owner"]), group)]
@@ -281,6 +290,7 @@ async def _what_if(nats: str | None, timeout: float, group: str | None, rule: Id
         freed_gpu_hours=sum(hit.freed_gpu_hours for hit in hits),
         lost_gpu_hours=sum(hit.lost_gpu_hours for hit in hits),
         hits=hits,
+        no_process=rule.no_process,
     )
 
 
@@ -323,8 +333,9 @@ def _show_what_if(found: WhatIf, json: bool) -> None:
             "until they ended",
         ),
         (
-            "samples",
-            f"{known:.1%} of the GPU-hours have samples" + ("; the rest counts as not idle" if known < 1 else ""),
+            "known",
+            f"{known:.1%} of the GPU-hours have {'lists of processes' if found.no_process else 'samples'}"
+            + ("; the rest counts as not idle" if known < 1 else ""),
         ),
     ]
     made = render.table("", "")

@@ -27,6 +27,7 @@ NAMES: Final = (
     "throttling",
     "device_health",
     "memory_right_sizing",
+    "without_processes",
     "processes_now",
     "devices_now",
     "stranded_capacity",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.cli.operate.idle_query import held_and_known, idle_now, what_if
+from corral.cli.operate.idle_query import held_and_known, held_and_listed, idle_now, what_if
 from corral.processors.embedded import EmbeddedHistory
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.service import process
@@ -139,6 +140,82 @@ def test_what_a_rule_would_have_done_is_what_a_hand_computes(history: Path) -> N
     database.close()
 
 
+# Devices of host h2, with their lease and owner: the processes in each list of the host.
+LISTED: dict[str, tuple[str, str, Callable[[datetime], dict[str, str] | None]]] = {
+    "p0": ("x", "ann", lambda time: None if at("0:30") <= time < at("2:00") or time >= at("2:30") else {"lease": "x"}),
+    "p1": ("y", "ben", lambda time: {"lease": "y"}),
+    # A desktop is no work; a process that no lease explains may be; one of which only the id is known may be anything.
+    "p2": ("v", "dan", lambda time: {"name": "Xorg", "kind": "graphics"}),
+    "p3": ("u", "eve", lambda time: {"name": "python", "user": "eve"}),
+    "p4": ("t", "fay", lambda time: {}),
+}
+
+
+def with_processes(path: Path) -> Database:
+    """A history in which h2 always has a process, h3 has none from 0:20 on, and h4 has no lists."""
+    database = Database(Path(shutil.copy(empty_history(), path)))
+    times = [BASE + timedelta(seconds=20 * tick) for tick in range(3 * 60 * 3)]
+    sampled = [time for time in times if not at("1:00") <= time < at("1:10")]
+    columns: dict[str, Any] = {field.name: [None] * len(sampled) for field in list(SCHEMA)[2:]}
+    columns |= {"gpu_utilization_percent": [0.0] * len(sampled)}
+    series = [database.series.number("h3", "q0")] * len(sampled)
+    table = pa.table({"time": sampled, "series": series, **columns}, schema=SCHEMA)
+    database.commit(Batch(stream="S", sequence=1, samples=table))
+    cursor = database.cursor()
+    for level in rollups.LEVELS:
+        rollups.refresh(cursor, level, sorted(database.days))
+    held = [(lease_id, owner, "h2", device) for device, (lease_id, owner, _) in LISTED.items()]
+    for lease_id, owner, host, device in [*held, ("z", "cat", "h3", "q0"), ("w", "gus", "h4", "r0")]:
+        cursor.execute(
+            "INSERT INTO leases BY NAME SELECT ? AS lease_id, ? AS owner, 'released' AS state, ? AS granted_at, "
+            "? AS expires_at, ? AS ended_at",
+            [lease_id, owner, at("0:00"), at("3:00"), at("3:00")],
+        )
+        cursor.execute(
+            "INSERT INTO lease_devices BY NAME SELECT ? AS lease_id, ? AS host, ? AS device, 1.0 AS share",
+            [lease_id, host, device],
+        )
+    rows = [
+        [time, "h2", device, found.get("kind", "compute"), found.get("name", ""), found.get("user", ""), lease]
+        for time in times
+        for device, (_, _, process_at) in LISTED.items()
+        if (found := process_at(time)) is not None
+        for lease in [found.get("lease", "")]
+    ]
+    rows += [[time, "h3", "q0", "compute", "python", "cat", "z"] for time in times if time < at("0:20")]
+    cursor.executemany(
+        'INSERT INTO processes (time, host, device, kind, name, "user", lease) VALUES (?, ?, ?, ?, ?, ?, ?)', rows
+    )
+    cursor.execute("INSERT INTO store.without_processes VALUES (?, 'h3')", [at("0:20")])
+    return database
+
+
+def test_a_rule_about_processes_is_answered_from_their_lists(tmp_path: Path) -> None:
+    database = with_processes(tmp_path / "history.duckdb")
+    cursor = database.cursor()
+    since = (BASE - timedelta(days=1)).timestamp()
+    found = cursor.execute(what_if(parse_rule("no process for 30m: end after 10m"), since)).fetchall()
+    # After the minutes without samples it counts anew for z; the action was before.
+    assert {row[0]: row[4:8] for row in found} == {
+        "x": (at("1:00"), 2, at("1:10"), at("2:00")),
+        "z": (at("0:50"), 2, at("1:00"), None),
+        "v": (at("0:30"), 1, at("0:40"), None),
+    }
+    assert {row[0]: row[8:] for row in found} == {
+        "x": pytest.approx((50 / 60, 1.0)),
+        "z": pytest.approx((2.0, 0.0)),
+        "v": pytest.approx((140 / 60, 0.0)),
+    }
+    known = {row[0]: row[2:] for row in cursor.execute(held_and_listed(since)).fetchall()}
+    assert known == {
+        **{owner: pytest.approx((3, 3)) for owner in ("ann", "ben", "dan", "eve")},
+        "cat": pytest.approx((3, 3 - 10 / 60)),
+        "fay": pytest.approx((3, 0)),
+        "gus": pytest.approx((3, 0)),
+    }
+    database.close()
+
+
 async def test_the_command_asks_over_the_bus(server: EmbeddedServer, history: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(history, tmp_path / "history.duckdb"))
     ready = asyncio.Event()
@@ -154,7 +231,7 @@ async def test_the_command_asks_over_the_bus(server: EmbeddedServer, history: Pa
     assert "1 leases were active again afterwards, for 2.0 GPU-hours" in " ".join(shown.stdout.split())
     assert "the rest counts as not idle" in shown.stdout
     wrong = await asyncio.to_thread(invoke, "idle", "--what-if", "no process for 1h", url=server.url)
-    assert (wrong.returncode, "GPU activity alone" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "the history holds no lists of processes" in wrong.stderr) == (5, True)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
