@@ -23,6 +23,7 @@ from ..schemas.groups import Groups
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessSample
+from ..schemas.windows import WindowStatus
 from . import cells
 
 log = logging.getLogger("corral.dashboard")
@@ -68,6 +69,7 @@ class Fleet:
         self.shape = 0
         self._levels: dict[cells.Metric, bytes] = {}
         self._groups: tuple[FleetSnapshot | None, Groups] | None = None
+        self._windows: tuple[FleetSnapshot | None, list[WindowStatus]] | None = None
         self._problem: Problem | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
@@ -272,6 +274,18 @@ class Fleet:
             CorralError: the call failed.
         """
         return await question(self._client().speaking_for(person))
+
+    async def windows(self) -> list[WindowStatus]:
+        """Booked windows as of the last refresh, soonest first; asked for as `groups` are.
+
+        Raises:
+            Unavailable: there is no connection to the bus yet.
+            CorralError: the call failed.
+        """
+        now = self._last
+        if self._windows is None or self._windows[0] is not now:
+            self._windows = (now, await self._client().windows())
+        return self._windows[1]
 
     async def groups(self) -> Groups:
         """Groups as of the last refresh; asked for once per refresh, and only if a page wants them.

@@ -1,4 +1,4 @@
-"""Groups page: what each group holds, borrows and is owed now and over time, and who was preempted for whom."""
+"""Groups page: what each group holds, borrows and is owed now and over time, who was preempted, and what is booked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from starlette.requests import Request
 
 from ...client import CorralError
 from ...schemas.groups import DEFAULT_GROUP, Group, Groups
+from ...schemas.windows import WindowStatus
 from .. import group_history
+from ..components import booked
 from ..components.quotas import HEADS, NUMERIC, GroupRow, extent, legend, number, used_of
 from ..components.results import Chart
 from ..fleet import Problem, problem_of
@@ -79,6 +81,13 @@ class GroupsPage:
                     self._preempted = tag("span", "note", "")
                 self._preemptions = tag("div")
         self._content.set_visibility(False)
+        self._windows: list[WindowStatus] = []
+        with tag("section", "panel") as self._booked:
+            with tag("div", "panel-head"):
+                tag("h2", text="Booked windows")
+                self._booked_note = tag("span", "note", "")
+            self._booked_rows = tag("div")
+        self._booked.set_visibility(False)
         ui.timer(0, self._ask, once=True)
         frame.on_refresh(self._refresh)
 
@@ -118,6 +127,7 @@ class GroupsPage:
             return
         finally:
             self._asking = False
+        await self._ask_windows()
         configured = any(status.group != Group(name=DEFAULT_GROUP) for status in found.groups)
         self._content.set_visibility(configured)
         self._notice.tell(self.frame.fleet.problem if configured else NO_GROUPS, whole=not configured)
@@ -128,6 +138,23 @@ class GroupsPage:
         self._show(found)
         if not self._drawn_at or (self.window.end is None and self._drawn_at < time.monotonic() - _EVERY_SECONDS):
             await self._draw()
+
+    async def _ask_windows(self) -> None:
+        """Show what is booked. The planner of an earlier version has no windows, which is no trouble."""
+        try:
+            found = await self.frame.fleet.windows()
+        except CorralError:
+            found = []
+        self._booked.set_visibility(bool(found))
+        if found == self._windows:
+            return
+        self._windows = found
+        missing = sum(len(status.missing) for status in found)
+        more = f", the first {_SHOWN} are shown" if len(found) > _SHOWN else ""
+        self._booked_note.set_text(f"{len(found):,}{more}" + (f"; short of {missing:,} GPUs" if missing else ""))
+        self._booked_rows.clear()
+        with self._booked_rows:
+            table(booked.HEADS, [booked.row(status) for status in found[:_SHOWN]], numeric=booked.NUMERIC)
 
     def _show(self, found: Groups) -> None:
         groups = sorted(found.groups, key=lambda status: status.group.name.split("/"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.schemas.groups import Group, GroupTree, Resources
 from corral.schemas.requests import LeaseState
+from corral.schemas.windows import Repeat, Window
 from support.browser import DashboardProcess, Tab, open_tab, settled
 from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
@@ -243,6 +245,43 @@ def test_groups_are_seen_with_what_they_lend_and_owe(
                 client.release(lease.lease_id, owner=lease.owner)
             client.set_groups(replace=GroupTree())
         page.wait_for_selector("h2:has-text('No groups')")
+        check(tab)
+        page.context.close()
+
+
+def test_booked_windows_are_seen_and_what_they_are_short_of(
+    client: SyncClient, dashboard: DashboardProcess, browser: Any
+) -> None:
+    with dashboard.logged_in("vera") as vera:
+        tab = open_tab(browser, dashboard, vera)
+        page = tab.go("/groups")
+        page.wait_for_selector("h2:has-text('No groups')")
+        assert not page.is_visible("h2:has-text('Booked windows')")
+        begin = datetime(2031, 1, 6, 8, tzinfo=UTC)
+        weeks = {"repeat": Repeat.WEEKLY, "repeat_until": begin + timedelta(days=14)}
+        window = Window(
+            starts_at=begin, ends_at=begin + timedelta(hours=4), window_id="course", owners=["ann"], gpus=2,
+            hosts=["sim-0001"], reason="<b>course</b>", **weeks,
+        )  # fmt: skip
+        chosen = client.book(window).window.devices
+        try:
+            page.wait_for_selector("h2:has-text('Booked windows')")
+            row = page.locator("tr:has(td:has-text('course'))")
+            for words in ("ann", "2", "sim-0001", "Mon 06 Jan 08:00", "12:00", "weekly, 3 left", "booked", "<b>course"):
+                settled(lambda words=words: words in row.inner_text())
+            # One of its GPUs is drained: another of the host takes its place. With all drained it is short.
+            client.drain(devices=chosen[:1], reason="fans")
+            page.wait_for_selector(f"text=in place of {chosen[0]}: drained: fans")
+            client.drain(hosts=["sim-0001"], reason="move")
+            page.wait_for_selector("td:has-text('0 of 2')")
+            page.wait_for_selector("text=on sim-0001: drained: move")
+            page.set_viewport_size({"width": 390, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        finally:
+            client.undrain(devices=chosen[:1])
+            client.undrain(hosts=["sim-0001"])
+            client.cancel_window("course")
+        page.wait_for_selector("h2:has-text('Booked windows')", state="hidden")
         check(tab)
         page.context.close()
 
