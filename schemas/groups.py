@@ -134,7 +134,8 @@ class GroupStatus(Struct, frozen=True, kw_only=True):
         host_memory_used_bytes: host RAM that they hold.
         gpus_guaranteed: devices that it is guaranteed.
         gpus_borrowed: devices that it uses beyond its guarantee.
-        gpus_owed: devices that it is guaranteed, has asked for and waits for.
+        gpus_owed: devices that it is guaranteed, has asked for and waits for, and that the limits of the groups around
+            it let it have, with what others there would give back.
         preemptible_gpus: devices of its leases that may be preempted.
         usage: its part of all recent use, 0 to 1: past use halves every `half_life_seconds`, and counts by price or by
             the part of cores or RAM, whichever is the greatest part of the fleet.

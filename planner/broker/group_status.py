@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -89,6 +90,7 @@ def statuses(state: GroupState, waiting: Iterable[Asked], now: float) -> list[Gr
     fair: dict[Node, float] = {}
     _share_out(tree.root, 1.0, _busy(state, waits, past), fair)
     guaranteed = guarantees(tree.config)
+    room = _Room(state)
     return [
         _status(
             state,
@@ -97,13 +99,14 @@ def statuses(state: GroupState, waiting: Iterable[Asked], now: float) -> list[Gr
             waits[node].asked,
             past[node] / everything if everything else 0.0,
             fair[node],
+            room,
         )
         for name, node in sorted(tree.nodes.items())
     ]
 
 
 def _status(
-    state: GroupState, node: Node, guaranteed: Resources, asked: list[Asked], usage: float, fair: float
+    state: GroupState, node: Node, guaranteed: Resources, asked: list[Asked], usage: float, fair: float, room: _Room
 ) -> GroupStatus:
     use = state.use.of(node)
     return GroupStatus(
@@ -113,7 +116,7 @@ def _status(
         host_memory_used_bytes=use.memory_bytes,
         gpus_guaranteed=sum(guaranteed.gpus.values()),
         gpus_borrowed=_devices(_borrowed(state, node)),
-        gpus_owed=_devices(_owed(state, node, asked)),
+        gpus_owed=_devices(_owed(state, node, asked, room, {})),
         preemptible_gpus=_devices(use.preemptible),
         usage=usage,
         fair_usage=fair,
@@ -141,28 +144,114 @@ def _held(state: GroupState, node: Node) -> int:
     return sum(state.use.of(node).devices.values())
 
 
-def _owed(state: GroupState, node: Node, asked: Sequence[Asked]) -> int:
+class _Room:
+    """Room for what groups are owed: in their guarantees, and under the limits of all groups on the way.
+
+    Others within a group that is at its limit give back what they have borrowed, which counts as room.
+
+    Args:
+        state: what groups use.
+    """
+
+    def __init__(self, state: GroupState) -> None:
+        self._state = state
+        self._spare: dict[Node, dict[str, int]] = {}
+        for holding in state.use.holdings.values():
+            if holding.preemptible:
+                own = self._spare.setdefault(state.node_of(holding.owner), {})
+                for model, share in holding.amounts.devices.items():
+                    own[model] = own.get(model, 0) + share
+        self._models = sorted({model for own in self._spare.values() for model in own})
+        self._claimable: dict[tuple[Node, str], int] = {}
+        self._under: dict[tuple[Node, Node, int, int], int] = {}
+
+    def under_limits(self, within: Node, path: Sequence[Node], model: str) -> list[tuple[tuple[Node, int, int], int]]:
+        """Billionths of devices that are left under each limit on a way to a group.
+
+        Args:
+            within: group in whose guarantee there is room.
+            path: groups on the way to that which asks.
+            model: of the devices.
+        """
+        return [
+            ((each, place, at), self._left(within, each, place, at))
+            for each in path
+            for place, limit in enumerate(each.limits)
+            for at in limit.every(model)
+        ]
+
+    def _left(self, within: Node, each: Node, place: int, at: int) -> int:
+        key = (within, each, place, at)
+        if key not in self._under:
+            limit, used = each.limits[place], self._state.use.of(each).limited[place][at]
+            models = [model for model in self._models if at in limit.every(model)]
+            self._under[key] = limit.patterns[at][1] - used + sum(self._beside(within, each, model) for model in models)
+        return self._under[key]
+
+    def _beside(self, within: Node, around: Node, model: str) -> int:
+        """Billionths of devices that those in a group, but not in a group within it, can be made to give back."""
+        if around not in within.path[:-1]:
+            return 0
+        way = within.path[within.path.index(around) :]
+        return sum(
+            self._spare.get(outer, {}).get(model, 0)
+            + sum(self._given_back(child, model) for child in outer.children.values() if child is not inner)
+            for outer, inner in pairwise(way)
+        )
+
+    def _given_back(self, node: Node, model: str) -> int:
+        """Billionths of devices of leases that may be preempted, as far as the group is above its guarantee."""
+        key = (node, model)
+        if key not in self._claimable:
+            inside = sum(self._given_back(child, model) for child in node.children.values())
+            found = self._spare.get(node, {}).get(model, 0) + inside
+            at = node.guarantee.first(model)
+            if at is not None:
+                above = self._state.use.of(node).guaranteed[at] - node.guarantee.patterns[at][1]
+                found = min(found, max(0, above))
+            self._claimable[key] = found
+        return self._claimable[key]
+
+
+_Taken = dict[tuple[Node, int, int], int]
+"""Billionths of devices that are counted as owed already, by the limit that they count for."""
+
+
+def _owed(state: GroupState, node: Node, asked: Sequence[Asked], room: _Room, taken: _Taken) -> int:
     """Billionths of devices that a group waits for within its guarantee, or that the groups within wait for in theirs.
 
-    What each request could take is counted against the room that is left in the guarantee, in the queue's order.
+    What each request could take is counted against the room that is left in the guarantee, and under the limits of all
+    groups on its way, in the queue's order.
     """
+    of_inner, of_own = dict(taken), dict(taken)
     inner = sum(
-        _owed(state, child, [one for one in asked if child in state.node_of(one.request.owner).path])
+        _owed(state, child, [one for one in asked if child in state.node_of(one.request.owner).path], room, of_inner)
         for child in node.children.values()
         if asked
     )
     use = state.use.of(node)
-    room = [max(0, most - used) for used, (_, most) in zip(use.guaranteed, node.guarantee.patterns, strict=True)]
-    own = 0
-    for one in asked:
-        left = one.devices
-        for at in dict.fromkeys(node.guarantee.first(model) for model in one.models):
-            if at is not None:
-                taken = min(left, room[at])
-                room[at] -= taken
-                left -= taken
-                own += taken
+    left_in = [max(0, most - used) for used, (_, most) in zip(use.guaranteed, node.guarantee.patterns, strict=True)]
+    own = sum(_owed_to(one, state, node, left_in, room, of_own) for one in asked)
+    taken.update(of_own if own > inner else of_inner)
     return max(own, inner)
+
+
+def _owed_to(one: Asked, state: GroupState, node: Node, left_in: list[int], room: _Room, taken: _Taken) -> int:
+    """The part of a request that its group is owed; what it takes of the room is counted."""
+    path = state.node_of(one.request.owner).path
+    left = one.devices
+    for model in one.models:
+        at = node.guarantee.first(model)
+        if at is None or not left or not left_in[at]:
+            continue
+        limits = room.under_limits(node, path, model)
+        most = max(0, min((under - taken.get(key, 0) for key, under in limits), default=left))
+        found = min(left, left_in[at], most)
+        left_in[at] -= found
+        left -= found
+        for key, _ in limits:
+            taken[key] = taken.get(key, 0) + found
+    return one.devices - left
 
 
 def _busy(state: GroupState, waits: Mapping[Node, _Waiting], past: Mapping[Node, float]) -> dict[Node, bool]:

@@ -112,6 +112,33 @@ def test_a_group_is_owed_what_it_waits_for_within_its_guarantee() -> None:
     assert [found[name].next_request_id for name in ("lab", "default", "lab/nlp")] == ["first", "third", ""]
 
 
+def test_what_a_limit_keeps_from_being_claimed_is_not_owed() -> None:
+    groups = [
+        {"name": "lab", "limit": {"gpus": {"*": 6}}},
+        group("lab/vision", {"H100": 4}, members=["ann"]),
+        group("lab/nlp", {"H100": 2}, members=["cat"]),
+        {"name": "lab/nlp/x", "limit": {"gpus": {"H100": 1}}, "members": ["xia"]},
+    ]
+
+    def owed(*held: tuple[str, int, bool]) -> dict[str, float]:
+        state = GroupState(msgspec.convert({"groups": groups}, GroupTree))
+        for number, (owner, count, preemptible) in enumerate(held):
+            state.use.hold(str(number), owner, Amounts({"NVIDIA H100": count * 10**9}), preemptible)
+        waiting = [
+            Asked(WorkRequest(owner=owner, request_id=owner), 4 * 10**9, ("NVIDIA H100",)) for owner in ("ann", "xia")
+        ]
+        found = {one.group.name: one.gpus_owed for one in statuses(state, waiting, 100.0)}
+        return {name.removeprefix("lab/"): amount for name, amount in found.items() if amount}
+
+    # xia may have one of the two that nlp is guaranteed.
+    assert owed() == {"lab": 5.0, "vision": 4.0, "nlp": 1.0}
+    # Of the six under the limit of lab, nlp holds five for good: one is left, for whoever is first.
+    assert owed(("cat", 5, False)) == {"lab": 1.0, "vision": 1.0}
+    # Those that may be preempted are given back, down to what nlp is guaranteed.
+    assert owed(("cat", 3, False), ("cat", 2, True)) == {"lab": 3.0, "vision": 3.0}
+    assert owed(("cat", 5, True)) == {"lab": 4.0, "vision": 4.0}
+
+
 @pytest.fixture
 def planner(server: EmbeddedServer, tmp_path: Path) -> Iterator[PlannerProcess]:
     """A planner, not started yet, that does not outlive the test."""
