@@ -15,7 +15,7 @@ from typing import Any, Final
 from ...schemas.requests import LeaseState, Preemption
 from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
-from ..fleet.state import WHOLE_SHARE, Ask
+from ..fleet.state import STALE, WHOLE_SHARE, Ask
 from ..groups.state import GroupState, devices_of, models_of
 from ..groups.tree import Node
 from ..groups.use import Amounts, Pending
@@ -28,7 +28,12 @@ from .queue import QueuedRequest, WaitingQueue
 log = logging.getLogger("corral.planner.broker.reclaimer")
 
 IDLE_SECONDS: Final = 15.0
-"""Time for the devices of preempted leases to be seen idle, before more are preempted for the same request."""
+"""Longest wait for the devices of preempted leases to be seen idle, before more are preempted for the same request.
+
+A device whose lease was preempted takes no work until a sample, and a list of processes where there are any, show that
+its processes have ended. Collectors list them every 10 s. The wait is over as soon as a device is lost to the request:
+another has taken it, or it takes no work.
+"""
 _TURN_SECONDS: Final = 0.02
 """Time for which leases are chosen at once: requests and renewals come in between."""
 _CANDIDATES_SECONDS: Final = 1.0
@@ -44,15 +49,17 @@ class Claim:
         victims: the leases that have not ended yet, by id.
         amounts: what the request is expected to take.
         node: group of its owner.
+        freed: uuids of devices of leases that have ended, each with the leases that were left on it.
         until: time until which the devices may not have been seen idle, once all leases have ended.
     """
 
-    __slots__ = ("amounts", "node", "until", "victims")
+    __slots__ = ("amounts", "freed", "node", "until", "victims")
 
     def __init__(self, victims: dict[str, Candidate], amounts: Amounts, node: Node) -> None:
         self.victims = victims
         self.amounts = amounts
         self.node = node
+        self.freed: dict[str, frozenset[str]] = {}
         self.until = 0.0
 
 
@@ -127,11 +134,35 @@ class Reclaimer:
 
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended."""
+        claim = self._spared(lease_id)
+        record = self._ledger.table.get(lease_id)
+        if claim is None or record is None:
+            return
+        for grant in record.lease.grants:
+            device = self._fleet.devices.get(grant.device)
+            if device is not None:
+                claim.freed[device.uuid] = frozenset(device.holders) - {lease_id}
+        claim.until = time.time() + (IDLE_SECONDS if claim.freed else _RETRY_SECONDS)
+
+    def _spared(self, lease_id: str) -> Claim | None:
+        """Take a lease out of its claim, since it has ended, or has no notice; returns the claim."""
         claim = self._claim_on.pop(lease_id, None)
         if claim is not None:
             victim = claim.victims.pop(lease_id)
             self._given.add(victim.node, victim.amounts, -1)
-            claim.until = time.time() + IDLE_SECONDS
+            claim.until = max(claim.until, time.time() + _RETRY_SECONDS)
+        return claim
+
+    def _waits(self, claim: Claim, now: float) -> bool:
+        """True if a claim may still be served by what it frees."""
+        if claim.victims:
+            return True
+        return now < claim.until and not any(self._is_lost(uuid, left) for uuid, left in claim.freed.items())
+
+    def _is_lost(self, uuid: str, left: frozenset[str]) -> bool:
+        """True if a freed device was taken by others, or takes no work."""
+        device = self._fleet.devices.get(uuid)
+        return device is None or device.blocked & ~STALE != 0 or not device.holders.keys() <= left
 
     def _restore(self) -> None:
         """Take up the claims of an earlier term."""
@@ -194,9 +225,9 @@ class Reclaimer:
                 self._wake()
                 return
             claim = self._claims.get(queued)
-            if node is None or (claim is not None and (claim.victims or now < claim.until)):
+            if node is None or (claim is not None and self._waits(claim, now)):
                 continue
-            if claim is not None:  # what it freed was taken by others
+            if claim is not None:  # what it freed is not to be had
                 self._end_claim(queued)
             chosen: list[Candidate] | None = None
             levels = self._levels(node, ask)
@@ -307,7 +338,7 @@ class Reclaimer:
             log.info("lease %s is not preempted: %s", lease_id, error)
             lease = None
         if lease is None or lease.state is not LeaseState.ACTIVE or lease.preemption is None:
-            self.ended(lease_id)
+            self._spared(lease_id)
             return
         self._line.ends.expect(lease_id, lease.preemption.ends_at.timestamp())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.planner.broker.reclaimer import IDLE_SECONDS
 from nats.aio.client import Client
 from support.planner_rig import FakeHosts, PlannerProcess, ask, until_ready
 
@@ -110,3 +112,41 @@ async def test_borrowers_give_back_under_the_limit_of_the_group_around(nc: Clien
         None
     ] * 3
     await hosts.stop()
+
+
+async def test_a_device_that_is_lost_before_it_is_seen_idle_is_not_waited_for(
+    nc: Client, planner: PlannerProcess
+) -> None:
+    hosts = FakeHosts(nc, hosts=2, devices=2)
+    await hosts.start()
+    planner.options = ('{"stale_after_seconds": 120}',)
+    planner.start()
+    await until_ready(nc, 4)
+    await ask(nc, "set_groups", {"set": [VISION, NLP]})
+    borrowed = {"owner": "bob", "preemptible": True, "grace_seconds": 0.2}
+    for _ in range(4):
+        assert (await ask(nc, "request", borrowed))["type"] == "assignment"
+    hosts.silent |= {*hosts.names}  # nothing is seen idle
+    want = {"owner": "ann", "gpus": 1, "wait_seconds": 600, "request_id": "one", "ttl_seconds": 600}
+    asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
+    (first,) = await evicted(nc, "bob", 1)
+    lost = first["grants"][0]["host"]
+    await ask(nc, "drain", {"hosts": [lost], "drain": True, "reason": "broken"})
+    (_, second) = await evicted(nc, "bob", 2)
+    waited = datetime.fromisoformat(second["preemption"]["notified_at"]) - datetime.fromisoformat(first["ended_at"])
+    assert waited.total_seconds() < IDLE_SECONDS
+    assert second["grants"][0]["host"] != lost
+    hosts.silent.clear()
+    granted = (await asked)["lease"]["grants"][0]
+    assert granted["device"] == second["grants"][0]["device"]
+    await hosts.stop()
+
+
+async def evicted(nc: Client, owner: str, count: int) -> list[dict[str, Any]]:
+    """The leases of an owner that were preempted, in the order of their ends, once there are so many."""
+    async with asyncio.timeout(60):
+        while True:
+            found = (await ask(nc, "leases", {"owner": owner, "states": ["evicted"]}))["leases"]
+            if len(found) >= count:
+                return sorted(found, key=lambda lease: lease["ended_at"])
+            await asyncio.sleep(0.05)
