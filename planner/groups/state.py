@@ -61,11 +61,11 @@ class GroupState:
             if not device.blocked & ~RESERVED:
                 name = device.model.name
                 capacity[name] = capacity.get(name, 0) + count * slices_of(device.model)
-        self.use.note_capacity(capacity)
         kept = fleet.cache.get("group_totals")
         if kept is None or kept[0] != fleet.shape_version:
             kept = fleet.cache.put("group_totals", (fleet.shape_version, _hosts_total(fleet)))
-        cpus, memory = kept[1]
+        cpus, memory, cores = kept[1]
+        self.use.note_capacity(capacity, cores)
         devices = sum(self.tree.price(model) * amount / WHOLE_SHARE for model, amount in capacity.items())
         self.usage.total = Total(devices, cpus, memory)
 
@@ -139,8 +139,9 @@ def amounts_of(fleet: Fleet, grants: Iterable[Grant]) -> Amounts:
     return Amounts(devices, cpus, memory)
 
 
-def _hosts_total(fleet: Fleet) -> tuple[float, float]:
+def _hosts_total(fleet: Fleet) -> tuple[float, float, tuple[int, int]]:
+    """Cores and RAM of the hosts that say how much they have; and both of all hosts, thousandths of cores and bytes."""
     hosts = fleet.hosts.values()
     cpus = sum(host.cpus_total for host in hosts if host.cpus_total < UNLIMITED) / 1000
     memory = sum(host.memory_total for host in hosts if host.memory_total < UNLIMITED)
-    return cpus, float(memory)
+    return cpus, float(memory), (sum(host.cpus_total for host in hosts), sum(host.memory_total for host in hosts))

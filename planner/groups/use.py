@@ -4,7 +4,8 @@ A start is *within guarantee* if its group, or a group around it, has room in th
 if no limit of these groups is exceeded. For work that can't be preempted, all groups must besides still be able to have
 what they are guaranteed: for each set of models that a pattern of a guarantee stands for, what such work holds of them,
 and what groups are guaranteed of them beyond that, must not exceed what the fleet has. (That is sufficient if of two
-such sets one contains the other or they have nothing in common, as with `H100` and `*`.)
+such sets one contains the other or they have nothing in common, as with `H100` and `*`.) The same holds for cores and
+for RAM, of all hosts together.
 
 A request that asks for several devices is counted as if all were of one model, for each model that it could take: so
 devices of two models are granted together only where each model alone has room for all.
@@ -94,6 +95,7 @@ class NodeUse:
         guaranteed: billionths of devices by pattern of its guarantee.
         firm: the part of that which can't be preempted.
         limited: billionths of devices by pattern of each of its limits.
+        firm_cores: thousandths of cores and bytes of RAM of work that can't be preempted.
         devices: billionths of devices by model.
         preemptible: the part of all devices that may be preempted.
         cpus_milli: thousandths of cores.
@@ -101,11 +103,22 @@ class NodeUse:
         priced: devices, each counted by its price.
     """
 
-    __slots__ = ("cpus_milli", "devices", "firm", "guaranteed", "limited", "memory_bytes", "preemptible", "priced")
+    __slots__ = (
+        "cpus_milli",
+        "devices",
+        "firm",
+        "firm_cores",
+        "guaranteed",
+        "limited",
+        "memory_bytes",
+        "preemptible",
+        "priced",
+    )
 
     def __init__(self, node: Node) -> None:
         self.guaranteed = [0] * len(node.guarantee.patterns)
         self.firm = [0] * len(node.guarantee.patterns)
+        self.firm_cores: tuple[int, int] = (0, 0)
         self.limited = [[0] * len(limit.patterns) for limit in node.limits]
         self.devices: dict[str, int] = {}
         self.preemptible = 0
@@ -149,6 +162,7 @@ class GroupUse:
         self.holdings: dict[str, Holding] = {}
         self.version = 0
         self._capacity: dict[str, int] = {}
+        self._cores: tuple[int, int] | None = None
         self._firm: dict[str, int] = {}
         self._known: frozenset[str] = frozenset()
         self._set(tree)
@@ -158,6 +172,7 @@ class GroupUse:
         self._uses = {node: NodeUse(node) for node in [tree.root, *tree.nodes.values()]}
         self._firm = {}
         self._owed = Owed(tree, self._uses, self._known)
+        self._owed_cores = OwedCores(tree, self._uses)
         self.version += 1
 
     def change(self, tree: Tree) -> None:
@@ -190,6 +205,12 @@ class GroupUse:
             use = self._uses[each]
             use.cpus_milli += sign * amounts.cpus_milli
             use.memory_bytes += sign * amounts.memory_bytes
+            if not holding.preemptible:
+                cpus_milli, memory_bytes = use.firm_cores
+                use.firm_cores = (
+                    cpus_milli + sign * amounts.cpus_milli,
+                    memory_bytes + sign * amounts.memory_bytes,
+                )
             for model, share in amounts.devices.items():
                 share *= sign
                 _add(use.devices, model, share)
@@ -210,11 +231,17 @@ class GroupUse:
                 if model not in self._known:
                     self._know(frozenset([model]))
             self._owed.renew(node)
+            self._owed_cores.renew(node)
 
-    def note_capacity(self, capacity: Mapping[str, int]) -> None:
-        """Note what the fleet has: billionths of devices that could take work, by model."""
-        if capacity != self._capacity:
-            self._capacity = dict(capacity)
+    def note_capacity(self, capacity: Mapping[str, int], cores: tuple[int, int] | None = None) -> None:
+        """Note what the fleet has.
+
+        Args:
+            capacity: billionths of devices that could take work, by model.
+            cores: thousandths of cores and bytes of RAM of all hosts; None if unknown, then none are kept for others.
+        """
+        if capacity != self._capacity or cores != self._cores:
+            self._capacity, self._cores = dict(capacity), cores
             self.version += 1
             self._know(frozenset(capacity))
 
@@ -239,6 +266,8 @@ class GroupUse:
             preemptible: true if its lease may be taken back.
         """
         why = self._over_limit(node, None, 0, cpus_milli, memory_bytes)
+        if not why and not preemptible:
+            why = self._cores_needed_by_others(node, cpus_milli, memory_bytes)
         if why:
             return Admission(None, None, why)
         if not models:
@@ -358,6 +387,22 @@ class GroupUse:
                 return (
                     f"what is free of {owed.names[number]} is guaranteed to other groups: wait, or ask for work that "
                     "may be preempted (preemptible)"
+                )
+        return ""
+
+    def _cores_needed_by_others(self, node: Node, cpus_milli: int, memory_bytes: int) -> str:
+        """Say which cores or RAM others are guaranteed that a start which can't be preempted would take."""
+        owed = self._owed_cores
+        if not owed.any or self._cores is None:
+            return ""
+        firm, asked = self._uses[self.tree.root].firm_cores, (cpus_milli, memory_bytes)
+        before, after = owed.total(), owed.total_after(node, asked)
+        for at, name in enumerate(("cores", "RAM")):
+            most = max(firm[at] + before[at], self._cores[at])
+            if asked[at] and after[at] and firm[at] + asked[at] + after[at] > most:
+                return (
+                    f"what is free of the {name} is guaranteed to other groups: wait, or ask for work that may be "
+                    "preempted (preemptible)"
                 )
         return ""
 
@@ -489,6 +534,74 @@ class Owed:
             after = max(self._own(each, number, model, devices), self._inside[each][number] + change)
             change = after - self._owed[each][number]
         return self.total(number) + change
+
+
+class OwedCores:
+    """Cores and RAM that groups are guaranteed beyond their work that can't be preempted.
+
+    Args:
+        tree: the groups.
+        uses: their use.
+
+    Attributes:
+        any: true if any are guaranteed.
+    """
+
+    def __init__(self, tree: Tree, uses: Mapping[Node, NodeUse]) -> None:
+        quotas = [node.guarantee for node in tree.nodes.values()]
+        self.any = any(quota.cpus_milli is not None or quota.memory_bytes is not None for quota in quotas)
+        self._uses = uses
+        self._root = tree.root
+        self._owed: dict[Node, tuple[int, int]] = {}
+        self._inside: dict[Node, tuple[int, int]] = {}
+        if self.any:
+            self._compute(tree.root)
+
+    def _compute(self, node: Node) -> None:
+        for child in node.children.values():
+            self._compute(child)
+        owed = [self._owed[child] for child in node.children.values()]
+        self._inside[node] = (sum(cpus for cpus, _ in owed), sum(memory for _, memory in owed))
+        self._owed[node] = _most(self._own(node), self._inside[node])
+
+    def _own(self, node: Node, more: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """Cores and RAM of a group's own guarantee beyond its firm work, after a further start."""
+        quota, (cpus_milli, memory_bytes) = node.guarantee, self._uses[node].firm_cores
+        return (
+            max(0, (quota.cpus_milli or 0) - cpus_milli - more[0]),
+            max(0, (quota.memory_bytes or 0) - memory_bytes - more[1]),
+        )
+
+    def renew(self, node: Node) -> None:
+        """Compute a group and those around it anew."""
+        if not self.any:
+            return
+        for each in reversed(node.path):
+            assert each.parent is not None
+            before, after = self._owed[each], _most(self._own(each), self._inside[each])
+            self._owed[each] = after
+            self._inside[each.parent] = _changed(self._inside[each.parent], before, after)
+
+    def total(self) -> tuple[int, int]:
+        """Thousandths of cores and bytes of RAM that groups are owed."""
+        return self._inside[self._root]
+
+    def total_after(self, node: Node, asked: tuple[int, int]) -> tuple[int, int]:
+        """The same after a start that can't be preempted."""
+        inside: tuple[int, int] = self._inside[node]
+        for each in reversed(node.path):
+            assert each.parent is not None
+            after = _most(self._own(each, asked), inside)
+            inside = _changed(self._inside[each.parent], self._owed[each], after)
+        return inside
+
+
+def _most(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _changed(amounts: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
+    return amounts[0] + after[0] - before[0], amounts[1] + after[1] - before[1]
 
 
 def _has_room(quota: Quota, use: NodeUse, cpus_milli: int, memory_bytes: int) -> bool:

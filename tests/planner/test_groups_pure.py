@@ -196,7 +196,7 @@ def test_guaranteed_cores_keep_a_lease_of_cores() -> None:
     world.line.withdraw(ann)
     for lease in [lease for lease, entry in world.running.items() if entry.request.cpus == 16]:
         world.end(lease)
-    world.ask("eve", gpus=0, cpus=32)  # all that bob has left is his own
+    world.ask("eve", gpus=0, cpus=32, preemptible=True)  # all that bob has left is his own
     assert world.serve() == ["eve"]
     assert taken(world, "vision", world.ask("ann", gpus=0, cpus=16).group.ask, "bob") == []
 
@@ -362,6 +362,69 @@ def test_no_limit_is_exceeded_and_firm_work_leaves_guarantees_alone(history: lis
             assert every["H100"] + owed_h100 <= 8
         before = {lease: world.state.use.holdings[lease] for lease in world.running}
         assert before == world.state.use.holdings
+
+
+@settings(deadline=None, max_examples=30)
+@cases(
+    st.lists(
+        st.tuples(st.sampled_from(["ann", "xia", "eve", "zoe"]), st.sampled_from([8, 16, 32]), st.booleans())
+        | st.tuples(st.just("end"), st.integers(0, 99), st.just(False)),
+        min_size=5,
+        max_size=40,
+    )
+)
+def test_firm_work_leaves_guaranteed_cores_to_others(history: list[tuple[str, int, bool]]) -> None:
+    world = World(
+        TWO_KINDS,
+        Group(name="lab", guarantee=Resources(cpus=64), members=["ann"]),
+        Group(name="lab/x", guarantee=Resources(cpus=32), members=["xia"]),
+        Group(name="ops", guarantee=Resources(cpus=16), members=["eve"]),
+    )
+    for owner, number, preemptible in history:
+        if owner != "end":
+            world.ask(owner, gpus=0, cpus=number, preemptible=preemptible)
+        elif world.running:
+            world.end(list(world.running)[number % len(world.running)])
+        world.serve()
+        firm = dict.fromkeys(("ann", "xia", "eve", "zoe"), 0.0)
+        for entry in world.running.values():
+            if not entry.request.preemptible:
+                firm[entry.request.owner] += entry.request.cpus
+        lab = max(0.0, 64 - firm["ann"] - firm["xia"], 32 - firm["xia"])
+        assert sum(firm.values()) + lab + max(0.0, 16 - firm["eve"]) <= 128
+
+
+def test_guaranteed_cores_are_kept_from_firm_work_and_lent_to_other() -> None:
+    world = World(
+        TWO_KINDS,
+        Group(name="lab", guarantee=Resources(cpus=64), members=["ann"]),
+        Group(name="lab/x", guarantee=Resources(cpus=32), members=["xia"]),
+    )
+    for _ in range(5):
+        world.ask("zoe", gpus=0, cpus=16)
+    assert world.serve() == ["zoe"] * 4
+    (waiting,) = world.line
+    assert "what is free of the cores is guaranteed to other groups" in waiting.group.refused
+    world.line.withdraw(waiting)
+    # Half of what lab is guaranteed is that of lab/x, whose members have not asked yet.
+    for _ in range(3):
+        world.ask("ann", gpus=0, cpus=16)
+    assert world.serve() == ["ann"] * 2
+    world.ask("xia", gpus=0, cpus=32)
+    assert world.serve() == ["xia"]
+    # What may be given back may borrow, and a request for a device counts with its cores.
+    for lease in list(world.running):
+        world.end(lease)
+    for entry in list(world.line):
+        world.line.withdraw(entry)
+    for _ in range(8):
+        world.ask("zoe", cpus=16, preemptible=True)
+    assert world.serve() == ["zoe"] * 8
+    for lease in list(world.running):
+        world.end(lease)
+    for _ in range(8):
+        world.ask("zoe", cpus=16)
+    assert world.serve() == ["zoe"] * 4
 
 
 def test_usage_is_the_decayed_sum_of_all_lease_seconds() -> None:
