@@ -27,7 +27,9 @@ from .database import Database
 log = logging.getLogger("corral.storage")
 
 
-ROLLUP_SECONDS: Final = {"10s": 2.0, "1m": 5.0, "1h": 10.0}
+ROLLUP_SECONDS: Final = {"10s": 5.0, "1m": 10.0, "1h": 20.0}
+"""Pause between two refreshes of a small fleet's rollups. A refresh takes as long for one row as for a thousand, nearly
+all of it to plan its statements of hundreds of columns."""
 HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0

@@ -135,6 +135,8 @@ def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> No
         "CREATE OR REPLACE TEMP TABLE whole AS SELECT DISTINCT series, bucket, make_timestamptz(bucket * "
         f"{width}) AS time FROM touched_all SEMI JOIN ({stored}) USING (series, bucket) WHERE bucket < {limit}"
     )
+    if cursor.execute("SELECT 1 FROM whole LIMIT 1").fetchone() is None:
+        return
     with transaction(cursor):
         # What was the newest hour of its device until now is that no more.
         for suffix in ("", "_bins") if HOUR.bins else ("",):
@@ -279,6 +281,11 @@ def _step(
         growth.join(cursor, tables, counters(metrics), first, last)
     names_of_columns = ", ".join(name for name, _ in columns(metrics, level))
     suffixes = ("", "_bins") if level.bins else ("",)
+    # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
+    destinations = [
+        (f"{level.table}_open" if is_open else level.table, is_open)
+        for (is_open,) in cursor.execute("SELECT DISTINCT open FROM touched").fetchall()
+    ]
     for suffix in suffixes:
         for table in (level.table, f"{level.table}_open"):
             cursor.execute(
@@ -287,11 +294,11 @@ def _step(
                 f"AND {table}{suffix}.time >= {start} AND {table}{suffix}.time < {end}"
             )
         shape = "* EXCLUDE (open)" if suffix else f"time, series, batch, {names_of_columns}"
-        for table, open in ((level.table, "false"), (f"{level.table}_open", "true")):
+        for table, is_open in destinations:
             names = "time, series, metric, bin, n" if suffix else f"time, series, batch, {names_of_columns}"
             cursor.execute(
                 f"INSERT INTO {table}{suffix} ({names}) SELECT {shape} FROM "
-                f"(SELECT s.*, t.open FROM staged{suffix} s JOIN touched t USING (series, time)) WHERE open = {open}"
+                f"(SELECT s.*, t.open FROM staged{suffix} s JOIN touched t USING (series, time)) WHERE open = {is_open}"
             )
     row = cursor.execute("SELECT count(*) FROM staged").fetchone()
     return int(row[0]) if row else 0
@@ -299,13 +306,19 @@ def _step(
 
 def _stage_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], rows: str, width: int) -> None:
     numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
+    wanted = binned(metrics)
     parts = [
         f"SELECT make_timestamptz(bucket * {width}) AS time, series, {numbers[metric.name]}::SMALLINT AS metric, "
-        f"{bin_of(metric)} AS bin, count(*)::UINTEGER AS n FROM {rows} WHERE {metric.name} IS NOT NULL GROUP BY ALL"
-        for metric in binned(metrics)
+        f"{bin_of(metric)} AS bin, count(*)::UINTEGER AS n FROM picked WHERE {metric.name} IS NOT NULL GROUP BY ALL"
+        for metric in wanted
     ]
     parts = parts or [f"SELECT time, series, metric, bin, n FROM {MINUTE.table}_bins WHERE false"]
-    cursor.execute("CREATE OR REPLACE TEMP TABLE staged_bins AS " + " UNION ALL ".join(parts))
+    # Read once: to plan a scan of all days for each metric takes longer than to count the rows of a small fleet.
+    picked = ", ".join(("bucket", "series", *(metric.name for metric in wanted)))
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE staged_bins AS WITH picked AS MATERIALIZED (SELECT {picked} FROM {rows}) "
+        + " UNION ALL ".join(parts)
+    )
 
 
 def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
