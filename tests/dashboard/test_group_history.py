@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from corral.dashboard import group_history
-from corral.processors.storage import Batch, Database
+from corral.processors.storage import Batch
 from corral.processors.storage.protocol import Asked
 from corral.schemas.groups import Group, GroupStatus
 from corral.schemas.request_events import RequestEvent, RequestOutcome, asked
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, WorkRequest
+from support.empty_history import new_database
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 HOUR = 3600
@@ -34,7 +35,7 @@ def test_what_groups_borrowed_and_were_owed(tmp_path: Path) -> None:
         uid="u", request=asked(WorkRequest(owner="bob", gpus=3)), asked_at=at(90), ended_at=at(150), queued=True,
         outcome=RequestOutcome.GRANTED, group="lab/nlp",
     )  # fmt: skip
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
     leases = [held("l1", "lab/vision", 60, 150, 6), held("l2", "lab/nlp", 150, 180, 3), held("l3", "", 0, 60, 8)]
     database.commit(Batch(stream="S", sequence=1, leases=leases, requests=[Asked(waited, "p")], messages=1))
     # From 8:00 to 10:45: the last hour is not over. Nothing is known of the first, in which there were no groups.

@@ -18,6 +18,8 @@ import pytest
 from corral.schemas.metrics import METRICS
 from support.local_cluster import LocalCluster, environment, wait_for
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 

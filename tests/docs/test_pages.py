@@ -55,6 +55,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     made.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs: Path, tmp_path: Path) -> None:
     if missing := [name for name in NEEDED if shutil.which(name) is None]:

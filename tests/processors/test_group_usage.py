@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.processors.storage import Batch, Database
+from corral.processors.storage import Batch
 from corral.processors.storage.lake import lake as lakes
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
+from support.empty_history import new_database
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 PART = "CORRAL_PARTITIONS/1"
@@ -60,7 +61,7 @@ LEASES = [
 def history(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Cursor of a history with these leases."""
     if request.param == "file":
-        stored: Any = Database(tmp_path / "history.duckdb")
+        stored: Any = new_database(tmp_path)
     else:
         lake: lakes.Lake = request.getfixturevalue("lake")
         stored = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
 from nats.aio.client import Client
+from support.empty_history import empty_history
 from support.history import Asking, sample_batch
 
 
@@ -52,7 +54,7 @@ class Processor:
 @pytest.fixture
 def processor(server: EmbeddedServer, tmp_path: Path) -> Iterator[Processor]:
     (tmp_path / "db").mkdir()
-    found = Processor(tmp_path / "db" / "history.duckdb", server.url)
+    found = Processor(Path(shutil.copy(empty_history(), tmp_path / "db" / "history.duckdb")), server.url)
     yield found
     found.kill()
 

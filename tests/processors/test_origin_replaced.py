@@ -33,6 +33,7 @@ from corral.schemas import codec, subjects
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from support.empty_history import new_database
 from support.history import sample_batch
 from support.secured_bus import SecuredBus
 
@@ -194,7 +195,7 @@ class Fleet:
 
 @pytest.fixture
 async def fleet(server: EmbeddedServer, nc: Client, tmp_path: Path) -> AsyncIterator[Fleet]:
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
     found = Fleet(server, nc, database)
     yield found
     await found.stop()
@@ -357,7 +358,7 @@ async def test_rights_of_an_older_configuration_are_reported(tmp_path: Path, mon
     secured.add(Role.ADMIN, "root")
     monkeypatch.setattr(origins, "REFUSED_SECONDS", 0.5)
     secured.server.start()
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
     nc, admin = await secured.connect("history"), await secured.connect("root")
     processor = Processor(nc, database, "p", range(PARTITIONS))
 

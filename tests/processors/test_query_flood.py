@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from corral.processors.service import process
 from corral.schemas import codec, subjects
 from corral.schemas.query import END_HEADER
 from nats.aio.client import Client
+from support.empty_history import empty_history
 from support.history import Asking, sample_batch
 
 HEAVY = (
@@ -28,6 +30,7 @@ HEAVY = (
 @pytest.fixture
 async def processor(nc: Client, server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[asyncio.Task[None]]:
     ready = asyncio.Event()
+    shutil.copy(empty_history(), tmp_path / "history.duckdb")
     task = asyncio.create_task(
         process(
             EmbeddedHistory(tmp_path / "history.duckdb", memory_bytes=512 * 2**20), nats_url=server.url, ready=ready

@@ -18,6 +18,7 @@ from corral.processors.storage.embedded.rollups import HOUR, LEVELS, Level, refr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.counter_stories import START, tell_stories
+from support.empty_history import new_database
 
 COLUMNS = (
     "gpu_utilization_percent",
@@ -112,7 +113,7 @@ def check_rollups(history: Database, dice: random.Random, refresh_after_commit: 
 
 
 def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> None:
-    storage = Database(tmp_path / "history.duckdb")
+    storage = new_database(tmp_path)
     mad, sound = (storage.series.number("h", device) for device in ("mad", "sound"))
     rows: list[tuple[int, int, int]] = []
     for second in range(0, 7200, 5):
@@ -134,7 +135,7 @@ def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> N
 
 
 def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pass(tmp_path: Path) -> None:
-    storage = Database(tmp_path / "history.duckdb")
+    storage = new_database(tmp_path)
     tell_stories(storage, "S", lambda: _refresh(storage))
     storage.close()
 

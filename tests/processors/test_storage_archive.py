@@ -18,6 +18,7 @@ from corral.processors.storage import Batch, Database, Maintenance, Retention
 from corral.processors.storage.embedded.rollups import LEVELS
 from corral.processors.storage.embedded.snapshot import write_snapshot
 from support.archive_days import FIRST_US, SAMPLES_A_DAY, samples
+from support.empty_history import new_database
 
 DAYS = 2
 
@@ -91,7 +92,7 @@ def test_killed_at_any_point_of_maintenance_the_sums_are_exact(tmp_path: Path) -
 
 
 def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
-    history = Database(tmp_path / "history.duckdb")
+    history = new_database(tmp_path)
     care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
     fill(history)
     now = datetime(2026, 7, 1, tzinfo=UTC)
@@ -141,7 +142,7 @@ def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("with_archive", [True, False])
 def test_a_snapshot_is_one_moment_and_needs_no_other_file(tmp_path: Path, with_archive: bool) -> None:
-    history = Database(tmp_path / "history.duckdb")
+    history = new_database(tmp_path)
     fill(history)
     care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
     for level in LEVELS:

@@ -110,6 +110,7 @@ def blocks_of(path: Path, table: str) -> list[int]:
     return [block for block, _ in rows]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["store.samples", "store.rollup_1m", "the catalogue"])
 def test_a_spoilt_block_is_found_and_everything_is_there_once(history: Path, feed: Feed, victim: str) -> None:
     day = f"store.samples_{datetime.now(UTC):%Y%m%d}"

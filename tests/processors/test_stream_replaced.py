@@ -20,6 +20,7 @@ from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from support.empty_history import new_database
 from support.history import Asking, sample_batch
 
 BEGAN_NS = time.time_ns() - 3600 * 10**9
@@ -85,7 +86,7 @@ async def test_a_stream_that_was_set_back_and_has_grown_beyond_is_read_again(
     server: EmbeddedServer, nc: Client, tmp_path: Path, running: bool
 ) -> None:
     """By number alone nothing is missing: another message stands where the watermark is."""
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
 
     @contextlib.asynccontextmanager
     async def reading() -> AsyncIterator[None]:
@@ -146,7 +147,7 @@ async def test_a_stream_that_is_deleted_is_made_and_read_from_its_start(nc: Clie
 
 
 def test_a_watermark_beyond_the_end_of_its_stream_is_not_believed(tmp_path: Path) -> None:
-    storage = Database(tmp_path / "history.duckdb")
+    storage = new_database(tmp_path)
     storage.resume("S", "made")
     storage.commit(Batch(stream="S", sequence=20))
     assert storage.resume("S", "made", 20) == 20

@@ -13,6 +13,7 @@ from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.protocol import Batch
 from corral.schemas.metrics import METRICS
+from support.empty_history import new_database
 from support.known_samples import BASE, GIB, HOUR, NOW, samples
 
 
@@ -193,7 +194,7 @@ def test_fleet_by_hour(history: Any) -> None:
 
 
 def test_a_device_whose_host_has_had_two_names_is_one_device(tmp_path: Path) -> None:
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
     table = samples(database).slice(0, 0)
     one, other = (database.series.number(host, "g0") for host in ("pod", "node"))
     seconds = range(0, 3600, 10)
@@ -215,7 +216,7 @@ def test_a_device_whose_host_has_had_two_names_is_one_device(tmp_path: Path) -> 
 
 
 def test_samples_that_a_host_makes_up_of_another_ones_device_do_not_count(tmp_path: Path) -> None:
-    database = Database(tmp_path / "history.duckdb")
+    database = new_database(tmp_path)
     table = samples(database).slice(0, 0)
     good, evil = (database.series.number(host, "g0") for host in ("good", "evil"))
     times = [BASE + timedelta(seconds=at) for at in range(0, 3600, 10)]

@@ -20,7 +20,8 @@ from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.protocol import Batch
 
-pl = pytest.importorskip("polars")
+pl: Any = None
+"""Polars, once a history is asked for: only the workers that compute with it take the second that its import takes."""
 
 NOW = datetime.now(UTC)
 START = NOW.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(hours=28)
@@ -175,6 +176,8 @@ class History:
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
 def history(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
+    global pl
+    pl = pytest.importorskip("polars")
     made = History(tmp_path_factory.mktemp("own"), request.param)
     yield made
     made.database.close()

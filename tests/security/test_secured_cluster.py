@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from corral.bus.access.roles import Role
 from corral.client import Client, Conflict, NotOwner, Refused, Unavailable, connect
 from corral.schemas import Group, Resources
+from support.empty_history import empty_history
 from support.local_cluster import invoke
 from support.secured_bus import SecuredBus
 
@@ -38,6 +40,7 @@ def secured(tmp_path: Path) -> Iterator[SecuredBus]:
     made.add(Role.VIEWER, "exporter", serves=True)
     made.add(Role.OPERATOR, "olga")
     made.server.start()
+    shutil.copy(empty_history(), folder / "history.duckdb")
     simulated = ("collect", "--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "250ms")
     with contextlib.ExitStack() as parts:
         parts.callback(made.server.kill)

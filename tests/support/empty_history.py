@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from corral.processors.storage import Database
 
@@ -19,3 +21,8 @@ def _made() -> tuple[Path, TemporaryDirectory[str]]:
 def empty_history() -> Path:
     """The closed file, to be copied; it goes with this process."""
     return _made()[0]
+
+
+def new_database(folder: Path, **options: Any) -> Database:
+    """A history without rows in `history.duckdb` of a folder."""
+    return Database(Path(shutil.copy(empty_history(), folder / "history.duckdb")), **options)

@@ -21,7 +21,7 @@ from corral.cli.local.access import account_name
 from corral.cli.main import main
 from support.empty_history import empty_history
 
-SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")
+SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "400ms")
 CORRAL = (sys.executable, "-m", "corral.cli.main")
 
 
@@ -82,7 +82,7 @@ def alive(pid: int) -> bool:
 
 
 class LocalCluster:
-    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second, unless other options are given.
+    """`corral up` on simulated GPUs: 2 hosts of 4, a sample each 0.4 s, unless other options are given.
 
     Without authentication, so that a command needs no more than the URL; with it, `credentials` are of whoever runs the
     tests, in the variables that programs take them from.
