@@ -15,7 +15,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not long" -n 4 --dist worksteal
 
-# What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard.
+# What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard, every
+# command of the documentation.
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long -n 3 --dist worksteal
 
