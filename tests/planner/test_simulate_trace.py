@@ -250,6 +250,7 @@ def test_tables_of_one_column_each_are_replayed_and_checked(
     assert (asked.cpus_milli, asked.memory_mib) == (1500, 2048)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "policy", "least"), [("default", "fragmentation", 95.1), ("gpuspec33", "opportunity", 96.0)]
 )

@@ -57,6 +57,12 @@ def guarded(database: duckdb.DuckDBPyConnection) -> SqlGuard:
     return SqlGuard(database.cursor)
 
 
+@pytest.fixture(scope="module")
+def hasty(database: duckdb.DuckDBPyConnection) -> SqlGuard:
+    """A guard that takes a tenth of a second of processor time to be too much."""
+    return SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=0.1))
+
+
 def statements(place: Path) -> list[str]:
     """Attempts by hand; `{p}` is a folder with secrets, `history` the database."""
     text = """
@@ -456,16 +462,15 @@ def _refused_levels(kind: str) -> int:
 
 
 @pytest.mark.parametrize("kind", DOUBLING)
-def test_a_short_statement_that_grows_without_bounds_is_refused(database: duckdb.DuckDBPyConnection, kind: str) -> None:
-    guarded = SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=0.1))
+def test_a_short_statement_that_grows_without_bounds_is_refused(hasty: SqlGuard, kind: str) -> None:
     with pytest.raises(QueryError, match="too large to plan") as refusal:
-        guarded.check(DOUBLING[kind](_refused_levels(kind)), 10)
+        hasty.check(DOUBLING[kind](_refused_levels(kind)), 10)
     assert refusal.value.code == "refused"
 
 
 @pytest.mark.parametrize("kind", ["aliases", "columns"])
 def test_memory_is_limited_too(database: duckdb.DuckDBPyConnection, kind: str) -> None:
-    guarded = SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=600, plan_bytes=4 * 2**20))
+    guarded = SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=600, wall_seconds=200, plan_bytes=4 * 2**20))
     with pytest.raises(QueryError, match="too large to plan"):
         guarded.check(DOUBLING[kind](30), 10)
 
@@ -500,12 +505,10 @@ def test_views_count_by_their_size_wherever_they_are_mentioned(guarded: SqlGuard
         guarded.check(form.format(many), 10)
 
 
-def test_questions_are_checked_while_others_are_stopped(database: duckdb.DuckDBPyConnection) -> None:
-    guarded = SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=0.1))
-
+def test_questions_are_checked_while_others_are_stopped(hasty: SqlGuard) -> None:
     def ask(number: int) -> str:
         try:
-            return guarded.check(DOUBLING["aliases"](30 + number) if number % 2 else f"SELECT {number}", 10).sql
+            return hasty.check(DOUBLING["aliases"](30 + number) if number % 2 else f"SELECT {number}", 10).sql
         except QueryError as error:
             return error.code
 

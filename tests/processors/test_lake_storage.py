@@ -41,6 +41,8 @@ from support.known_samples import BASE, GIB, HOUR
 from support.known_samples import samples as known_samples
 from support.postgres import Postgres
 
+pytestmark = pytest.mark.long
+
 PART = "CORRAL_PARTITIONS/1"
 
 
@@ -157,7 +159,6 @@ def test_a_catalog_that_is_away_pauses_and_loses_nothing(lake: lakes.Lake, postg
     part.close()
 
 
-@pytest.mark.long
 def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path: Path) -> None:
     """But for the p95 of an hour, which the lake has exactly, and the embedded one within 0.5 or 1%."""
     database = Database(tmp_path / "history.duckdb")
@@ -210,7 +211,6 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
     database.close()
 
 
-@pytest.mark.long
 def test_counters_grow_as_in_the_embedded_storage(lake: lakes.Lake) -> None:
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
     part.resume(PART, "made")
@@ -297,7 +297,6 @@ def rows(cursor: Any, name: str) -> list[tuple[Any, ...]]:
     return cursor.execute(f"SELECT {chosen} FROM {name} ORDER BY ALL").fetchall()
 
 
-@pytest.mark.long
 def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) -> None:
     """As if it were of the version before: without the columns that are new, and with views that are not."""
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)

@@ -90,6 +90,7 @@ def unknown() -> datetime | None:
     return None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("server_now", [unknown, lambda: FIRST, lambda: NEWEST])
 def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
     made: Database, server_now: Callable[[], datetime | None]
@@ -112,6 +113,7 @@ def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
     assert row == (DAYS * 80 + 8,)
 
 
+@pytest.mark.long
 def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(made: Database) -> None:
     care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
     seen = [days_of(made)]
@@ -127,6 +129,7 @@ def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(made: D
     assert made.days == {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)}
 
 
+@pytest.mark.long
 def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Database) -> None:
     care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
     behind = FIRST_US * 1000 - 1000 * DAY_US * 1000
@@ -147,6 +150,7 @@ def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Dat
     assert {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)} == made.days
 
 
+@pytest.mark.long
 def test_who_forces_it_goes_by_one_clock_once(made: Database) -> None:
     care = Maintenance(made, KEPT, force=True)
     care.housekeeping()
