@@ -51,7 +51,8 @@ class Connection(Client):
         end = loop.time() + timeout
         while True:
             connection = self.stats["reconnects"]
-            flushing = asyncio.ensure_future(super().flush(max(_POLL_SECONDS, end - loop.time())))
+            left = max(_POLL_SECONDS, end - loop.time())
+            flushing = asyncio.ensure_future(super().flush(left))  # pyright: ignore[reportArgumentType]
             try:
                 while not flushing.done() and self.stats["reconnects"] == connection:
                     await asyncio.wait({flushing}, timeout=_POLL_SECONDS)
