@@ -11,7 +11,7 @@ GROUP: Final = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)"
 VERSION: Final = r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)"
 
 WORDS: Final = {
-    OWNER: "a name of letters, digits and _ @ . : / + - that does not begin with . : / or +",
+    OWNER: "a name of letters, digits and _ @ . : / + - (with none of . : / + first)",
     IDENTIFIER: "an id of letters, digits, - and _",
     GROUP: "the name of a group: letters, digits, _ . and -, with / between the levels, as in lab/vision",
     VERSION: "a version, such as 8.0",

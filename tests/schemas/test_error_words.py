@@ -15,7 +15,7 @@ from corral.schemas.requests import CheckpointAction, LeaseAction, WorkRequest
 from corral.schemas.windows import WindowAction
 
 WRONG: list[tuple[type, dict[str, Any], str]] = [
-    (WorkRequest, {"owner": "a!b"}, "Expected a name of letters, digits and _ @ . : / + - that does not begin"),
+    (WorkRequest, {"owner": "a!b"}, "digits and _ @ . : / + - (with none of . : / + first) - at"),
     (WorkRequest, {"owner": "ann", "request_id": "a b"}, "Expected an id of letters, digits, - and _ - at `$.request"),
     (WorkRequest, {"owner": "ann", "min_compute_capability": "x"}, "Expected a version, such as 8.0 - at `$.min_"),
     (GroupChange, {"set": [{"name": "/lab"}]}, "as in lab/vision - at `$.set[0].name`"),
