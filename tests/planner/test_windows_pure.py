@@ -15,6 +15,8 @@ from corral.planner.queue.forecast import forecast
 from corral.planner.queue.line import Line
 from corral.planner.windows.choice import Candidate, Wish, choose, soonest
 from corral.planner.windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
+from corral.planner.windows.replacement import missing, passing, substitutes
+from corral.schemas.operations import Drains
 from corral.schemas.requests import Grant, Placement, Rejection, WorkRequest
 from corral.schemas.windows import Repeat, Window
 from hypothesis import given as examples
@@ -377,3 +379,43 @@ def test_a_request_that_waits_can_come_to_last_into_a_window() -> None:
     assert len(world.line) == 1
     world.until(150.1)
     assert [(held.owner, held.begin) for held in world.leases.values()] == [("eve", 150)]
+
+
+def test_why_a_device_of_a_window_is_missing_and_which_may_come_back() -> None:
+    fleet = fleet_of(inventory("h0", [H100] * 2), inventory("h1", [H100] * 2), live=True)
+    asked = window(3600, 600, owners=["ann"], devices=["GPU-h0-0", "GPU-h1-0", "GPU-gone"])
+    fans = window(4000, 100, "m", maintenance=True, devices=["GPU-h1-0"], reason="fans")
+    times = {one.window_id or "": occurrences(one) for one in (asked, fans)}
+    apply(fleet, Booked(bookings_of([asked, fans], times, NOW)), NOW)
+    parties = fleet.bookings.parties
+
+    def reasons() -> dict[str, str]:
+        return missing(fleet, asked.devices, times["w"], parties)
+
+    assert {uuid: reason.partition(" from ")[0] for uuid, reason in reasons().items()} == {
+        "GPU-h1-0": "maintenance (fans)",
+        "GPU-gone": "no host lists it",
+    }
+    advance(fleet, NOW + 60)
+    assert reasons()["GPU-h0-0"] == "no samples"
+    assert passing(fleet, "GPU-h0-0")
+    assert passing(fleet, "GPU-gone")
+    apply(fleet, Drains(drains={"device:GPU-h0-0": "new fans"}), NOW + 60)
+    assert reasons()["GPU-h0-0"] == "drained: new fans"
+    assert not passing(fleet, "GPU-h0-0")
+
+
+def test_what_takes_the_place_of_missing_devices_is_on_the_same_hosts_if_it_can_be() -> None:
+    wish = Wish(2, [Booking(90, 100, 200, "w")], Party(frozenset({"ann"})))
+    far = [Candidate(f"a{n}", "a", n) for n in range(2)]
+    near = [Candidate("b0", "b", 0), Candidate("b1", "b", 1, free_at=50.0), Candidate("b2", "b", 2, free_at=150.0)]
+
+    def chosen(candidates: list[Candidate], by: float = 90.0, wanted: Wish = wish) -> list[str]:
+        return sorted(one.uuid for one in substitutes(candidates, wanted, {}, {"b"}, by))
+
+    assert chosen([*far, *near]) == ["b0", "b1"]
+    assert chosen([*far, *near[1:]]) == ["a0", "a1"]
+    # As many as there are, and once the window has closed also such that are free later.
+    assert chosen(near[1:]) == ["b1"]
+    assert chosen(near[1:], by=200.0) == ["b1", "b2"]
+    assert chosen([]) == []
