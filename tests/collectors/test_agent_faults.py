@@ -526,7 +526,7 @@ def test_a_host_name_goes_into_subjects_as_one_token(server: EmbeddedServer, col
         nc = await connected(server)
         await ensure_layout(nc.jetstream())
         messages = await nc.subscribe("corral.v1.samples.>")
-        subject = (await messages.next_msg(timeout=10)).subject
+        subject = (await messages.next_msg(timeout=60)).subject
         await nc.close()
         return subject
 

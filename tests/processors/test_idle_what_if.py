@@ -35,7 +35,7 @@ def at(text: str) -> datetime:
     return BASE + timedelta(hours=int(hours), minutes=int(minutes))
 
 
-def load(device: str, time: datetime) -> float | None:
+def load(device: str, time: datetime, now: datetime) -> float | None:
     """Utilization in percent; None for no sample."""
     match device:
         case "g0":  # active for half an hour, and for one sample at 2:00
@@ -47,7 +47,7 @@ def load(device: str, time: datetime) -> float | None:
         case "g3":  # a minute without samples
             return None if at("2:10") <= time < at("2:11") else 60.0 if at("0:35") <= time < at("2:00") else 1.0
         case _:
-            return 70.0 if time < NOW - 20 * MINUTE else 0.0
+            return 70.0 if time < now - 20 * MINUTE else 0.0
 
 
 LEASES = [
@@ -60,7 +60,13 @@ LEASES = [
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def now() -> datetime:
+    """The minute in which the history is made, which may be long after this file was read."""
+    return datetime.now(UTC).replace(second=0, microsecond=0)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory, now: datetime) -> Path:
     path = tmp_path_factory.mktemp("idle") / "history.duckdb"
     database = Database(Path(shutil.copy(empty_history(), path)))
     times: list[datetime] = []
@@ -68,10 +74,10 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
     percents: list[float] = []
     for device in ("g0", "g1", "g2", "g3", "g4"):
         number = database.series.number("h1", device)
-        first, last = (NOW - 30 * MINUTE, NOW) if device == "g4" else (BASE, at("4:00"))
+        first, last = (now - 30 * MINUTE, now) if device == "g4" else (BASE, at("4:00"))
         for tick in range(round((last - first).total_seconds()) // 20):
             time = first + timedelta(seconds=20 * tick)
-            if (percent := load(device, time)) is not None:
+            if (percent := load(device, time, now)) is not None:
                 times.append(time)
                 series.append(number)
                 percents.append(percent)
@@ -85,7 +91,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cursor.execute(
             "INSERT INTO leases BY NAME SELECT ? AS lease_id, ? AS owner, ? AS state, ? AS granted_at, "
             "? AS expires_at, ? AS ended_at",
-            [lease_id, owner, state, granted, ended or NOW + 60 * MINUTE, ended],
+            [lease_id, owner, state, granted, ended or now + 60 * MINUTE, ended],
         )
         for device, share in devices:
             cursor.execute(
@@ -108,7 +114,7 @@ HITS = {
 }
 
 
-def test_what_a_rule_would_have_done_is_what_a_hand_computes(history: Path) -> None:
+def test_what_a_rule_would_have_done_is_what_a_hand_computes(history: Path, now: datetime) -> None:
     database = Database(history)
     cursor = database.cursor()
     since = (BASE - timedelta(days=1)).timestamp()
@@ -135,8 +141,8 @@ def test_what_a_rule_would_have_done_is_what_a_hand_computes(history: Path) -> N
     assert held["ben"] == pytest.approx((4, 4 - 10 / 60))
     assert held["dan"] == pytest.approx((1, 1 - 0.5 / 60))
     # Two minutes may pass between the samples and the question.
-    now = rows(idle_now(IdleRule(below_percent=5.0, after_seconds=600.0), since))
-    assert [(row["lease_id"], row["since"], row["peak_percent"]) for row in now] == [("e", NOW - 20 * MINUTE, 0.0)]
+    idle = rows(idle_now(IdleRule(below_percent=5.0, after_seconds=600.0), since))
+    assert [(row["lease_id"], row["since"], row["peak_percent"]) for row in idle] == [("e", now - 20 * MINUTE, 0.0)]
     database.close()
 
 
