@@ -76,7 +76,11 @@ def simulate(
     ] = False,
     rule: Annotated[
         str | None,
-        typer.Option("--rule", metavar="NAME", help="Order of the queue: fifo, shortest, fair, module:function."),
+        typer.Option(
+            "--rule",
+            metavar="NAME",
+            help="Order of the queue: fifo, shortest, fair, module:function; or attained, which preempts.",
+        ),
     ] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="NAMES", help="Rules to compare, with commas between.")
@@ -125,6 +129,7 @@ def simulate(
       corral simulate --nodes n.csv --requests r.csv --policy best-fit --json
       corral simulate --nodes n.csv --requests r.csv --verify --bound
       corral simulate --nodes 8x8 --requests jobs.csv --compare fifo,shortest,fair --plot jobs.svg
+      corral simulate --nodes 8x8 --requests jobs.csv --compare shortest,attained --learn
       corral simulate --nodes 8x8 --requests jobs.csv --guess 1 --out runs.csv --verify
       corral simulate --nodes n.csv --requests sacct.txt --learn
       corral simulate --history corral.duckdb --since 7d --add 8xH100

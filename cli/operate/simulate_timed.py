@@ -122,20 +122,28 @@ def simulate_timed(nodes: Sequence[Node], jobs: Sequence[Job], what: Timed) -> N
 
 
 def _rule(name: str) -> Any:
+    """Order of the queue; None for the one that preempts."""
     from ...planner.queue.order import rule_of
+    from ...planner.simulation.preemptive import NAME
 
+    if name == NAME:
+        return None
     try:
         return rule_of(name)
     except ValueError as error:
-        raise exits.CommandError(str(error), exits.USAGE) from None
+        raise exits.CommandError(f"{error}, or {NAME}, which preempts", exits.USAGE) from None
 
 
 def _replay(
     nodes: Sequence[Node], jobs: Sequence[Job], name: str, rule: Any, what: Timed, on_progress: Callable[[int], None]
 ) -> Replay:
     from ...planner.placement.policies import make
+    from ...planner.simulation.preemptive import replay_preemptive
     from ...planner.simulation.timed import replay
 
+    if rule is None:
+        cost = what.start_cost_seconds
+        return replay_preemptive(nodes, jobs, make(what.policy), start_cost_seconds=cost, on_progress=on_progress)
     return replay(
         nodes,
         jobs,
@@ -197,7 +205,11 @@ def _show(found: Sequence[Measures], replays: Sequence[Replay], what: Timed) -> 
     show(f"{first.jobs:,} jobs on {replays[0].gpus:,} GPUs, placed by {what.policy}; {_knowledge(what)}")
     table = Table(box=None, pad_edge=False)
     table.add_column("rule")
-    for title in ("mean JCT", "p99 JCT", "mean wait", "p95 wait", "makespan", "used", "slowdown", "Jain", "took"):
+    titles = ["mean JCT", "p99 JCT", "mean wait", "p95 wait", "makespan", "used", "slowdown", "Jain", "took"]
+    preempts = any(each.preemptions for each in found)
+    if preempts:
+        titles.insert(-1, "preempted")
+    for title in titles:
         table.add_column(title, justify="right")
     for each in found:
         table.add_row(
@@ -207,6 +219,7 @@ def _show(found: Sequence[Measures], replays: Sequence[Replay], what: Timed) -> 
             f"{100 * each.utilization:.1f} %",
             f"{each.slowdown_mean:,.1f}",
             f"{each.jain:.3f}" if each.owners > 1 else "–",
+            *([f"{each.preemptions:,}"] if preempts else []),
             f"{each.seconds:.1f} s",
         )
     show(table)
@@ -220,6 +233,14 @@ def _show(found: Sequence[Measures], replays: Sequence[Replay], what: Timed) -> 
 
 
 def _knowledge(what: Timed) -> str:
+    from ...planner.simulation.preemptive import NAME
+
+    if set(what.rules) == {NAME}:
+        return "nothing is known of durations, and jobs may be preempted"
+    return f"{_known(what)}; {NAME} preempts, and knows none" if NAME in what.rules else _known(what)
+
+
+def _known(what: Timed) -> str:
     if what.learn:
         return "durations are learned from the jobs that ended before"
     if what.guess is not None:

@@ -25,13 +25,14 @@ class Measures(Struct, frozen=True, kw_only=True):
         impossible: jobs that the nodes could not hold even when idle.
         jct_mean: mean JCT.
         jct_p99: 99th percentile, `sorted[int(0.99 * n)]`.
-        wait_mean: mean wait until the start.
+        wait_mean: mean wait: until the start and, for a job that was preempted, until each further one.
         wait_p95: 95th percentile of the wait.
         makespan: end of the last job.
         utilization: device seconds that jobs held, over those of all devices until the last end.
         slowdown_mean: mean bounded slowdown, JCT / max(run time, 10 s), at least 1.
         jain: Jain's index over owners of 1 / mean bounded slowdown; 1 with fewer than two owners.
         owners: number of owners.
+        preemptions: number of times that a job lost its devices before its end.
         seconds: wall-clock time of the replay.
     """
 
@@ -47,6 +48,7 @@ class Measures(Struct, frozen=True, kw_only=True):
     slowdown_mean: float
     jain: float
     owners: int
+    preemptions: int
     seconds: float
 
 
@@ -54,9 +56,9 @@ def measure(replay: Replay) -> Measures:
     """Compute the measures of a replay."""
     runs = replay.runs
     jcts = sorted(run.ended_at - run.job.submit_seconds for run in runs)
-    waits = sorted(run.started_at - run.job.submit_seconds for run in runs)
+    waits = sorted(wait(run) for run in runs)
     makespan = max((run.ended_at for run in runs), default=0.0)
-    used = sum(run.job.gpus * run.job.share_milli / 1000 * (run.ended_at - run.started_at) for run in runs)
+    used = sum(run.job.gpus * run.job.share_milli / 1000 * run.held_seconds for run in runs)
     by_owner: dict[str, list[float]] = {}
     for run in runs:
         by_owner.setdefault(run.job.owner, []).append(slowdown(run))
@@ -73,8 +75,16 @@ def measure(replay: Replay) -> Measures:
         slowdown_mean=_mean([slowdown(run) for run in runs]),
         jain=jain([1 / _mean(found) for found in by_owner.values()]),
         owners=len(by_owner),
+        preemptions=sum(len(run.intervals) - 1 for run in runs),
         seconds=replay.seconds,
     )
+
+
+def wait(run: Run) -> float:
+    """Time that a job had no devices, in seconds."""
+    if len(run.intervals) == 1:
+        return run.started_at - run.job.submit_seconds
+    return run.ended_at - run.job.submit_seconds - run.held_seconds
 
 
 def slowdown(run: Run) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .jobs import Job
-from .timed import Replay, Run
+from .timed import Interval, Replay
 from .trace import Node
 
 RUN_COLUMNS = ("name", "node", "gpu_indices", "start_seconds", "end_seconds")
@@ -28,7 +28,7 @@ _JOB_COLUMNS = (
 
 
 def write_runs(path: Path, replay: Replay) -> None:
-    """Write the runs, a row for each node of each segment, in the order of the jobs.
+    """Write the runs, a row for each node of each interval, in the order of the jobs.
 
     A job that no idle fleet could hold has one row, with its name alone.
 
@@ -36,9 +36,10 @@ def write_runs(path: Path, replay: Replay) -> None:
         OSError: it can't be written.
     """
     rows = [
-        (run.job.number, run.job.name, segment.node, ";".join(map(str, segment.gpu_indices)), *_times(run))
+        (run.job.number, run.job.name, segment.node, ";".join(map(str, segment.gpu_indices)), *_times(interval))
         for run in replay.runs
-        for segment in run.segments
+        for interval in run.intervals
+        for segment in interval.segments
     ]
     rows += [(job.number, job.name, "", "", "", "") for job in replay.impossible]
     rows.sort(key=lambda row: row[0])
@@ -81,8 +82,8 @@ def _cells(job: Job) -> tuple[object, ...]:
     )
 
 
-def _times(run: Run) -> tuple[str, str]:
-    return repr(run.started_at), repr(run.ended_at)
+def _times(interval: Interval) -> tuple[str, str]:
+    return repr(interval.started_at), repr(interval.ended_at)
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -75,22 +75,52 @@ class Segment(Struct, frozen=True):
     gpu_indices: tuple[int, ...]
 
 
+class Interval(Struct, frozen=True):
+    """Time in which a job holds devices without a break.
+
+    Attributes:
+        started_at: seconds.
+        ended_at: seconds.
+        segments: one for each node.
+    """
+
+    started_at: float
+    ended_at: float
+    segments: tuple[Segment, ...]
+
+
 class Run(Struct, frozen=True):
     """A job's run.
 
     Attributes:
         job: the job.
-        started_at: seconds.
-        ended_at: seconds.
-        segments: one for each node.
-        expected_seconds: estimate of the duration at its arrival, the start cost included.
+        intervals: one, and one more for each time that it was preempted; in order.
+        expected_seconds: estimate of the duration at its arrival, the start cost included; 0 if none was made.
     """
 
     job: Job
-    started_at: float
-    ended_at: float
-    segments: tuple[Segment, ...]
+    intervals: tuple[Interval, ...]
     expected_seconds: float
+
+    @property
+    def started_at(self) -> float:
+        """Time of the first start, in seconds."""
+        return self.intervals[0].started_at
+
+    @property
+    def ended_at(self) -> float:
+        """Time of the end, in seconds."""
+        return self.intervals[-1].ended_at
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Devices at its end, one segment for each node."""
+        return self.intervals[-1].segments
+
+    @property
+    def held_seconds(self) -> float:
+        """Time in which it held devices."""
+        return sum(each.ended_at - each.started_at for each in self.intervals)
 
 
 class Replay(Struct, frozen=True, kw_only=True):
@@ -375,10 +405,7 @@ class _World:
             hold(self.fleet, lease, grants_of(start.picks))
             self.line.started(lease, start.entry, self._now)
             self._knowledge.started(job, self._now)
-            segments = tuple(
-                Segment(pick.host.name, tuple(device.index for device in pick.devices)) for pick in start.picks
-            )
-            self._run(job, self._now, _used(job, segments), start.entry.estimate.seconds)
+            self._run(job, self._now, segments_of(job, start.picks), start.entry.estimate.seconds)
         if self.on_turn is not None:
             self.on_turn(self.line, self._now)
 
@@ -392,7 +419,7 @@ class _World:
 
     def _run(self, job: Job, now: float, segments: tuple[Segment, ...], expected: float) -> None:
         end = now + self._cost + job.duration_seconds
-        self.runs[job.number] = Run(job, now, end, segments, expected)
+        self.runs[job.number] = Run(job, (Interval(now, end, segments),), expected)
         heappush(self._ends, (end, job.number, job))
 
     def _end(self, job: Job) -> None:
@@ -419,6 +446,12 @@ class _World:
         if found is None:
             found = self._requests[key] = job.request()
         return found
+
+
+def segments_of(job: Job, picks: Sequence[Pick]) -> tuple[Segment, ...]:
+    """Devices that a job uses of those that were picked for it."""
+    picked = tuple(Segment(pick.host.name, tuple(device.index for device in pick.devices)) for pick in picks)
+    return _used(job, picked)
 
 
 def _used(job: Job, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -456,4 +489,17 @@ def grants_of(picks: Sequence[Pick]) -> list[Grant]:
     return found
 
 
-__all__ = ["Guessed", "Knowledge", "Known", "Learned", "Replay", "Run", "Segment", "grants_of", "replay"]
+__all__ = [
+    "Guessed",
+    "Interval",
+    "Knowledge",
+    "Known",
+    "Learned",
+    "Replay",
+    "Run",
+    "Segment",
+    "Shapes",
+    "grants_of",
+    "replay",
+    "segments_of",
+]

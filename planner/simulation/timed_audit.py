@@ -1,8 +1,9 @@
 """Independent audit of a replay with time: all is computed anew from the three tables, without the planner's code.
 
 It imports the standard library and the column names (`columns.py`) alone. It checks that each job runs once, not before
-it is submitted, for its duration and the cost of each start; that it has the devices that it asks for, on one node or
-on whole nodes; and that no node gives more than it has at any instant. Also a command:
+it is submitted, for its duration and the cost of each start, in one interval or, if it was preempted, in several, one
+after the other; that it has the devices that it asks for in each, on one node or on whole nodes; and that no node gives
+more than it has at any instant. Also a command:
 
     python -m corral.planner.simulation.timed_audit NODES.csv JOBS.csv RUNS.csv [START_COST]
 """
@@ -135,7 +136,7 @@ def audit_runs(nodes: Path, jobs: Path, runs: Path, start_cost: float = 10.0) ->
     Args:
         nodes: table of nodes.
         jobs: table of jobs.
-        runs: table of runs, a row for each node of each segment, in the order of the jobs.
+        runs: table of runs, a row for each node of each interval, in the order of the jobs.
         start_cost: seconds without progress at each start.
 
     Raises:
@@ -167,12 +168,16 @@ def audit_runs(nodes: Path, jobs: Path, runs: Path, start_cost: float = 10.0) ->
 
 
 def _segments(job: _Job, rows: Sequence[_Row], at: int, cost: float) -> tuple[list[list[_Row]], int]:
-    """The segments of a job from a place of the table on, each with its nodes' rows, until its duration is done."""
+    """The intervals of a job from a place of the table on, each with its nodes' rows, until its duration is done.
+
+    The last one is no shorter than the cost of a start, even if the job has nothing left to do.
+    """
     found: list[list[_Row]] = []
     done = 0.0
     close = TOLERANCE_SECONDS + RELATIVE * job.duration
     before = job.submit
-    while at < len(rows) and rows[at].name == job.name and (not found or done < job.duration - close):
+    over = False
+    while at < len(rows) and rows[at].name == job.name and not over:
         first = rows[at]
         segment = [first]
         at += 1
@@ -185,9 +190,13 @@ def _segments(job: _Job, rows: Sequence[_Row], at: int, cost: float) -> tuple[li
             raise TimedAuditError(f"{job.where} ends before it starts")
         before = first.end
         done += max(0.0, first.end - first.start - cost)
+        over = done >= job.duration - close and first.end - first.start >= cost - TOLERANCE_SECONDS
         found.append(segment)
-    if found and abs(done - job.duration) > close + RELATIVE * before:
+    close += RELATIVE * before
+    if found and abs(done - job.duration) > close:
         raise TimedAuditError(f"{job.where} ran {done:.3f} s without the cost of starts, not {job.duration:.3f} s")
+    if found and found[-1][0].end - found[-1][0].start < cost - close:
+        raise TimedAuditError(f"{job.where} ends {cost:g} s too soon: before its last start is over")
     return found, at
 
 

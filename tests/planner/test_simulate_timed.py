@@ -17,6 +17,7 @@ from corral.planner.queue.line import Line
 from corral.planner.queue.order import RULES, fifo
 from corral.planner.simulation.jobs import Job, read_jobs
 from corral.planner.simulation.measures import jain, measure
+from corral.planner.simulation.preemptive import replay_preemptive
 from corral.planner.simulation.tables import write_jobs, write_nodes, write_runs
 from corral.planner.simulation.timed import Guessed, Known, Learned, Replay, replay
 from corral.planner.simulation.timed_audit import TimedAuditError, audit_runs
@@ -100,6 +101,39 @@ def test_runs_stand_the_audit(hosts: list[Node], jobs: list[Job], rule: str, kno
     audited(hosts, jobs, found, cost)
 
 
+@settings(deadline=None, max_examples=35)
+@given(nodes, traces(), st.sampled_from([(), (30.0,), (20.0, 200.0)]), st.sampled_from([0.0, 10.0]))
+def test_preempted_runs_stand_the_audit(
+    hosts: list[Node], jobs: list[Job], levels: tuple[float, ...], cost: float
+) -> None:
+    found = replay_preemptive(hosts, jobs, make("best-fit"), levels=levels, start_cost_seconds=cost)
+    assert len(found.runs) + len(found.impossible) == len(jobs)
+    audited(hosts, jobs, found, cost)
+
+
+def test_work_that_has_had_less_takes_the_devices_of_what_has_had_most() -> None:
+    hosts = [Node("a", 10**9, 10**9, 2, "A"), Node("b", 10**9, 10**9, 2, "A")]
+    jobs = [
+        job(0, 0.0, 400.0, 2),  # in the second level from 60 on: 100 device seconds, after the cost of the start
+        job(1, 30.0, 400.0, 2),  # likewise from 90 on
+        job(2, 200.0, 40.0, 1),  # of the two, the later one in the order gives way
+        job(3, 210.0, 40.0, 1),  # beside
+        job(4, 300.0, 20.0, 4),  # both do
+    ]
+    found = replay_preemptive(hosts, jobs, make("pack"), levels=(100.0,))
+    when = [[(each.started_at, each.ended_at) for each in run.intervals] for run in found.runs]
+    assert when == [
+        [(0.0, 300.0), (330.0, 450.0)],
+        [(30.0, 200.0), (260.0, 300.0), (330.0, 550.0)],
+        [(200.0, 250.0)],
+        [(210.0, 260.0)],
+        [(300.0, 330.0)],
+    ]
+    measured = measure(found)
+    assert measured.preemptions == 3
+    assert measured.wait_mean == pytest.approx((30 + 60 + 30) / 5)
+
+
 @settings(deadline=None, max_examples=30)
 @given(nodes, traces())
 def test_a_reservation_is_never_delayed_by_who_passes_with_a_right_estimate(hosts: list[Node], jobs: list[Job]) -> None:
@@ -167,6 +201,21 @@ def test_the_audit_finds_what_is_wrong(tmp_path: Path, wrong, says: str) -> None
         audit_runs(*tables)
 
 
+def test_the_audit_wants_the_cost_of_each_start(tmp_path: Path) -> None:
+    jobs = [job(0, 0.0, 100.0, 1), job(1, 50.0, 20.0, 1)]
+    hosts = [Node("a", 10**9, 10**9, 1, "A")]
+    found = replay_preemptive(hosts, jobs, make("pack"), levels=(30.0,))
+    tables = [tmp_path / name for name in ("nodes.csv", "jobs.csv", "runs.csv")]
+    write_nodes(tables[0], hosts)
+    write_jobs(tables[1], jobs)
+    write_runs(tables[2], found)
+    assert tables[2].read_text().splitlines()[1:] == ["j0,a,0,0.0,50.0", "j0,a,0,80.0,150.0", "j1,a,0,50.0,80.0"]
+    assert audit_runs(*tables).jct_mean == 90.0
+    tables[2].write_text(tables[2].read_text().replace("80.0,150.0", "80.0,140.0"))
+    with pytest.raises(TimedAuditError, match="ran 90"):
+        audit_runs(*tables)
+
+
 def test_more_devices_than_a_node_has_take_whole_nodes() -> None:
     hosts = [Node("a", 10**9, 10**9, 4, "A"), Node("b", 10**9, 10**9, 4, "A"), Node("c", 10**9, 10**9, 2, "A")]
     found = replay(hosts, [job(0, 0.0, 50.0, 6), job(1, 1.0, 10.0, 1), job(2, 1.0, 10.0, 4)], fifo, make("pack"))
@@ -215,6 +264,8 @@ def test_the_command_compares_rules_draws_them_and_writes_what_the_audit_takes(
     assert command([*asked, "--rule", "fifo", "--out", str(out), "--start-cost", "0s", "--guess", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["makespan"] == 110.0
     assert out.read_text().splitlines()[1:] == ["one,node-1,0;1,0.0,100.0", "two,node-1,0,100.0,110.0"]
+    assert command([*asked, "--rule", "attained", "--verify"]) == 0
+    assert json.loads(capsys.readouterr().out)["preemptions"] == 0
     assert command([*asked, "--rule", "nosuch"]) == 2
     assert "fifo, shortest, fair" in capsys.readouterr().err
 
