@@ -54,7 +54,8 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         cpus: number of logical cores that work may use.
         memory_bytes: host RAM.
         driver: version of the GPU driver.
-        labels: set by the operator (`--label rack=r1`); requests may select by them.
+        labels: set by the operator (`--label rack=r1`); requests may select by them. The NVML source adds
+            `nvlink_domain`, where the hosts are in one, unless the operator sets it.
         machine_ids: hashed ids of the machine's installation and of its boot, whatever the host is called. Two host
             names of one machine have one of them in common. Empty if unknown, or for a simulated or replayed host.
     """

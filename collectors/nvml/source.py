@@ -19,6 +19,7 @@ from ..processes import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
 from .device import SILENCE, Device
 from .events import EventThread
+from .fabric import DOMAIN_LABEL, nvlink_domain
 from .inventory import Found, Split, discover, handle_of, layout
 from .library import DRIVER_GONE, LOST, Library, NvmlFailure
 from .links import nvlinks, topology
@@ -40,7 +41,7 @@ class NvmlSource:
 
     Args:
         host: the host's name as in subjects.
-        labels: labels of the host, set by the operator.
+        labels: labels of the host, set by the operator; they replace those that are found.
         with_commands: publish the command lines of processes; they often hold secrets.
         with_events: wait for the driver's events in a thread.
 
@@ -126,9 +127,11 @@ class NvmlSource:
             found = self._discover(library)
             if {f.info.uuid for f in found} != {d.found.info.uuid for d in self._devices}:
                 self._take(found)
+            domain = nvlink_domain(library, found)
         except NvmlFailure as failure:
             raise SourceUnavailable(str(failure)) from failure
         everything = sorted([*found, *self._lost], key=lambda f: (f.info.index, f.info.mig_parent is not None))
+        labels = {DOMAIN_LABEL: domain, **self.labels} if domain else self.labels
         try:
             joins = {device.found.info.uuid: device.links for device in self._devices}
             links, counts = topology(library, everything, joins)
@@ -139,7 +142,7 @@ class NvmlSource:
         driver = everything[0].info.driver if everything else ""
         return [
             Inventory(
-                host=proc.host_info(self.host, self.labels, driver),
+                host=proc.host_info(self.host, labels, driver),
                 agent="",
                 time_ns=time.time_ns(),
                 devices=[f.info for f in everything],

@@ -402,6 +402,31 @@ def test_inventory_says_what_a_device_is(nvml: FakeNvml, source: NvmlSource, eve
     assert device.pcie_address == "00000000:11:00.0"
 
 
+def test_the_nvlink_domain_is_a_label_that_the_site_may_replace(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent]
+) -> None:
+    cluster, completed, in_progress = bytes(range(1, 17)), 3, 2
+    source.open(events.append)
+
+    def labels(*fabric: tuple[bytes, int, int, int] | None) -> dict[str, str]:
+        for device, info in zip(nvml.devices, fabric, strict=True):
+            device.fabric = info
+        return source.inventory()[0].host.labels
+
+    of_site = {"rack": "r1"}
+    assert labels((cluster, 7, completed, OK), (cluster, 7, completed, OK)) == {
+        "nvlink_domain": "01020304-0506-0708-090a-0b0c0d0e0f10.7",
+        **of_site,
+    }
+    assert labels((cluster, 7, completed, OK), (cluster, 8, completed, OK)) == of_site
+    assert labels((cluster, 7, completed, OK), (cluster, 7, in_progress, OK)) == of_site
+    assert labels((cluster, 7, completed, OK), (cluster, 7, completed, UNKNOWN)) == of_site
+    assert labels((cluster, 7, completed, OK), None) == of_site
+    assert labels((bytes(16), 0, completed, OK), (bytes(16), 0, completed, OK)) == of_site  # one host alone
+    source.labels = {"nvlink_domain": "mine"}
+    assert labels((cluster, 7, completed, OK), (cluster, 7, completed, OK)) == source.labels
+
+
 def test_links_by_nvlink_switch_and_common_ancestor(nvml: FakeNvml, events: list[SourceEvent]) -> None:
     four = [FakeDevice(i) for i in range(4)]
     # 0 and 1 are joined directly by two links, 2 and 3 through a switch, by three and two links.
