@@ -54,6 +54,10 @@ class RequestFields(TypedDict, total=False):
     allow_in_use: bool
     """allow devices that are in use without a lease"""
     placement: Placement | str
+    within: str
+    """a label, such as `rack`, whose value all hosts must share; `placement` is then `fewest_hosts` by default"""
+    prefer_within: str
+    """the same as a wish"""
     ttl: str | float
     wait: str | float
     expect: str | float
@@ -163,6 +167,8 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
             distribution["items"] = list(distribution["items"])
         body["distribution"] = distribution
     body.update(given)
+    if body.get("within") or body.get("prefer_within"):
+        body.setdefault("placement", Placement.FEWEST_HOSTS)
     return validated(body)
 
 

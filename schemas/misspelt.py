@@ -39,6 +39,8 @@ _SYNONYMS: Final[dict[str, str]] = {
     "host_name hostname machine node node_name nodelist nodename server": "hosts",
     "constraint host_selector node_label node_selector selector": "host_labels",
     "annotation metadata tag": "labels",
+    "domain network_topology same topology_key within_label": "within",
+    "prefer preferred preferred_topology": "prefer_within",
     "cc compute_capability cuda_capability min_cc min_compute": "min_compute_capability",
     "locality placement_policy strategy topology": "placement",
     "duration expire expires expiry extend extend_by keep lease_duration lease_time lease_ttl life lifetime period "

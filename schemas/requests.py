@@ -23,6 +23,7 @@ Time = Annotated[datetime, Meta(tz=True)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """A whole number that every language can hold exactly."""
 ShortText = Annotated[str, Meta(max_length=256)]
+LabelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Labels = Annotated[dict[ShortText, ShortText], Meta(max_length=64)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 # A number divided by a share, weight or cost must stay finite: JSON has no infinity.
@@ -116,6 +117,9 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         host_labels: labels that a host must have, each with this value.
         min_compute_capability: lowest compute capability, such as `8.0`; null allows any.
         placement: constraint on the hosts of the devices.
+        within: name of a label, such as `rack` or `nvlink_domain`: all hosts of the devices must have it with the same
+            value. For devices on several hosts; null for no such constraint.
+        prefer_within: the same as a wish: hosts with the same value if the devices fit there now, else any.
         ttl_seconds: time to live: the lease ends then unless it is renewed.
         request_id: idempotency key: the same id with the same body gets the same answer. With null the planner chooses
             an id.
@@ -155,6 +159,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     host_labels: Labels = {}
     min_compute_capability: Annotated[str, Meta(pattern=names.VERSION)] | None = None
     placement: Placement = Placement.SAME_HOST
+    within: LabelName | None = None
+    prefer_within: LabelName | None = None
     ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] = 300.0
     request_id: Identifier | None = None
     name: ShortText = ""

@@ -83,6 +83,24 @@ def _options(
         str | None,
         typer.Option("--placement", help="same_host, fewest_hosts or spread.", rich_help_panel=_WHERE),
     ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--within",
+            metavar="LABEL",
+            help="Several hosts, all with the same value of this label: rack, nvlink_domain.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    prefer_within: Annotated[
+        str | None,
+        typer.Option(
+            "--prefer-within",
+            metavar="LABEL",
+            help="The same where it fits now, else any hosts.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     policy: Annotated[
         str | None, typer.Option("--policy", help="Ranking policy. Default: the planner's.", rich_help_panel=_WHERE)
     ] = None,

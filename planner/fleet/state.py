@@ -320,6 +320,8 @@ class AskKey(NamedTuple):
     windows: tuple[str, ...] = ()
     inside: bool = False
     outlasts: bool = False
+    within: tuple[str, ...] = ()
+    prefer_within: str = ""
 
     @property
     def anytime(self) -> AskKey:
@@ -352,6 +354,8 @@ class Ask:
         windows: ids of the booked windows, of those that are now, which its owner may use.
         inside: true if it is for devices of these windows only.
         outlasts: true if it is expected to take longer than these windows.
+        within: labels of which all its hosts must have the same value, each.
+        prefer_within: a label of which they should have the same value; empty for none.
         mig_models: those of `models` that name instances.
         plain: true if it requests neither instances nor devices in use, and may use no booked device.
         any_model: true if it names no models, vendors or capability, and none is barred.
@@ -381,12 +385,14 @@ class Ask:
         "parts",
         "placement",
         "plain",
+        "prefer_within",
         "share",
         "share_milli",
         "vendors",
         "verdicts",
         "whole",
         "windows",
+        "within",
     )
 
     def __init__(self, key: AskKey) -> None:
@@ -410,6 +416,8 @@ class Ask:
         self.windows = key.windows
         self.inside = key.inside
         self.outlasts = key.outlasts
+        self.within = key.within
+        self.prefer_within = key.prefer_within
         self.share_milli = milli_of(self.share)
         self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
         special = self.mig or self.mig_models or self.allow_in_use or self.windows or self.ends_by < math.inf
@@ -422,7 +430,7 @@ class Ask:
     @property
     def filtered(self) -> bool:
         """True if it names hosts or labels of hosts."""
-        return bool(self.hosts or self.host_labels)
+        return bool(self.hosts or self.host_labels or self.within)
 
     def part(self, gpus: int) -> Ask:
         """Request for so many of its devices on one host, with their part of cores and RAM (rounded up)."""
@@ -434,6 +442,7 @@ class Ask:
                 cpus_milli=-(-self.cpus_milli * gpus // total),
                 host_memory_bytes=-(-self.host_memory_bytes * gpus // total),
                 placement=Placement.SAME_HOST,
+                prefer_within="",
             )
             found = self.parts[gpus] = Ask(part)
             found.verdicts = self.verdicts
@@ -502,6 +511,7 @@ def ask_key(request: WorkRequest) -> AskKey:
         if request.gpu_memory_bytes:
             raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
     mig = _profiles(request)
+    several = _several_hosts(request)
     return AskKey(
         gpus=request.gpus,
         whole=request.gpu_share is None,
@@ -519,7 +529,28 @@ def ask_key(request: WorkRequest) -> AskKey:
         placement=Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
         mig=mig,
         allow_in_use=request.allow_in_use and request.gpu_share is None and request.gpus > 0,
+        within=(request.within,) if several and request.within else (),
+        prefer_within=request.prefer_within or "" if several and request.prefer_within != request.within else "",
     )
+
+
+def _several_hosts(request: WorkRequest) -> bool:
+    """True if a request may be placed on several hosts.
+
+    Raises:
+        InvalidRequest: it may not, but names a label that its hosts must share.
+    """
+    if request.gpus <= 1:
+        return False
+    if request.placement != Placement.SAME_HOST:
+        return True
+    for field in ("within", "prefer_within"):
+        if getattr(request, field):
+            raise InvalidRequest(
+                f"{field} is for several hosts, but placement is same_host: set it to fewest_hosts or spread",
+                f"$.{field}",
+            )
+    return False
 
 
 def _profiles(request: WorkRequest) -> tuple[str, ...]:

@@ -226,13 +226,14 @@ def room_for(fleet: Fleet, ask: Ask) -> CapacityTally:
 
 def allowed(fleet: Fleet, ask: Ask) -> list[Host]:
     """Hosts that a request may use by the hosts or labels that it names, sorted by name; cached until hosts change."""
-    key = ("allowed", ask.hosts, ask.host_labels)
+    key = ("allowed", ask.hosts, ask.host_labels, ask.within)
     found = fleet.cache.get(key)
     if found is None or found[0] != fleet.shape_version:
         hosts = [
             host
             for name, host in sorted(fleet.hosts.items())
             if matches_host(name, host.labels, ask.hosts, ask.host_labels)
+            and all(label in host.labels for label in ask.within)
         ]
         found = fleet.cache.put(key, (fleet.shape_version, hosts))
     return found[1]

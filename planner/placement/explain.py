@@ -14,6 +14,7 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import Reserved, owners_of
 from ..fleet.state import Ask, DeviceState, HostState
+from . import domains
 from .capacity import CapacityTally, allowed, near_device
 from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .policies import Policy
@@ -47,6 +48,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
     known: dict[tuple[HostState, bool], tuple[str, list[_Place]]] = {}
     found: list[tuple[bool, float, str, int, Device, _Place]] = []
     hosts: dict[str, str] = {}
+    short = {} if picks or not ask.within else _short_domains(fleet, ask)
     for name, host in sorted(fleet.hosts.items()):
         outside = inside is not None and name not in inside
         key = (host.state, outside)
@@ -54,6 +56,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
         if told is None:
             told = known[key] = _places(policy, part, ranked, host.state, outside)
         why, places = told
+        why = why or short.get(name, "")
         if why and len(hosts) < LISTED:
             kept = fleet.reserved_hosts.get(name)
             hosts[name] = why if kept is None or outside else f"{why}; {_kept(kept)}"
@@ -62,6 +65,15 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
             found.append((device.uuid not in selected, order, name, device.index, device, place))
     listed = nsmallest(LISTED, found, key=lambda entry: entry[:4])
     return [_verdict(fleet, ask, device, place, not other) for other, _, _, _, device, place in listed], hosts
+
+
+def _short_domains(fleet: Fleet, ask: Ask) -> dict[str, str]:
+    """Reason why the domain of a host can't hold the request, by host."""
+    return {
+        host.name: f"{domains.words(ask, room.domain.values)} could hold {room.held} of {ask.gpus} devices"
+        for room in domains.rooms(fleet, ask)
+        for host in room.domain.hosts
+    }
 
 
 def _places(policy: Policy, part: Ask, ranked: Ranking, state: HostState, outside: bool) -> tuple[str, list[_Place]]:

@@ -11,6 +11,7 @@ from ..fleet.bookings import booked_words
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of
 from ..fleet.state import WHOLE_SHARE, Ask, HostState
+from . import domains
 from .capacity import CapacityTally, allowed, room_for
 from .feasible import NEAR_MEMORY, candidates, capacity, verdict_of
 
@@ -44,7 +45,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         reasons=reasons,
         could_ever_fit=fits,
         request_id=request_id,
-        nearest=_nearest(tally, ask, fits) or (_sooner(fleet, ask) if "booked" in merged else ""),
+        nearest=_nearest(fleet, tally, ask, fits) or (_sooner(fleet, ask) if "booked" in merged else ""),
     )
 
 
@@ -71,7 +72,14 @@ def quota_rejection(fleet: Fleet, ask: Ask, reason: str, request_id: str = "") -
 def _detail(fleet: Fleet, code: str, tally: CapacityTally, ask: Ask) -> str:
     if code == "reserved":
         return kept(fleet)
-    return _booked(fleet, ask) if code == "booked" else words(code, tally, ask)
+    if code == "booked":
+        return _booked(fleet, ask)
+    return words(code, tally, ask) + (_nearest_domain(fleet, ask) if code == "devices" and ask.within else "")
+
+
+def _nearest_domain(fleet: Fleet, ask: Ask) -> str:
+    near = domains.nearest(fleet, ask)
+    return "" if near is None else f" (nearest: {domains.words(ask, near.domain.values)} with {near.held})"
 
 
 def _booked(fleet: Fleet, ask: Ask) -> str:
@@ -130,6 +138,8 @@ def words(code: str, tally: CapacityTally, ask: Ask) -> str:
         return f"on hosts with too few free cores (most {near / 1000:g}, needed {_part_cpus(ask):g})"
     if code == "host_memory":
         return f"on hosts with too little free RAM (most {format_bytes(near)}, needed {format_bytes(_part_ram(ask))})"
+    if code == "host" and ask.within:
+        return f"{WORDS[code]}, or without the label {' and '.join(ask.within)}"
     return WORDS.get(code, code)
 
 
@@ -157,9 +167,10 @@ WORDS: Final = {
 
 
 def _needs(ask: Ask) -> str:
+    where = f" within one {' and one '.join(ask.within)}" if ask.within else ""
     if ask.placement is Placement.SPREAD:
-        return f"{ask.gpus} hosts"
-    return f"{ask.gpus}"
+        return f"{ask.gpus} hosts{where}"
+    return f"{ask.gpus}{where}"
 
 
 def _part_cpus(ask: Ask) -> float:
@@ -170,8 +181,14 @@ def _part_ram(ask: Ask) -> int:
     return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
 
 
-def _nearest(tally: CapacityTally, ask: Ask, fits: bool) -> str:
+def _nearest(fleet: Fleet, tally: CapacityTally, ask: Ask, fits: bool) -> str:
     """Suggest the one change that would bring the request closest; empty if there is none."""
+    near = domains.nearest(fleet, ask) if ask.within else None
+    if near is not None:
+        spread = ask.placement is Placement.SPREAD
+        if (tally.hosts if spread else tally.together) >= ask.gpus:
+            return f"ask for {near.held} devices, or with prefer_within (--prefer-within), which would fit now"
+        return f"ask for {near.held} devices, which {domains.words(ask, near.domain.values)} has free"
     most = tally.most("host_devices")
     if most:
         if ask.placement is Placement.SAME_HOST and fits:
@@ -201,12 +218,15 @@ def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
     """Check if the fleet could hold the request when idle and healthy; cached until that capacity changes."""
     key = ("ever", ask)
     kept = fleet.cache.get(key)
-    if kept is None or kept[0] != fleet.idle_version:
-        kept = fleet.cache.put(key, (fleet.idle_version, _could_ever_fit(fleet, ask)))
+    version = fleet.idle_version, fleet.shape_version
+    if kept is None or kept[0] != version:
+        kept = fleet.cache.put(key, (version, _could_ever_fit(fleet, ask)))
     return kept[1]
 
 
 def _could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
+    if ask.within:
+        return any(could_ever_fit(fleet, domain.ask) for domain in domains.domains(fleet, ask))
     if ask.filtered:
         counted: dict[HostState, int] = {}
         for host in allowed(fleet, ask):

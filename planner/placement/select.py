@@ -9,9 +9,10 @@ from typing import Final
 from ...schemas.requests import Placement
 from ..fleet.fleet import Fleet, Host
 from ..fleet.state import Ask, HostState
-from .capacity import allowed
+from .capacity import allowed, room_for
+from .domains import rooms
 from .exact import Pick, exact, picked
-from .feasible import candidates
+from .feasible import NEAR_MEMORY, candidates
 from .policies import Choice, Policy
 from .rank import Ranking, ranking
 
@@ -24,11 +25,18 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
     Whoever may use booked devices gets these first, or last if the work outlasts the window.
     """
+    if ask.prefer_within:
+        free = ask.key._replace(prefer_within="")
+        near = free._replace(within=(*ask.within, ask.prefer_within))
+        found = select(fleet, policy, fleet.ask(near))
+        return found if found is not None else select(fleet, policy, fleet.ask(free))
     if ask.windows and not ask.inside:
         first = ask.key._replace(windows=()) if ask.outlasts else ask.key._replace(inside=True)
         found = select(fleet, policy, fleet.ask(first))
         if found is not None:
             return found
+    if ask.within:
+        return _within(fleet, policy, ask)
     if ask.placement is Placement.SPREAD:
         found = _spread(fleet, policy, ask)
     else:
@@ -37,6 +45,19 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
         if found is None and ask.placement is Placement.FEWEST_HOSTS:
             found = _fewest(fleet, policy, ask)
     return found if found is not None else exact(fleet, policy, ask)
+
+
+def _within(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
+    """Select the domain that needs the fewest hosts, of equal ones that with the least left; then the best in it."""
+    found = rooms(fleet, ask)
+    able = sorted((room for room in found if room.needed), key=lambda room: room.order)
+    # Memory was rounded: what does not suffice may do by exact amounts.
+    near = ask.gpu_memory_bytes and NEAR_MEMORY in room_for(fleet, ask).devices
+    for room in (*able, *((room for room in found if not room.needed) if near else ())):
+        picks = select(fleet, policy, room.domain.ask)
+        if picks is not None:
+            return picks
+    return None
 
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:

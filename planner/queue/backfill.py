@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
@@ -27,6 +27,7 @@ from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, AskKey, HostState, Model
 from ..placement.capacity import allowed
+from ..placement.domains import values_of
 from ..placement.feasible import PART_SLACK_BYTES, admitted, candidates, device_verdict, model_allowed
 from .ends import Ends
 
@@ -397,15 +398,19 @@ class Horizons:
         self._stay = self._usual_stay if stay is None else stay
         if not ask.gpus:
             chosen = self._cores_alone(ask, without)
-        elif ask.placement is Placement.SPREAD:
-            chosen = self._on_each(ask.part(1), ask.gpus, without)
         elif ask.placement is Placement.FEWEST_HOSTS:
             chosen = self._several(ask, without)
         else:
-            chosen = self._on_each(ask, 1, without)
+            part, wanted = (ask.part(1), ask.gpus) if ask.placement is Placement.SPREAD else (ask, 1)
+            steps = self._horizon(part).steps(part.gpus)
+            if ask.within:
+                found = [self._on_each(each, part, wanted, without) for each in self._by_domain(ask, steps)]
+                chosen = min(filter(None, found), key=_starts_at, default=[])
+            else:
+                chosen = self._on_each(steps, part, wanted, without)
         if not chosen:
             return None
-        at = max(step[0] for step in chosen)
+        at = _starts_at(chosen)
         if before is not None and all(name not in without for name, _, _ in before.hosts):
             again = self._again(ask, before)
             if again is not None and again <= at:
@@ -424,17 +429,31 @@ class Horizons:
             if at < math.inf and _roomy_at(self._fleet, self._ends, host, ask) < math.inf:
                 yield name, horizon.soonest(name)
 
-    def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[Step]:
+    def _by_domain(self, ask: Ask, steps: Sequence[Step]) -> Iterable[list[Step]]:
+        """Steps of the hosts of each domain of a request."""
+        hosts = self._fleet.hosts
+        found: dict[tuple[str, ...], list[Step]] = {}
+        for step in steps:
+            found.setdefault(values_of(hosts[step[1]], ask), []).append(step)
+        return found.values()
+
+    def _on_each(self, steps: Sequence[Step], part: Ask, wanted: int, without: Set[str]) -> list[Step]:
         """The hosts that could take a part of a request each soonest.
 
         Several are chosen just in time: of all that could by the time when enough can, those that could last, so that
         what is idle until then is of use to others.
+
+        Args:
+            steps: of the hosts to choose from, soonest first.
+            part: of the request.
+            wanted: number of hosts.
+            without: names of hosts that are reserved for others.
         """
         fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
         needy = part.cpus_milli or part.host_memory_bytes
         found: list[Step] = []
         compared = 0
-        for free_at, name, devices in self._horizon(part).steps(part.gpus):
+        for free_at, name, devices in steps:
             if len(found) >= wanted and (free_at > found[wanted - 1][0] or compared >= HOSTS_COMPARED):
                 break
             if name in without:
@@ -450,24 +469,37 @@ class Horizons:
         return able[-wanted:] if wanted > 1 else able[:1]
 
     def _several(self, ask: Ask, without: Set[str]) -> list[Step]:
-        """Hosts that could take a request together soonest, with as many devices on each as it takes there."""
+        """Hosts that could take a request together soonest, with as many devices on each as it takes there.
+
+        Of several domains that which could first.
+        """
         fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
-        chosen: dict[str, Step] = {}
+        choices: dict[tuple[str, ...], dict[str, Step]] = {}
         full: set[str] = set()
-        left = ask.gpus
+        left: dict[tuple[str, ...], int] = {}
+        best: list[Step] = []
         needy = ask.cpus_milli or ask.host_memory_bytes
         for free_at, name, devices in self._horizon(ask).each():
+            if best and free_at >= _starts_at(best):
+                break
             if name in without or name in full:
+                continue
+            domain = values_of(hosts[name], ask) if ask.within else ()
+            if left.get(domain) == 0:
                 continue
             at = max(free_at, _roomy_at(fleet, ends, hosts[name], ask.part(devices))) if needy else free_at
             if at == math.inf and free_at < math.inf:
                 full.add(name)
                 continue
+            chosen = choices.setdefault(domain, {})
             chosen[name] = (at, name, devices)
-            left -= 1
-            if not left:
-                return list(chosen.values())
-        return []
+            left[domain] = left.get(domain, ask.gpus) - 1
+            if not left[domain]:
+                done = list(chosen.values())
+                if not needy or not ask.within:
+                    return done
+                best = min(best or done, done, key=_starts_at)
+        return best
 
     def _cores_alone(self, ask: Ask, without: Set[str]) -> list[Step]:
         fleet = self._fleet
@@ -493,6 +525,9 @@ class Horizons:
             if device is None or device.host not in counts:
                 return None
             counts[device.host].add(uuid)
+        known = [fleet.hosts[name] for name in counts if name in fleet.hosts]
+        if ask.within and len({tuple(map(host.labels.get, ask.within)) for host in known}) != 1:
+            return None
         at = NOW
         for name, uuids in counts.items():
             host = fleet.hosts.get(name)
@@ -514,7 +549,12 @@ class Horizons:
             self._bookings = self._fleet.bookings_version
             self._kept.clear()
         # One device of such a request, whatever its host must have: all that says which devices are meant.
-        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST), self._stay
+        key = (
+            ask.key._replace(
+                gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST, prefer_within=""
+            ),
+            self._stay,
+        )
         found = self._kept.pop(key, None)
         if found is None:
             if len(self._kept) >= self._most:
@@ -539,9 +579,13 @@ class Horizons:
         return Reservation(owner, tuple(devices), tuple(hosts))
 
 
+def _starts_at(chosen: Sequence[Step]) -> float:
+    return max(step[0] for step in chosen)
+
+
 def could_take(fleet: Fleet, ask: Ask) -> frozenset[Capacity]:
     """Kinds of capacity that a request could take: models of devices, or cores alone; with the hosts that it names."""
-    where = (ask.hosts, ask.host_labels) if ask.filtered else None
+    where = (ask.hosts, ask.host_labels, ask.within) if ask.filtered else None
     if not ask.gpus:
         return frozenset([("cores", where)])
     return frozenset((model, where) for model in _models(fleet) if model_allowed(model, ask))

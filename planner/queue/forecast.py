@@ -28,6 +28,7 @@ from ...schemas.requests import Placement
 from ..fleet.bookings import Booking
 from ..fleet.state import WHOLE_SHARE, Ask
 from ..placement.capacity import allowed
+from ..placement.domains import values_of
 from ..placement.feasible import model_allowed
 from .backfill import Stay, stay_of
 from .durations import Estimate
@@ -94,6 +95,7 @@ class _Kind(NamedTuple):
         shut: (host, from, to, devices): so many free devices of a host are booked, and not for it, from one time to
             another.
         inside: (host, from, to): devices of a host are booked for it, and what it has there ends with that.
+        domains: the hosts by domain, if it must stay within one; empty if not.
     """
 
     hosts: frozenset[int]
@@ -101,6 +103,7 @@ class _Kind(NamedTuple):
     several: int
     shut: tuple[tuple[int, float, float, int], ...] = ()
     inside: tuple[tuple[int, float, float], ...] = ()
+    domains: tuple[frozenset[int], ...] = ()
 
 
 class _State:
@@ -158,10 +161,20 @@ class _State:
             and (several or self.size[at] >= part.gpus)
         )
         several_hosts = 0 if several else ask.gpus if spread else 1
-        found = _Kind(hosts, part.gpus * part.share / WHOLE_SHARE, several_hosts)
+        found = _Kind(
+            hosts, part.gpus * part.share / WHOLE_SHARE, several_hosts, domains=self._domains(line, hosts, ask)
+        )
         if not line.fleet.bookings:
             return found
         return found._replace(shut=self._shut(line, hosts, stay), inside=self._inside(line, hosts, stay))
+
+    def _domains(self, line: Line, hosts: frozenset[int], ask: Ask) -> tuple[frozenset[int], ...]:
+        if not ask.within:
+            return ()
+        found: dict[tuple[str, ...], set[int]] = {}
+        for at in hosts:
+            found.setdefault(values_of(line.fleet.hosts[self.names[at]], ask), set()).add(at)
+        return tuple(frozenset(found[values]) for values in sorted(found))
 
     def _inside(self, line: Line, hosts: frozenset[int], stay: Stay) -> tuple[tuple[int, float, float], ...]:
         """Times for which devices of hosts are booked for a request; see `_Kind.inside`."""
@@ -437,6 +450,8 @@ def _fit(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float]
         for host, begin, end, devices in kind.shut:
             if begin <= now < end and host in free:
                 free[host] = max(0.0, free[host] - devices)
+    if kind.domains:
+        return _fit_within(kind, free, now)
     able = [host for host, count in free.items() if count >= kind.devices and host in kind.hosts]
     if kind.several == 1:
         best = min(able, key=lambda host: free[host], default=None)
@@ -454,6 +469,18 @@ def _fit(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float]
         if not left:
             return found
     return None
+
+
+def _fit_within(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float] | None:
+    """Devices by host in one domain: that which needs the fewest hosts, of equal ones that with the least left."""
+    best: dict[int, float] | None = None
+    least = (0, 0.0)
+    for domain in kind.domains:
+        inside = {host: free[host] for host in domain if host in free}
+        found = _fit(kind._replace(hosts=domain, shut=(), domains=()), inside, now)
+        if found is not None and (best is None or (len(found), sum(inside.values())) < least):
+            best, least = found, (len(found), sum(inside.values()))
+    return best
 
 
 class _Kept(NamedTuple):

@@ -89,6 +89,8 @@ def _row(event: RequestEvent, planner: str) -> dict[str, Any]:
         "min_run_seconds": request.min_run_seconds,
         "requeue_of": request.requeue_of,
         "group_name": event.group or None,
+        "within": request.within,
+        "prefer_within": request.prefer_within,
     }
 
 

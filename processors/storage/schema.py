@@ -107,7 +107,8 @@ TABLES: Final[dict[str, str]] = {
         "forecast_start TIMESTAMPTZ, forecast_earliest TIMESTAMPTZ, forecast_latest TIMESTAMPTZ, "
         "last_forecast_at TIMESTAMPTZ, last_forecast_start TIMESTAMPTZ, last_forecast_earliest TIMESTAMPTZ, "
         "last_forecast_latest TIMESTAMPTZ, planner VARCHAR, preemptible BOOLEAN, grace_seconds DOUBLE, "
-        "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR"
+        "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR, "
+        "within VARCHAR, prefer_within VARCHAR"
     ),
 }
 

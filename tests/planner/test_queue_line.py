@@ -29,6 +29,8 @@ class World:
 
     def __init__(self, nodes: Sequence[Node], rule=shortest) -> None:
         self.fleet: Fleet = fleet_of(nodes)
+        for name, host in self.fleet.hosts.items():
+            host.labels = {"rack": "r1" if name in "ac" else "r2"}
         self.line = Line(self.fleet, Policies("best-fit"), rule)
         self.now = 0.0
         self.running: list[str] = []
@@ -67,10 +69,11 @@ requests = st.fixed_dictionaries(
         "models": st.sampled_from([["H100"], ["T4"]]),
         "hosts": st.sampled_from([["a"], ["a", "c"]]),
         "placement": st.sampled_from([Placement.FEWEST_HOSTS, Placement.SPREAD]),
+        "within": st.just("rack"),
         "priority": st.sampled_from([0, 5]),
         "owner": st.sampled_from(["p", "q"]),
     },
-)
+).map(lambda fields: fields if "placement" in fields else {k: v for k, v in fields.items() if k != "within"})
 of_one_model = st.fixed_dictionaries(
     {"gpus": st.sampled_from([1, 2, 4]), "models": st.sampled_from([["H100"], ["T4"]])},
     optional={"hosts": st.just(["a", "c"]), "priority": st.sampled_from([0, 5]), "cpus": st.sampled_from([1.0, 12.0])},

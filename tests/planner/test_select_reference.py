@@ -92,8 +92,20 @@ def rooms(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRequest) 
     return found
 
 
+def needs(found: dict[str, int], world: dict[str, Inventory], request: WorkRequest) -> int:
+    """How many hosts the request needs, in one rack where it must, or would rather, stay in one; 0 for no fit."""
+    racks: dict[str, dict[str, int]] = {}
+    for name, room in found.items():
+        if "rack" in world[name].host.labels:
+            racks.setdefault(world[name].host.labels["rack"], {})[name] = room
+    inside = min((hosts for rack in racks.values() if (hosts := fits(rack, request))), default=0)
+    if request.gpus > 1 and request.within:
+        return inside
+    return inside if request.gpus > 1 and request.prefer_within and inside else fits(found, request)
+
+
 def fits(found: dict[str, int], request: WorkRequest) -> int:
-    """How many hosts the request needs at least; 0 where it does not fit."""
+    """How many hosts the request needs at least, in any racks; 0 where it does not fit."""
     if not request.gpus:
         return 1 if any(room >= 0 for room in found.values()) else 0
     if request.placement is Placement.SPREAD and request.gpus > 1:
@@ -131,7 +143,9 @@ def check_grants(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRe
     assert all(count <= max(found[name], 0) for name, count in per_host.items())
     assert sum(round(grant.cpus * 1000) for grant in placed.grants) == ceil(round(request.cpus * 1000, 6))
     assert sum(grant.host_memory_bytes for grant in placed.grants) == request.host_memory_bytes
-    assert len(per_host) == fits(found, request)
+    assert len(per_host) == needs(found, world, request)
+    if request.gpus > 1 and request.within:
+        assert len({world[name].host.labels["rack"] for name in per_host}) == 1
 
 
 @st.composite
@@ -189,7 +203,7 @@ def test_a_request_is_placed_exactly_where_it_fits(
     policies = Policies()
     held: list[str] = []
     for number, (request, release) in enumerate(asked):
-        needed = fits(rooms(fleet, world, request), request)
+        needed = needs(rooms(fleet, world, request), world, request)
         decision = decide(fleet, request, NOW, policies)
         assert isinstance(decision, Placed) == (needed > 0), decision
         if isinstance(decision, Placed):
@@ -243,7 +257,7 @@ def idle_fits(live: fold.Fleet, world: dict[str, Inventory], request: WorkReques
         if uuids:
             reserved = [live.devices[uuid].reserved for uuid in uuids]
             fold.apply(fleet, samples(name, uuids, NOW, reserved=reserved), NOW)
-    return fits(rooms(fleet, world, request), request)
+    return needs(rooms(fleet, world, request), world, request)
 
 
 @settings(max_examples=50, deadline=None)
@@ -258,7 +272,7 @@ def test_the_best_host_by_the_policy_is_taken(
         if isinstance(decision, Rejection):
             continue
         hosts = {grant.host for grant in decision.grants}
-        if len(hosts) == 1 and request.gpus:
+        if len(hosts) == 1 and request.gpus and not (request.within or request.prefer_within):
             ask = fleet.ask(ask_key(request))
             policy = policies.get(request.policy)
             found = rooms(fleet, world, request)

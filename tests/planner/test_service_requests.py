@@ -264,6 +264,39 @@ async def test_operators_drain_and_evict(server: EmbeddedServer, nc: Client, fle
     assert "maintenance" in gone["message"]
 
 
+async def test_several_hosts_are_of_one_rack(server: EmbeddedServer, nc: Client) -> None:
+    racks = [FakeHosts(nc, prefix=f"{rack}-", labels={"rack": rack}) for rack in ("r1", "r2")]
+    for hosts in racks:
+        await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 16)
+        want = {"owner": "ann", "gpus": 5, "placement": "fewest_hosts", "within": "rack"}
+        for _ in racks:
+            lease = (await ask(nc, "request", want))["lease"]
+            assert len({grant["host"][:2] for grant in lease["grants"]}) == 1
+        # Six devices are free, three in each rack.
+        refused = await ask(nc, "request", want)
+        assert "the request needs 5 within one rack (nearest: rack r1 with 3)" in refused["message"]
+        told = await ask(nc, "explain", {"request": want})
+        assert told["rejection"]["nearest"] == refused["nearest"]
+        waiting = asyncio.create_task(ask(nc, "request", {**want, "request_id": "w", "wait_seconds": 60}, timeout=60))
+        while True:
+            queue = (await ask(nc, "queue"))["entries"]
+            if queue and queue[0]["reserved_hosts"]:
+                break
+            await asyncio.sleep(0.05)
+        assert len({name[:2] for name in queue[0]["reserved_hosts"]}) == 1
+        soft = await ask(nc, "request", {**want, "owner": "bob", "within": None, "prefer_within": "rack", "gpus": 3})
+        assert len({grant["host"][:2] for grant in soft["lease"]["grants"]}) == 1
+        await ask(nc, "release", {"owner": "ann", "lease_id": lease["lease_id"]})
+        granted = await waiting
+        assert {grant["host"][:2] for grant in granted["lease"]["grants"]} == {lease["grants"][0]["host"][:2]}
+        wrong = await ask(nc, "request", {"owner": "ann", "gpus": 2, "within": "rack"})
+        assert (wrong["code"], wrong["field"]) == ("invalid", "$.within")
+    for hosts in racks:
+        await hosts.stop()
+
+
 async def test_foreign_memory_and_silence_keep_devices_away(server: EmbeddedServer, nc: Client) -> None:
     hosts = FakeHosts(nc, hosts=2, devices=1)
     hosts.used["GPU-node0-0"] = 70 * GIB

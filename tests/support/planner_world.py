@@ -174,6 +174,8 @@ def inventories(draw: st.DrawFn, hosts: int = 5, devices: int = 5) -> list[Inven
 def requests(draw: st.DrawFn, policies: Sequence[str] = ("best-fit",)) -> WorkRequest:
     share = draw(st.sampled_from([None, None, 0.1, 0.25, 1 / 3, 0.5, 1.0]))
     gpus = 1 if share is not None else draw(st.integers(0, 7))
+    placement = draw(st.sampled_from(list(Placement)))
+    several = placement is not Placement.SAME_HOST
     return WorkRequest(
         owner="me",
         gpus=gpus,
@@ -186,7 +188,9 @@ def requests(draw: st.DrawFn, policies: Sequence[str] = ("best-fit",)) -> WorkRe
         hosts=draw(st.sampled_from([[], [], ["h1"], ["h[02]"]])),
         host_labels=draw(st.sampled_from([{}, {}, {"rack": "r1"}])),
         min_compute_capability=draw(st.sampled_from([None, None, "8.0"])),
-        placement=draw(st.sampled_from(list(Placement))),
+        placement=placement,
+        within=draw(st.sampled_from([None, None, "rack"])) if several else None,
+        prefer_within=draw(st.sampled_from([None, None, "rack"])) if several else None,
         policy=draw(st.sampled_from(list(policies))),
         allow_in_use=draw(st.sampled_from([False, False, True])),
     )
