@@ -61,6 +61,9 @@ COMMANDS: Final[dict[str, Entry]] = {
         "operate.group:group", _OPERATE, "Manage groups that share the fleet: guarantees, limits, weights, members."
     ),
     "preempt": Entry("operate.fleet:preempt", _OPERATE, "Preempt a lease: end it after a notice to its holder."),
+    "plan-moves": Entry(
+        "operate.moves:plan_moves", _OPERATE, "Find the fewest leases to preempt for free hosts, or for a request."
+    ),
     "health": Entry("operate.health:health", _OPERATE, "Run health checks; the exit code is the result."),
     "simulate": Entry(
         "operate.simulate:simulate", _OPERATE, "Replay a trace of requests with the planner's placement code."

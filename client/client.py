@@ -23,6 +23,7 @@ from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
+from ..schemas.moves import Moves, MovesQuery
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
 from ..schemas.windows import Window, WindowAction, WindowFilter, Windows, WindowStatus
@@ -305,6 +306,34 @@ class Client(RequestCalls):
         """
         action = operations.PreemptAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
         return await self._plan(self._signed(PlanSubject.PREEMPT, action), action, requests.Lease)
+
+    async def moves(
+        self,
+        *,
+        free_hosts: int | None = None,
+        hosts: Sequence[str] = (),
+        models: Sequence[str] = (),
+        request_id: str | None = None,
+        owner: str | None = None,
+    ) -> Moves:
+        """The fewest preemptible leases whose going would free hosts, or let a waiting request start.
+
+        Nothing is changed: `preempt` each of the leases to carry it out.
+
+        Args:
+            free_hosts: number of hosts that shall be free of leases; else it is about a request.
+            hosts: globs over the names of these hosts.
+            models: globs over the names of their devices.
+            request_id: id of the request; the one that is next in the queue by default.
+            owner: owner of the request, where several use the id.
+
+        Raises:
+            NotFound: no such request waits.
+        """
+        query = MovesQuery(
+            free_hosts=free_hosts, hosts=list(hosts), models=list(models), request_id=request_id, owner=owner
+        )
+        return await self._plan(PlanSubject.MOVES, query, Moves)
 
     # History
 

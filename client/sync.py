@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from ..schemas import operations, requests
 from ..schemas.groups import Group, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
+from ..schemas.moves import Moves
 from ..schemas.query import ProcessorStatus, ResultFormat
 from ..schemas.windows import Window, WindowStatus
 from .child_processes import CHILDREN_GRACE_SECONDS
@@ -318,6 +319,21 @@ class SyncClient:
     def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.preempt`."""
         return self._loop.run(self._client.preempt(lease_id, reason=reason, operator=operator))
+
+    def moves(
+        self,
+        *,
+        free_hosts: int | None = None,
+        hosts: Sequence[str] = (),
+        models: Sequence[str] = (),
+        request_id: str | None = None,
+        owner: str | None = None,
+    ) -> Moves:
+        """See `Client.moves`."""
+        found = self._client.moves(
+            free_hosts=free_hosts, hosts=hosts, models=models, request_id=request_id, owner=owner
+        )
+        return self._loop.run(found)
 
     def book(self, window: Window, *, dry_run: bool = False, operator: str | None = None) -> WindowStatus:
         """See `Client.book`."""

@@ -11,6 +11,7 @@ from corral.schemas import (
     groups,
     health,
     instruments,
+    moves,
     operations,
     query,
     request_events,
@@ -96,6 +97,10 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
         ("What deleting a group would do", {"delete": ["lab/vision"], "dry_run": True}),
+    ],
+    "MovesQuery": [
+        ("For the request that is next", {}),
+        ("For two whole hosts", {"free_hosts": 2, "models": ["*H100*"]}),
     ],
     "WindowFilter": [("All", {}), ("Those for one owner", {"owner": "ann"})],
     "WindowAction": [
@@ -204,6 +209,29 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
                     hosts=["node1"],
                 )
             ]
+        ),
+    ),
+    (
+        "One lease would have to go",
+        moves.Moves(
+            possible=True,
+            message="the request of ann for 2 devices could start if 1 lease went, which would lose 0.5 GPU-hours "
+            "of work",
+            moves=[
+                moves.Move(
+                    lease_id="51d4ec4d9b-1-7",
+                    owner="ben",
+                    name="tuning",
+                    devices=2.0,
+                    hosts=["node1"],
+                    since=_AT,
+                    price_gpu_seconds=1800.0,
+                    grace_seconds=60.0,
+                )
+            ],
+            price_gpu_seconds=1800.0,
+            request_id="train-7",
+            owner="ann",
         ),
     ),
     (

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .groups import Group, Groups, GroupStatus, GroupTree, Resources
     from .idle import IdleAction, IdleRule
     from .metrics import DeviceSample
+    from .moves import Move, Moves
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
     from .query import ProcessorStatus, ResultFormat
     from .requests import (
@@ -63,6 +64,8 @@ __all__ = [
     "LeaseEventKind",
     "LeaseState",
     "Method",
+    "Move",
+    "Moves",
     "Placement",
     "Preemption",
     "ProcessBatch",
@@ -86,7 +89,7 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("groups", "idle", "metrics", "operations", "query", "requests", "telemetry", "windows")
+_SOURCES = ("groups", "idle", "metrics", "moves", "operations", "query", "requests", "telemetry", "windows")
 """Modules that define the messages, searched in this order."""
 
 

@@ -11,6 +11,7 @@ from . import (
     durations,
     groups,
     health,
+    moves,
     operations,
     query,
     request_events,
@@ -251,6 +252,13 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "operator",
     ),
     _plan("windows", subjects.PlanSubject.WINDOWS, windows.WindowFilter, (windows.Windows,), "List booked windows."),
+    _plan(
+        "moves",
+        subjects.PlanSubject.MOVES,
+        moves.MovesQuery,
+        (moves.Moves,),
+        "Say which leases would have to go for hosts to be free, or for a waiting request to start.",
+    ),
     _plan(
         "book",
         subjects.PlanSubject.BOOK,

@@ -71,6 +71,7 @@ class PlanSubject:
     GROUPS: Final = f"{PLAN}.groups"
     SET_GROUPS: Final = f"{PLAN}.set_groups"
     WINDOWS: Final = f"{PLAN}.windows"
+    MOVES: Final = f"{PLAN}.moves"
     BOOK: Final = f"{PLAN}.book"
 
 

@@ -145,6 +145,7 @@ _FLEET_WIDE: Final = (
     PlanSubject.QUEUE,
     PlanSubject.GROUPS,
     PlanSubject.WINDOWS,
+    PlanSubject.MOVES,
 )
 """Subjects with the same answer for every user. A name at their end is allowed, and changes nothing."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from ...schemas import codec, subjects
 from ...schemas.groups import GroupChange, GroupFilter
 from ...schemas.health import ServiceHealth
 from ...schemas.limits import MAX_WAIT_SECONDS
+from ...schemas.moves import MovesQuery
 from ...schemas.operations import (
     DeviceFilter,
     Devices,
@@ -281,6 +283,8 @@ class Endpoints:
                 broker.groups.listing,
                 lambda _: grouping(),
             ),
+            # The search may take seconds, however small the fleet.
+            *self._listing("moves", own.MOVES, MovesQuery, broker.moves.plan, lambda _: math.inf),
             *self._listing("windows", own.WINDOWS, WindowFilter, broker.booker.listing, lambda _: broker.booker.cost),
         ]
 

@@ -16,6 +16,7 @@ from nats.micro.request import Request
 from ...bus.permissions import ACROSS, with_name
 from ...schemas import codec, globs, replies
 from ...schemas.groups import GroupFilter
+from ...schemas.moves import MovesQuery
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Error, WorkRequest
 from ...schemas.subjects import PlanSubject
@@ -36,7 +37,7 @@ _MAX_CLIENT_NAME: Final = 128
 """Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Room that is left in a message for all but the lease that it carries."""
-_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter, WindowFilter)
+_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter, WindowFilter, MovesQuery)
 """Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
@@ -225,6 +226,9 @@ class RequestContext:
             if message.book is not None:
                 globs.check(message.book.models, "$.book.models")
                 globs.check(message.book.hosts, "$.book.hosts")
+        elif isinstance(message, MovesQuery):
+            globs.check(message.hosts, "$.hosts")
+            globs.check(message.models, "$.models")
         elif isinstance(message, DeviceFilter):
             for name in ("hosts", "models", "devices"):
                 globs.check(getattr(message, name), f"$.{name}")

@@ -61,6 +61,7 @@ from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .idle_watch import IdleWatch
 from .large_requests import EncodedItems, distribute_packed, encoded_items, with_distribution
 from .lease_commands import LeaseCommands
+from .moves import MovePlanner
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
@@ -124,6 +125,7 @@ class RequestBroker:
         groups: handles the groups.
         idle_watch: warns holders of idle leases, and does what the rules of their groups say.
         booker: handles booked windows.
+        moves: says which leases would have to go for hosts to be free, or for a request to start.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class RequestBroker:
         self.reclaimer = Reclaimer(
             fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start, self.wake.set
         )
+        self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred)
         self.requests = requests
         self._follows_leases = False
         self._came_free = False

@@ -22,7 +22,7 @@ from ..groups.use import Amounts, Pending
 from ..leases.ledger import Ledger
 from ..leases.lifecycle import Refused, preemptible_from
 from ..queue.line import Group, Line
-from ..queue.reclaim import Candidate, Reclaim
+from ..queue.reclaim import Candidate, Reclaim, price_of
 from .queue import QueuedRequest, WaitingQueue
 
 log = logging.getLogger("corral.planner.broker.reclaimer")
@@ -308,16 +308,14 @@ class Reclaimer:
             lease = record.lease
             if preemptible_from(lease).timestamp() > now:
                 continue
-            granted_at = lease.granted_at.timestamp()
-            since = granted_at if lease.saved_at is None else lease.saved_at.timestamp()
             devices = sum(holding.amounts.devices.values()) / WHOLE_SHARE
             found.append(
                 Candidate(
                     lease_id,
                     self._state.node_of(holding.owner),
                     holding.amounts,
-                    devices * max(0.0, now - since),
-                    granted_at,
+                    price_of(lease, devices, now),
+                    lease.granted_at.timestamp(),
                 )
             )
         return found

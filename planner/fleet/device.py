@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from struct import Struct as Layout
 from typing import Any, Final, NamedTuple
 
@@ -579,6 +580,24 @@ class Device:
             )
         self.state = state = intern(key)
         return state
+
+    def without(self, leases: AbstractSet[str]) -> DeviceState:
+        """State that the device would have, by exact amounts, without some of its leases."""
+        held = [amounts for lease, amounts in self.holders.items() if lease not in leases]
+        share = WHOLE_SHARE - sum(amounts[0] for amounts in held)
+        return DeviceState(
+            StateKey(
+                model=self.model,
+                share=share if share >= MIN_SHARE else 0,
+                memory_free=max(0, self.memory_most - self.foreign - sum(amounts[1] for amounts in held)),
+                blocked=self.blocked,
+                leased=bool(held),
+                in_use=self.in_use != "",
+                memory_most=self.memory_most,
+                booked_for=self.booked_for,
+                booked_from=self.booked_from,
+            )
+        )
 
     def without_leases(self, kept: Reserved | None) -> DeviceState:
         """State that the device would have once all its leases have ended, less what is reserved for other requests."""

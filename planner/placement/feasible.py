@@ -182,14 +182,17 @@ def host_verdict(state: HostState, ask: Ask, usable: int) -> str:
 
 def capacity(state: HostState, ask: Ask, usable: int) -> int:
     """Number of the request's devices that a host can hold, each with its part of cores and RAM."""
-    if state.blocked:
-        return 0
+    return 0 if state.blocked else room(state.cpus_free, state.memory_free, ask, usable)
+
+
+def room(cpus_free: int, memory_free: int, ask: Ask, usable: int) -> int:
+    """Number of the request's devices, of those that are usable, that so many cores and so much RAM suffice for."""
     held = min(usable, ask.gpus)
     # The part of k devices is rounded up: ceil(C·k/N) ≤ F exactly where k ≤ ⌊F·N/C⌋.
-    if ask.cpus_milli and state.cpus_free < UNLIMITED:
-        held = min(held, max(0, state.cpus_free) * ask.gpus // ask.cpus_milli)
-    if ask.host_memory_bytes and state.memory_free < UNLIMITED:
-        held = min(held, max(0, state.memory_free) * ask.gpus // ask.host_memory_bytes)
+    if ask.cpus_milli and cpus_free < UNLIMITED:
+        held = min(held, max(0, cpus_free) * ask.gpus // ask.cpus_milli)
+    if ask.host_memory_bytes and memory_free < UNLIMITED:
+        held = min(held, max(0, memory_free) * ask.gpus // ask.host_memory_bytes)
     return held
 
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ...schemas.requests import Placement
+from ...schemas.requests import Lease, Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.state import Ask
@@ -47,6 +47,12 @@ class Candidate(NamedTuple):
     amounts: Amounts
     price: float
     granted_at: float
+
+
+def price_of(lease: Lease, devices: float, now: float) -> float:
+    """Price of a lease: its devices times the seconds since its work was last saved, or since its grant."""
+    since = lease.granted_at if lease.saved_at is None else lease.saved_at
+    return devices * max(0.0, now - since.timestamp())
 
 
 class Reclaim:

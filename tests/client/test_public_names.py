@@ -27,7 +27,7 @@ PUBLIC = {
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),
         *("Group", "GroupTree", "Resources", "Groups", "GroupStatus"),
-        *("Window", "WindowStatus", "Repeat", "IdleRule", "IdleAction", "IdleNotice"),
+        *("Window", "WindowStatus", "Repeat", "IdleRule", "IdleAction", "IdleNotice", "Moves", "Move"),
         *("DeviceSample", "SampleBatch", "ProcessBatch", "ProcessSample", "DeviceEvent", "AttributionKind"),
         *("codec", "columns", "subjects"),
     },

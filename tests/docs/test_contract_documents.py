@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, durations, groups, operations, query, requests, windows
+from corral.schemas import codec, durations, groups, moves, operations, query, requests, windows
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -33,6 +33,7 @@ BASE: dict[type[Any], dict[str, Any]] = {
     groups.GroupFilter: {},
     groups.GroupChange: {},
     windows.WindowFilter: {},
+    moves.MovesQuery: {},
     windows.WindowAction: {"cancel": "w"},
     query.QueryRequest: {"sql": "SELECT 1"},
     query.CancelRequest: {"query_id": "q"},

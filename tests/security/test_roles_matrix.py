@@ -41,7 +41,7 @@ USERS = {
     Role.OPERATOR: "olga",
 }
 PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
-LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows")
+LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows", "moves")
 NAMES = (*USERS.values(), "bob")
 
 

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas import codec, columns, groups, operations, query, requests, telemetry, windows
+from corral.schemas import codec, columns, groups, moves, operations, query, requests, telemetry, windows
 from corral.schemas.metrics import METRICS
 
 GIB = 2**30
@@ -159,6 +159,7 @@ ASKED: list[tuple[type[Any], Any]] = [
     ),
     (operations.EvictAction, operations.EvictAction(lease_id="l1", reason="maintenance")),
     (operations.PreemptAction, operations.PreemptAction(lease_id="l1", reason="a course")),
+    (moves.MovesQuery, moves.MovesQuery(free_hosts=2, hosts=["h*"], models=["*H100*"])),
     (requests.CheckpointAction, requests.CheckpointAction(lease_id="l1", owner="alice", busy_seconds=40)),
     (
         groups.GroupChange,

@@ -1,0 +1,121 @@
+"""`corral plan-moves`: the fewest preemptible leases whose going would free hosts, or let a request start."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ...client import Client, CorralError
+from ...schemas.moves import Moves
+from ...schemas.requests import Lease
+from .. import exits, render
+from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run
+
+
+def plan_moves(
+    free_hosts: Annotated[
+        int | None,
+        typer.Option(
+            "--free-hosts", metavar="N", min=1, help="Hosts that shall be free of leases, with those that are already."
+        ),
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", metavar="GLOB", help="With --free-hosts: hosts. Repeatable.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="GLOB", help="With --free-hosts: models of all their GPUs. Repeatable."),
+    ] = None,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", metavar="ID", help="Waiting request. Default: the one that is next in the queue."),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option("--owner", help="With --request: its owner, where several use the id.")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Preempt the leases, each with its notice.")] = False,
+    reason: Annotated[
+        str | None, typer.Option("--reason", "-r", help="With --apply: reason, which the leases' holders get.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --apply: don't ask for confirmation.")] = False,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Find the fewest preemptible leases whose going would free hosts, or let a waiting request start.
+
+    Of equally few leases it takes those that lose the least: GPUs times the time since their work was last saved, or
+    since their start. Nothing is changed without --apply, which needs the rights of an operator. Exit code 4 if it
+    isn't possible.
+
+    Examples:
+      corral plan-moves
+      corral plan-moves --request train-7
+      corral plan-moves --free-hosts 2 --model '*H100*' --apply --reason 'a large run'
+    """
+    if apply and not reason:
+        raise exits.CommandError("--apply needs a --reason, which the holders get", exits.USAGE)
+
+    async def work() -> tuple[Moves, list[Lease | CorralError]]:
+        async with connected(nats, timeout=timeout) as client:
+            found = await client.moves(
+                free_hosts=free_hosts, hosts=host or (), models=model or (), request_id=request, owner=owner
+            )
+            if not json:
+                _show(found)
+            if not apply or not found.moves:
+                return found, []
+            if not (yes or json) and sys.stdin.isatty():
+                typer.confirm("Preempt them?", abort=True)
+            return found, await _preempt(client, found, reason or "")
+
+    found, done = run(work())
+    if json:
+        print_json(found)
+    for answer in done:
+        if isinstance(answer, Lease) and not json:
+            console().print(f"[green]Preempted[/] {escape(answer.lease_id)} of {escape(answer.owner)}")
+    failed = [answer for answer in done if not isinstance(answer, Lease)]
+    if failed:
+        raise exits.CommandError("; ".join(map(str, failed)), exits.NOT_YOURS)
+    if found.moves and not apply and not json:
+        console().print("[dim]Nothing is changed. Add --apply and a --reason to preempt them.[/]")
+    if not found.possible:
+        raise typer.Exit(exits.REJECTED)
+
+
+async def _preempt(client: Client, found: Moves, reason: str) -> list[Lease | CorralError]:
+    """Preempt each lease; one that has ended meanwhile is what was wanted."""
+    done: list[Lease | CorralError] = []
+    for move in found.moves:
+        try:
+            done.append(await client.preempt(move.lease_id, reason=reason))
+        except CorralError as error:
+            done.append(error)
+    return done
+
+
+def _show(found: Moves) -> None:
+    console().print(escape(f"{found.message[:1].upper()}{found.message[1:]}."), highlight=False)
+    if found.moves:
+        console().print(_table(found))
+
+
+def _table(found: Moves) -> Table:
+    made = render.table("LEASE", "OWNER", "NAME", "GPUS", "HOSTS", "LOSES", "GRACE")
+    for move in found.moves:
+        hosts = ", ".join(move.hosts[:3]) + (f" and {len(move.hosts) - 3} more" if len(move.hosts) > 3 else "")
+        made.add_row(
+            escape(move.lease_id),
+            escape(move.owner),
+            escape(move.name),
+            f"{move.devices:g}",
+            escape(hosts),
+            f"{move.devices:g} × {render.duration(move.price_gpu_seconds / (move.devices or 1))}",
+            render.duration(move.grace_seconds),
+        )
+    return made

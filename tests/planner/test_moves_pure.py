@@ -1,0 +1,150 @@
+"""The fewest leases to take, against all sets of leases one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import corral.planner.fleet.fleet as fold
+from corral.planner.placement.decide import Placed, Policies, ask_of, decide
+from corral.planner.queue.moves import Site, best_of, fewest, sites_for, whole_hosts
+from corral.schemas.requests import Placement, WorkRequest
+from corral.schemas.telemetry import Inventory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.planner_world import NOW, ask, fleet_of, inventories, inventory, placed, requests
+
+T4 = "Tesla T4"
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[Site], dict[str, float], int]:
+    """Hosts of devices with leases on them, some on several hosts, some that can't go; and the units wanted."""
+    names = [f"l{number}" for number in range(draw(st.integers(0, 7)))]
+    held = [[set[str]() for _ in range(draw(st.integers(1, 4)))] for _ in range(draw(st.integers(1, 4)))]
+    for name in names:
+        for _ in range(draw(st.integers(1, 3))):
+            draw(st.sampled_from(draw(st.sampled_from(held)))).add(name)
+    for device in (device for host in held for device in host):
+        if draw(st.integers(0, 7)) == 0:
+            device.add("stays")
+    together = draw(st.sampled_from([0, 1, 2, 3]))
+    sites: list[Site] = []
+    for number, host in enumerate(held):
+
+        def units(gone: Sequence[str], host: list[set[str]] = host) -> int:
+            free = sum(device <= set(gone) for device in host)
+            return int(free >= together) if together else free
+
+        leases = tuple(sorted({lease for device in host for lease in device} - {"stays"}))
+        sites.append(Site(f"h{number}", leases, units))
+    prices = {name: float(draw(st.integers(0, 5))) for name in names}
+    return sites, prices, draw(st.integers(1, 5))
+
+
+def every_set(sites: Sequence[Site], prices: Mapping[str, float], wanted: int) -> tuple[int, float] | None:
+    """Number and price of the best set, by trying all."""
+    leases = sorted({lease for site in sites for lease in site.leases})
+    for size in range(len(leases) + 1):
+        found = [
+            sum(prices[lease] for lease in chosen)
+            for chosen in combinations(leases, size)
+            if sum(site.units(frozenset(chosen)) for site in sites) >= wanted
+        ]
+        if found:
+            return size, min(found)
+    return None
+
+
+@settings(deadline=None, max_examples=120)
+@given(worlds(), st.sampled_from([None, 0, 3, 20]))
+def test_no_set_of_leases_is_smaller_or_as_small_and_cheaper(
+    world: tuple[list[Site], dict[str, float], int], limit: int | None
+) -> None:
+    sites, prices, wanted = world
+    best = every_set(sites, prices, wanted)
+    choice = fewest(sites, prices, wanted) if limit is None else fewest(sites, prices, wanted, limit)
+    assert (choice is None) == (best is None)
+    if choice is None or best is None:
+        return
+    assert sum(site.units(frozenset(choice.leases)) for site in sites) >= wanted
+    assert choice.price == sum(prices[lease] for lease in choice.leases)
+    assert (len(choice.leases), choice.price) >= best
+    if choice.proven:
+        assert (len(choice.leases), choice.price) == best
+    assert choice.proven or limit is not None
+    assert fewest(sites[::-1], prices, wanted) == fewest(sites, prices, wanted)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    inventories(hosts=4, devices=3),
+    st.lists(st.tuples(requests(), st.sampled_from([True, True, False])), max_size=6),
+    requests(),
+)
+def test_a_request_starts_once_they_are_gone_and_not_without_as_many(
+    found: list[Inventory], held: list[tuple[WorkRequest, bool]], wish: WorkRequest
+) -> None:
+    def fleet_without(gone: Sequence[str]) -> fold.Fleet:
+        fleet = fleet_of(*found)
+        for name, grants in leases.items():
+            if name not in gone:
+                fold.hold(fleet, name, grants)
+        return fleet
+
+    def starts(gone: Sequence[str]) -> bool:
+        return isinstance(decide(fleet_without(gone), wish, NOW, policies), Placed)
+
+    policies, leases = Policies("best-fit"), {}
+    takes: dict[str, float] = {}
+    fleet = fleet_of(*found)
+    for number, (request, preemptible) in enumerate(held):
+        decision = decide(fleet, request, NOW, policies)
+        if isinstance(decision, Placed):
+            leases[f"l{number}"] = decision.grants
+            fold.hold(fleet, f"l{number}", decision.grants)
+            if preemptible:
+                takes[f"l{number}"] = float(number % 3)
+    going = frozenset(list(takes)[:1])
+    takes = {lease: price for lease, price in takes.items() if lease not in going}
+    asked = ask_of(fleet, wish)
+    asked = fleet.ask(asked.key._replace(prefer_within=""))
+    choice = best_of(sites_for(fleet, asked, takes, going), takes)
+    sizes = [
+        size for size in range(len(takes) + 1) if any(starts([*going, *some]) for some in combinations(takes, size))
+    ]
+    assert (choice is None) == (not sizes)
+    if choice is not None:
+        assert choice.proven
+        assert starts([*going, *choice.leases])
+        assert len(choice.leases) == sizes[0]
+        alike = [some for some in combinations(takes, sizes[0]) if starts([*going, *some])]
+        assert choice.price == min(sum(takes[lease] for lease in some) for some in alike)
+
+
+def test_whole_hosts_are_freed_by_the_fewest_leases_that_may_go() -> None:
+    fleet = fleet_of(*(inventory(f"h{n}", [T4] * 4) for n in range(5)))
+    prices: dict[str, float] = {}
+    for name, host, gpus, price in (
+        ("a0", "h0", 2, 1.0),
+        ("a1", "h0", 1, 1.0),
+        ("b0", "h1", 1, 50.0),
+        ("c0", "h2", 4, 40.0),
+        ("d0", "h3", 1, None),
+    ):
+        fold.hold(fleet, name, placed(ask(fleet, gpus=gpus, hosts=[host])).grants)
+        if price is not None:
+            prices[name] = price
+    wide = placed(ask(fleet, gpus=4, placement=Placement.SPREAD, hosts=["h0", "h1", "h3", "h4"])).grants
+    fold.hold(fleet, "wide", wide)
+    prices["wide"] = 0.0
+
+    def plan(wanted: int) -> tuple[str, ...] | None:
+        choice = best_of([(whole_hosts(fleet, fleet.hosts.values(), prices, frozenset()), wanted)], prices)
+        return None if choice is None else choice.leases
+
+    assert plan(1) == ("wide",)  # h4, for nothing
+    assert plan(2) == ("c0", "wide")
+    assert plan(3) == ("b0", "c0", "wide")
+    assert plan(4) == ("a0", "a1", "b0", "c0", "wide")
+    assert plan(5) is None  # h3 has a lease that stays

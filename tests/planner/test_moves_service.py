@@ -1,0 +1,97 @@
+"""Plans of moves over the bus: for the request that is next, for one by id, for whole hosts; and carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from typing import Any
+
+from corral.cli.local.server import EmbeddedServer
+from nats.aio.client import Client
+from support.local_cluster import invoke
+from support.planner_rig import FakeHosts, ask, running, until_ready
+
+
+async def queued(nc: Client, count: int) -> None:
+    while True:
+        if len((await ask(nc, "queue"))["entries"]) == count:
+            return
+        await asyncio.sleep(0.05)
+
+
+async def lease(nc: Client, **fields: Any) -> str:
+    answer = await ask(nc, "request", {"ttl_seconds": 600, "grace_seconds": 0, **fields})
+    assert answer["type"] == "assignment", answer
+    return answer["lease"]["lease_id"]
+
+
+async def command(server: EmbeddedServer, *options: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(invoke, "plan-moves", *options, url=server.url)
+
+
+async def test_the_fewest_leases_are_named_and_taken_when_told(server: EmbeddedServer, nc: Client) -> None:
+    hosts = FakeHosts(nc, hosts=3)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 12)
+        nothing = await ask(nc, "moves")
+        assert (nothing["type"], nothing["possible"], nothing["moves"]) == ("moves", True, [])
+        two, other = [
+            await lease(nc, owner="bob", gpus=2, hosts=["node0"], preemptible=True, name=name) for name in ("a", "b")
+        ]
+        for _ in range(4):
+            await lease(nc, owner="bob", hosts=["node1"], preemptible=True)
+        await lease(nc, owner="eve", gpus=4, hosts=["node2"])
+        await ask(nc, "checkpoint", {"owner": "bob", "lease_id": other, "saved": True})
+
+        want = {"owner": "ann", "wait_seconds": 600, "ttl_seconds": 600}
+        first = asyncio.create_task(ask(nc, "request", {**want, "gpus": 2, "request_id": "two"}, timeout=60))
+        await queued(nc, 1)
+        whole = asyncio.create_task(ask(nc, "request", {**want, "gpus": 4, "request_id": "four"}, timeout=60))
+        await queued(nc, 2)
+
+        # The request that is next: of the two leases on node0 the one that was saved loses less.
+        found = await ask(nc, "moves")
+        assert (found["request_id"], found["owner"], found["ahead"], found["proven"]) == ("two", "ann", 0, True)
+        (move,) = found["moves"]
+        assert (move["lease_id"], move["owner"], move["devices"], move["hosts"]) == (other, "bob", 2.0, ["node0"])
+        assert "could start if 1 lease went" in found["message"]
+        found = await ask(nc, "moves", {"request_id": "four"})
+        assert [each["lease_id"] for each in found["moves"]] == [other, two]
+        assert "1 request ahead of it may take what comes free" in found["message"]
+        assert found["price_gpu_seconds"] == sum(each["price_gpu_seconds"] for each in found["moves"])
+
+        found = await ask(nc, "moves", {"free_hosts": 2})
+        assert (len(found["moves"]), found["free_hosts"]) == (6, ["node0", "node1"])
+        found = await ask(nc, "moves", {"free_hosts": 1, "hosts": ["node1"]})
+        assert len(found["moves"]) == 4
+        found = await ask(nc, "moves", {"free_hosts": 3})
+        assert (found["possible"], found["moves"]) == (False, [])
+        assert found["message"].startswith("at most 2 hosts could be freed")
+        for wrong, field in (
+            ({"free_hosts": 1, "request_id": "two"}, "$.free_hosts"),
+            ({"hosts": ["node1"]}, "$.hosts"),
+            ({"free_hosts": 0}, "$.free_hosts"),
+        ):
+            answer = await ask(nc, "moves", wrong)
+            assert (answer["type"], answer["field"]) == ("error", field)
+        assert (await ask(nc, "moves", {"request_id": "gone"}))["code"] == "not_found"
+
+        # Nothing has changed so far; with --apply the request starts.
+        assert len((await ask(nc, "leases"))["leases"]) == 7
+        shown = await command(server, "--json")
+        assert [each["lease_id"] for each in json.loads(shown.stdout)["moves"]] == [other]
+        assert (await command(server, "--apply")).returncode == 2
+        done = await command(server, "--apply", "--reason", "a large run")
+        assert done.returncode == 0, done.stderr
+        assert f"Preempted {other} of bob" in done.stdout
+        assert (await first)["type"] == "assignment"
+        ended = (await ask(nc, "leases", {"lease_id": other, "states": ["evicted"]}))["leases"][0]
+        assert "a large run" in ended["preemption"]["reason"]
+        done = await command(server, "--request", "four", "--apply", "--reason", "a larger run")
+        assert done.stdout.count("Preempted ") == 4
+        assert {grant["host"] for grant in (await whole)["lease"]["grants"]} == {"node1"}
+        impossible = await command(server, "--free-hosts", "1")
+        assert (impossible.returncode, impossible.stdout.startswith("At most 0 hosts could be freed")) == (4, True)
+    await hosts.stop()
