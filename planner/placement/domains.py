@@ -66,22 +66,29 @@ def domains(fleet: Fleet, ask: Ask) -> list[Domain]:
 
 
 def _narrowed(fleet: Fleet, ask: Ask, values: tuple[str, ...]) -> Ask:
-    labels = {*ask.host_labels, *zip(ask.within, values, strict=True)}
-    return fleet.ask(ask.key._replace(within=(), host_labels=tuple(sorted(labels))))
+    labels = tuple(sorted({*ask.host_labels, *zip(ask.within, values, strict=True)}))
+    key = ask.key._replace(within=(), host_labels=labels)
+    part = ask.part(1)
+    if ask.placement is not Placement.SPREAD or part.gpus == 1:
+        return fleet.ask(key)
+    found = Ask(key)  # its parts are whole hosts, as in a simulation
+    found.parts[1] = fleet.ask(part.key._replace(within=(), host_labels=tuple(sorted({*part.host_labels, *labels}))))
+    return found
 
 
 def rooms(fleet: Fleet, ask: Ask) -> list[Room]:
     """Capacity of each domain of a request, as of now."""
     known: dict[HostState, int] = {}
     found: list[Room] = []
+    part = ask.part(1) if ask.placement is Placement.SPREAD else ask
     for domain in domains(fleet, ask):
         held: list[int] = []
         for host in domain.hosts:
             state = host.state
             room = known.get(state)
             if room is None:
-                room = known[state] = capacity(state, ask, len(candidates(state, ask)))
-            if room:
+                room = known[state] = capacity(state, part, len(candidates(state, part)))
+            if room and (part is ask or room >= part.gpus):
                 held.append(room)
         found.append(room_of(domain, held))
     return found

@@ -434,7 +434,9 @@ class Horizons:
         hosts = self._fleet.hosts
         found: dict[tuple[str, ...], list[Step]] = {}
         for step in steps:
-            found.setdefault(values_of(hosts[step[1]], ask), []).append(step)
+            host = hosts[step[1]]
+            if host.labels.keys() >= set(ask.within):
+                found.setdefault(values_of(host, ask), []).append(step)
         return found.values()
 
     def _on_each(self, steps: Sequence[Step], part: Ask, wanted: int, without: Set[str]) -> list[Step]:

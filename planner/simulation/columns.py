@@ -38,7 +38,11 @@ NODE_COLUMNS: Final = (
     Column("memory_mib", {**_same("mem_mib"), **_GIB}, str(UNBOUNDED)),
     Column("gpu", _same("gpus", "num_gpu", "num_gpus", "gpu_count"), None),
     Column("model", _same("gpu_model", "gpu_type", "gpu_spec"), ""),
+    Column("rack", {}, ""),
+    Column("nvlink_domain", {}, ""),
 )
+DOMAIN_LABELS: Final = ("rack", "nvlink_domain")
+"""Columns of nodes that are labels, of which the nodes of a job may have to share one."""
 REQUEST_COLUMNS: Final = (
     Column("name", _same("pod", "pod_name", "job", "job_name", "id"), ""),
     Column("cpu_milli", {**_same("cpus_milli"), **_CORES}, ""),
@@ -56,6 +60,7 @@ JOB_COLUMNS: Final = (
     Column("priority", {}, ""),
     Column("preemptible", {}, ""),
     Column("expected_seconds", {}, ""),
+    Column("within", {}, ""),
 )
 """Columns of requests with time: those of requests, and when they arrive and how long they run."""
 TIME_COLUMNS: Final = ("submit_seconds", "duration_seconds")

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ...schemas.requests import WorkRequest
 from ..fleet.state import WHOLE_MILLI
-from .columns import JOB_COLUMNS, TIME_COLUMNS
+from .columns import DOMAIN_LABELS, JOB_COLUMNS, TIME_COLUMNS
 from .trace import MIB, OWNER, TraceError, arrival_of, first_line, rows
 
 SECONDS_MOST: Final = 1e12
@@ -37,6 +37,7 @@ class Job(Struct, frozen=True, kw_only=True):
         priority: the greater goes first.
         preemptible: true if it may be stopped for others.
         expected_seconds: duration that its owner expects; None if none is given.
+        within: label of which all its nodes must have the same value, if it needs several; empty for none.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Job(Struct, frozen=True, kw_only=True):
     priority: int = 0
     preemptible: bool = False
     expected_seconds: float | None = None
+    within: str = ""
 
     @property
     def empty(self) -> bool:
@@ -103,6 +105,7 @@ def read_jobs(path: Path) -> list[Job]:
                 priority=_priority(row, where),
                 preemptible=_flag(row, "preemptible", where),
                 expected_seconds=seconds(row, "expected_seconds", where) if expected else None,
+                within=_label(row, where),
             )
         )
     return found
@@ -156,6 +159,13 @@ def _flag(row: Mapping[str, str], column: str, where: str) -> bool:
     if text not in _FLAGS:
         raise TraceError(f"{where}: {column} is {text!r}, but true and false are what may be")
     return _FLAGS[text]
+
+
+def _label(row: Mapping[str, str], where: str) -> str:
+    text = row["within"].strip()
+    if text and text not in DOMAIN_LABELS:
+        raise TraceError(f"{where}: within is {text!r}, but {' and '.join(DOMAIN_LABELS)} are what may be")
+    return text
 
 
 def named(job: Job) -> str:

@@ -104,7 +104,9 @@ def fleet_of(nodes: Sequence[Node]) -> Fleet:
             DeviceInfo(uuid=f"{node.name}/{index}", host=node.name, index=index, name=node.model)
             for index in range(node.gpus)
         ]
-        host = HostInfo(name=node.name, cpus=cores, memory_bytes=memory, labels={SIZE_LABEL: str(node.gpus)})
+        host = HostInfo(
+            name=node.name, cpus=cores, memory_bytes=memory, labels={SIZE_LABEL: str(node.gpus), **node.labels}
+        )
         apply(fleet, Inventory(host=host, agent="trace", time_ns=0, devices=devices), 0.0)
         # Inventories have whole cores, and 0 means unknown: the excess is held for good.
         over = Grant(

@@ -24,6 +24,7 @@ _JOB_COLUMNS = (
     "priority",
     "preemptible",
     "expected_seconds",
+    "within",
 )
 
 
@@ -52,8 +53,11 @@ def write_nodes(path: Path, nodes: Sequence[Node]) -> None:
     Raises:
         OSError: it can't be written.
     """
-    rows = [(node.name, node.cpus_milli, node.memory_mib, node.gpus, node.model) for node in nodes]
-    _write(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"), rows)
+    rows = [
+        (node.name, node.cpus_milli, node.memory_mib, node.gpus, node.model, node.rack, node.nvlink_domain)
+        for node in nodes
+    ]
+    _write(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model", "rack", "nvlink_domain"), rows)
 
 
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
@@ -79,6 +83,7 @@ def _cells(job: Job) -> tuple[object, ...]:
         job.priority,
         "true" if job.preemptible else "",
         "" if job.expected_seconds is None else repr(job.expected_seconds),
+        job.within,
     )
 
 

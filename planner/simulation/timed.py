@@ -167,7 +167,7 @@ class Shapes:
         if not size:
             return None
         count = -(-job.gpus // size)
-        key = (size, count, request.cpus, request.host_memory_bytes, job.models)
+        key = (size, count, request.cpus, request.host_memory_bytes, job.models, job.within)
         found = self._blocks.get(key)
         if found is None:
             part = WorkRequest(
@@ -178,7 +178,7 @@ class Shapes:
                 models=request.models,
                 host_labels={SIZE_LABEL: str(size)} if len(sizes) > 1 else {},
             )
-            spread = replace(part, gpus=count, placement=Placement.SPREAD)
+            spread = replace(part, gpus=count, placement=Placement.SPREAD, within=job.within or None)
             found = self._blocks[key] = Ask(ask_key(spread))
             # "One device each on so many hosts" becomes one whole node each.
             found.parts[1] = self._fleet.ask(ask_key(part))

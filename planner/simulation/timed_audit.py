@@ -13,13 +13,14 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .audit import number
 from .audit import rows as table_rows
-from .columns import JOB_COLUMNS, NODE_COLUMNS
+from .columns import DOMAIN_LABELS, JOB_COLUMNS, NODE_COLUMNS
 
 TOLERANCE_SECONDS = 1e-3
 RELATIVE = 1e-9
@@ -50,6 +51,7 @@ class _Node:
         self.cpu, self.memory = number(row["cpu_milli"]), number(row["memory_mib"])
         self.gpus = number(row["gpu"])
         self.model = row["model"]
+        self.labels = {name: row[name] for name in DOMAIN_LABELS}
         self.uses: list[tuple[float, int, float, float, dict[int, int], str]] = []
         """(time, 1 for a start and 0 for an end, cores, RAM, milli by device, job)"""
 
@@ -84,6 +86,7 @@ class _Job(NamedTuple):
     gpus: int
     milli: int
     models: frozenset[str]
+    within: str
 
     def allows(self, node: _Node) -> bool:
         return not self.gpus or not self.models or node.model in self.models
@@ -112,6 +115,7 @@ def _jobs(path: Path) -> list[_Job]:
                 gpus=gpus,
                 milli=number(row["gpu_milli"] or "1000") if gpus == 1 else 1000,
                 models=frozenset(model.strip() for model in row["gpu_spec"].split("|") if model.strip()),
+                within=row["within"],
             )
         )
     return found
@@ -215,6 +219,10 @@ def _take(job: _Job, segment: Sequence[_Row], fleet: dict[str, _Node]) -> None:
     if _count(segment) != job.gpus:
         raise TimedAuditError(f"{job.where} asks for {job.gpus} devices, and got {_count(segment)}")
     several = len(segment) > 1
+    if several and job.within:
+        domains = {fleet[name].labels[job.within] for name in names if name in fleet}
+        if len(domains) > 1 or "" in domains:
+            raise TimedAuditError(f"{job.where} must be within one {job.within}, and is in {sorted(domains)}")
     for row in segment:
         node = fleet.get(row.node)
         if node is None:
@@ -254,7 +262,10 @@ def _possible(job: _Job, fleet: dict[str, _Node]) -> bool:
         if size
         else []
     )
-    return bool(size) and len(roomy) >= count
+    if not job.within:
+        return bool(size) and len(roomy) >= count
+    domains = Counter(node.labels[job.within] for node in roomy if node.labels[job.within])
+    return bool(size) and max(domains.values(), default=0) >= count
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Columns are those of the published cluster traces (Alibaba's cluster-trace-gpu-v2023), others are ignored:
 nodes `sn, cpu_milli, memory_mib, gpu, model`, requests `name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec`.
 Only `gpu` and `num_gpu` are required (`columns.py` has other names for each). `gpu_milli` is used if `num_gpu` is 1
-(1000, or an empty cell, is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
+(1000, or an empty cell, is a whole device); `gpu_spec` is empty or `MODEL|MODEL`. Nodes may have `rack` and
+`nvlink_domain`, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from msgspec import Struct
 
 from ...schemas.requests import WorkRequest
 from ..fleet.state import WHOLE_MILLI, AskKey, ask_key
-from .columns import NODE_COLUMNS, REQUEST_COLUMNS, Column, cell, find
+from .columns import DOMAIN_LABELS, NODE_COLUMNS, REQUEST_COLUMNS, Column, cell, find
 
 DEVICES_MOST: Final = 1024
 AMOUNT_MOST: Final = 2**40
@@ -44,6 +45,7 @@ class Node(Struct, frozen=True):
         memory_mib: RAM.
         gpus: number of devices, all equal.
         model: of the devices.
+        rack: label of the host; empty for none. Likewise `nvlink_domain`.
     """
 
     name: str
@@ -51,6 +53,14 @@ class Node(Struct, frozen=True):
     memory_mib: int
     gpus: int
     model: str
+    rack: str = ""
+    nvlink_domain: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the host."""
+        found = {name: getattr(self, name) for name in DOMAIN_LABELS}
+        return {name: value for name, value in found.items() if value}
 
 
 class Arrival(Struct, frozen=True):
@@ -113,6 +123,8 @@ def read_nodes(path: Path) -> list[Node]:
             memory_mib=whole(row, "memory_mib", where),
             gpus=whole(row, "gpu", where, DEVICES_MOST),
             model=row["model"],
+            rack=row["rack"],
+            nvlink_domain=row["nvlink_domain"],
         )
         if not node.name:
             raise TraceError(f"{where}: sn is empty; every node needs a name")

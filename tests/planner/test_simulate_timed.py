@@ -31,6 +31,7 @@ nodes = st.lists(
         st.sampled_from([1024, 10**9]),
         st.sampled_from([1, 2, 4, 4, 8]),
         st.sampled_from(["A", "B"]),
+        st.sampled_from(["r1", "r1", "r2", ""]),
     ),
     min_size=1,
     max_size=4,
@@ -68,6 +69,7 @@ def traces(draw: st.DrawFn) -> list[Job]:
                 models=draw(st.sampled_from([(), ("A",), ("A", "B")])) if gpus else (),
                 owner=draw(st.sampled_from(["p", "q"])),
                 priority=draw(st.sampled_from([0, 0, 3])),
+                within=draw(st.sampled_from(["", "rack"])),
             )
         )
     return found
@@ -223,6 +225,18 @@ def test_more_devices_than_a_node_has_take_whole_nodes() -> None:
     assert [(segment.node, len(segment.gpu_indices)) for segment in both.segments] == [("a", 4), ("b", 2)]
     assert (small.segments[0].node, small.started_at) == ("c", 1.0)  # beside
     assert four.started_at == both.ended_at == 60.0
+
+
+def test_several_nodes_of_a_job_are_of_one_rack() -> None:
+    hosts = [Node(f"n{at}", 10**9, 10**9, 4, "A", rack) for at, rack in enumerate(("r1", "r2", "r1", "r2", ""))]
+    first = [job(0, 0.0, 100.0, 4), job(1, 0.0, 50.0, 4)]
+    both = [job(2, 1.0, 10.0, 8, within="rack"), job(3, 1.0, 10.0, 8), job(4, 2.0, 10.0, 12, within="rack")]
+    found = replay(hosts, [*first, *both], fifo, make("best-fit"))
+    taken = {run.job.number: sorted(segment.node for segment in run.segments) for run in found.runs}
+    assert taken[0] == ["n0"]
+    assert taken[1] == ["n1"]
+    assert (taken[2], taken[3]) == (["n1", "n3"], ["n2", "n4"])
+    assert [job.number for job in found.impossible] == [4]
 
 
 def test_measures_are_those_of_the_papers() -> None:
