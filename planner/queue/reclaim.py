@@ -183,7 +183,7 @@ class Reclaim:
         if plan is None or plan.starts_at == math.inf:
             return None
         uuids = [uuid for uuid, _, _ in plan.reservation.devices]
-        return self._victims(uuids, [name for name, _, _ in plan.reservation.hosts], ask, plan.starts_at)
+        return self._victims(uuids, plan.reservation.hosts, ask, plan.starts_at)
 
     def _on_one_host(self, ask: Ask) -> list[Candidate] | None:
         best: list[Candidate] | None = None
@@ -195,7 +195,7 @@ class Reclaim:
                 first = self._ranked[int(last)]
                 if (self._group[first.node], first.price) > least[:2]:
                     break
-            victims = self._victims(chosen, [host], ask, math.inf)
+            victims = self._victims(chosen, [(host, ask.cpus_milli, ask.host_memory_bytes)], ask, math.inf)
             if len(victims) > 1:
                 victims = self._needed(victims, host, [device for _, _, device in units], ask)
             cost = self._cost(victims)
@@ -231,8 +231,17 @@ class Reclaim:
         worst = max((self._group[each.node] for each in victims), default=0)
         return worst, sum(each.price for each in victims), len(victims)
 
-    def _victims(self, uuids: Iterable[str], hosts: Iterable[str], ask: Ask, most: float) -> list[Candidate]:
-        """Leases that have to go so that a request can have some devices, in order."""
+    def _victims(
+        self, uuids: Iterable[str], hosts: Iterable[tuple[str, int, int]], ask: Ask, most: float
+    ) -> list[Candidate]:
+        """Leases that have to go so that a request can have some devices, in order.
+
+        Args:
+            uuids: of the devices.
+            hosts: their hosts, with the thousandths of cores and the bytes of RAM that it takes of each.
+            ask: the request.
+            most: place in the order beyond which leases are not taken for cores and RAM.
+        """
         fleet, ranks = self._fleet, self._ranks
         found: dict[str, None] = {}
         for uuid in uuids:
@@ -243,17 +252,19 @@ class Reclaim:
                     found[lease] = None
                     left += device.holders[lease][0]
         if ask.cpus_milli or ask.host_memory_bytes or not ask.gpus:
-            for name in hosts:
-                found |= dict.fromkeys(self._for_cores(name, ask, found, most))
+            for host in hosts:
+                found |= dict.fromkeys(self._for_cores(*host, found, most))
         return sorted((self._able[lease][1] for lease in found), key=lambda each: ranks.ends_at(each.lease_id))
 
-    def _for_cores(self, name: str, ask: Ask, gone: Mapping[str, None], most: float) -> list[str]:
-        """Further leases of a host that have to go for the cores and RAM of a request."""
+    def _for_cores(
+        self, name: str, cpus_milli: int, memory_bytes: int, gone: Mapping[str, None], most: float
+    ) -> list[str]:
+        """Further leases of a host that have to go for the cores and RAM of a request there."""
         fleet = self._fleet
         cpus, memory = self._left_on(name, gone)
         found: list[str] = []
         for lease in sorted(fleet.at_host.get(name, ()), key=self._ranks.ends_at):
-            if cpus >= ask.cpus_milli and memory >= ask.host_memory_bytes:
+            if cpus >= cpus_milli and memory >= memory_bytes:
                 break
             if lease in gone or self._ranks.ends_at(lease) == math.inf or self._ranks.ends_at(lease) > most:
                 continue

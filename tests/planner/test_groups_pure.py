@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 from corral.planner.fleet.fleet import Fleet, free, hold
-from corral.planner.fleet.state import WHOLE_SHARE, Ask
+from corral.planner.fleet.state import WHOLE_SHARE, Ask, ask_key
 from corral.planner.groups.state import GroupState, amounts_of
 from corral.planner.groups.tree import Tree
 from corral.planner.groups.usage import PastUse, Usage
@@ -20,7 +20,7 @@ from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
 from corral.schemas.groups import Group, GroupTree, Resources
-from corral.schemas.requests import WorkRequest
+from corral.schemas.requests import Placement, WorkRequest
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -260,6 +260,36 @@ def test_no_lease_is_taken_back_that_a_later_one_makes_needless() -> None:
         chosen = reclaim.choose(world.fleet.ask(ann.group.ask.key._replace(gpus=count)))
         assert chosen is not None
         assert [each.lease_id for each in chosen] == expected
+
+
+def test_several_hosts_are_taken_back_in_one_rack_each_with_its_part_of_the_cores() -> None:
+    world = World(
+        [Node(name, 16_000, 1000, 4, "H100", f"r{name[0]}") for name in ("1a", "1b", "2a", "2b")],
+        Group(name="vision", guarantee=gpus(any=16), members=["ann"]),
+        Group(name="nlp", members=["bob"]),
+    )
+    for _ in range(16):
+        world.ask("bob", cpus=4.0, preemptible=True)
+    assert len(world.serve()) == 16
+    use, nodes, fleet = world.state.use, world.state.tree.nodes, world.fleet
+    at = {lease: next(iter(fleet.leases[lease].hosts)) for lease in world.running}
+    # The cheapest are on two hosts of rack 1 and one of rack 2, where a second is dear.
+    price = {"1a": 20.0, "1b": 30.0, "2a": 10.0, "2b": 90.0}
+    candidates = [
+        Candidate(lease, nodes["nlp"], use.holdings[lease].amounts, price[at[lease]], 0.0) for lease in world.running
+    ]
+    for placement, within, expected in (
+        (Placement.SPREAD, None, ["1a", "2a"]),
+        (Placement.SPREAD, "rack", ["1a", "1b"]),
+        (Placement.FEWEST_HOSTS, "rack", ["1a", "1a", "1a", "1a", "1b"]),
+    ):
+        request = WorkRequest(
+            owner="ann", gpus=len(expected), cpus=4.0 * len(expected), placement=placement, within=within
+        )
+        reclaim = Reclaim(fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
+        chosen = reclaim.choose(fleet.ask(ask_key(request)))
+        assert chosen is not None
+        assert sorted(at[each.lease_id] for each in chosen) == expected
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0)])
