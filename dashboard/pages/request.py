@@ -22,12 +22,12 @@ from ..html import button, on_choice, on_typing, remember, table, tag
 from ..page_frame import Frame, NotAllowed, Notice
 from ..security.accounts import Role
 
-_TEXTS: Final = ("memory", "host_memory", "min_compute_capability", "ttl", "wait", "name", "policy")
+_TEXTS: Final = ("memory", "host_memory", "min_compute_capability", "ttl", "wait", "name", "policy", "within")
 _LISTS: Final = ("models", "hosts")
 _NUMBERS: Final[dict[str, type]] = {"gpus": int, "share": float, "cpus": float, "priority": int}
 _DEFAULTS: Final = {"gpus": "1", "memory": "20GiB", "ttl": "1h"}
 _FIELDS: Final = ("gpus", "memory", "models", "placement", "name", "ttl", "wait", "share", "cpus", "host_memory",
-                  "hosts", "min_compute_capability", "priority", "policy", "owner")  # fmt: skip
+                  "hosts", "within", "min_compute_capability", "priority", "policy", "owner")  # fmt: skip
 _PAUSE_SECONDS: Final = 0.3
 
 
@@ -118,6 +118,7 @@ class RequestPage:
                 with tag("div", "form").style("margin-top:14px"):
                     self._field("share", "Share of one GPU", "whole", type="number", min=0.01, max=1, step="any")
                     self._field("hosts", "Hosts", "any; node-0*, node-1*")
+                    self._field("within", "Several hosts within one", "any; rack, nvlink_domain")
                     self._field("cpus", "CPU cores in total", "none", type="number", min=0, step="any")
                     self._field("host_memory", "Host memory in total", "none; or 64GiB")
                     self._field("min_compute_capability", "Minimum compute capability", "any; or 8.0")
