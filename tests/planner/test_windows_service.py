@@ -42,12 +42,11 @@ async def test_a_window_outlives_its_planner_and_begins_and_ends_by_itself(
     planner.start()
     try:
         await until_ready(nc, 2)
-        wanted = {"gpus": 2, "owners": ["ann"], "lead_seconds": 1, "reason": "course", "window_id": "w1"}
-        booked = await ask(nc, "book", {"book": {**wanted, **times(5, 1.5)}, "operator": "olga"})
+        wanted = {"gpus": 2, "owners": ["ann"], "lead_seconds": 1, "reason": "course"}
+        booked = await ask(nc, "book", {"book": {**wanted, "window_id": "w0", **times(3600, 60)}, "operator": "olga"})
         assert booked["type"] == "windows", booked
         window = booked["windows"][0]["window"]
         assert sorted(window["devices"]) == sorted(hosts.devices["node0"])
-        assert (await ask(nc, "request", {"owner": "ben"}))["reasons"][0]["code"] == "booked"
         planner.kill()
         planner.start()
         await until_ready(nc, 2)
@@ -55,6 +54,10 @@ async def test_a_window_outlives_its_planner_and_begins_and_ends_by_itself(
         assert listed["windows"][0]["window"] == window
         assert listed["windows"][0]["state"] == "booked"
         assert (await persist(nc, "request", {"owner": "ben"}))["reasons"][0]["code"] == "booked"
+        assert (await ask(nc, "book", {"cancel": "w0"}))["type"] == "windows"
+        wanted["window_id"] = "w1"
+        booked = await ask(nc, "book", {"book": {**wanted, **times(4, 3)}})
+        window = booked["windows"][0]["window"]
         asking = [
             asyncio.create_task(
                 ask(nc, "request", {"owner": owner, "gpus": 2, "wait_seconds": 60, "request_id": owner}, timeout=60)

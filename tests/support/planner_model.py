@@ -392,7 +392,8 @@ def check_events(
             wrong.append(f"lease {lease_id} expired before its time")
     for lease_id, lease in answered.items():
         # An answer that is repeated has the lease as it is then: with the notice of a preemption, say.
-        if not any(event["lease"] == lease for event in by_lease.get(lease_id, [])):
+        told = by_lease.get(lease_id, [])
+        if not (any(one["kind"] == "granted" for one in told) and any(one["lease"] == lease for one in told)):
             wrong.append(f"lease {lease_id} was answered and is missing from the events")
     wrong += [f"lease {lease_id} is listed and was never told" for lease_id in listed if lease_id not in by_lease]
     return wrong
