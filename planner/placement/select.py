@@ -50,13 +50,16 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 def _within(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """Select the domain that needs the fewest hosts, of equal ones that with the least left; then the best in it."""
     found = rooms(fleet, ask)
-    able = sorted((room for room in found if room.needed), key=lambda room: room.order)
-    # Memory was rounded: what does not suffice may do by exact amounts.
-    near = ask.gpu_memory_bytes and NEAR_MEMORY in room_for(fleet, ask).devices
-    for room in (*able, *((room for room in found if not room.needed) if near else ())):
+    for room in sorted((room for room in found if room.needed), key=lambda room: room.order):
         picks = select(fleet, policy, room.domain.ask)
         if picks is not None:
             return picks
+    # Memory was rounded: what does not suffice may do by exact amounts.
+    if ask.gpu_memory_bytes and NEAR_MEMORY in room_for(fleet, ask).devices:
+        for room in found:
+            picks = None if room.needed else select(fleet, policy, room.domain.ask)
+            if picks is not None:
+                return picks
     return None
 
 
