@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ...client import Client, CorralError
+from ...client import Client, CorralError, Ended
 from ...schemas.moves import Moves
 from ...schemas.requests import Lease
 from .. import exits, render
@@ -94,6 +94,8 @@ async def _preempt(client: Client, found: Moves, reason: str) -> list[Lease | Co
     for move in found.moves:
         try:
             done.append(await client.preempt(move.lease_id, reason=reason))
+        except Ended:
+            continue
         except CorralError as error:
             done.append(error)
     return done
