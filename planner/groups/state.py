@@ -13,7 +13,7 @@ from ..fleet.state import RESERVED, UNLIMITED, WHOLE_SHARE, Ask, Model, milli, s
 from ..placement.feasible import model_allowed
 from .tree import Node, Tree
 from .usage import AHEAD_SECONDS, Total, Usage
-from .use import Admission, Amounts, GroupUse
+from .use import Admission, Amounts, GroupUse, Stamp
 
 NO_GROUPS: Final = GroupTree()
 _FEW_SLICED: Final = ("A30", "RTX PRO 6000")
@@ -81,6 +81,10 @@ class GroupState:
         models = models_of(fleet, ask) if ask.gpus else ()
         node = self.tree.node_of(owner)
         return self.use.admission(node, models, devices_of(ask), ask.cpus_milli, ask.host_memory_bytes, preemptible)
+
+    def stamp(self, fleet: Fleet, node: Node, preemptible: bool) -> tuple[Stamp, int]:
+        """Stamp that changes when the admission of a request of a group may have changed."""
+        return self.use.stamp(node, preemptible), fleet.shape_version
 
     def share(self, node: Node, now: float) -> float:
         """Use of a group relative to its weight: the group with the least is next."""

@@ -151,7 +151,12 @@ class Usage:
 
     def dominant(self, amounts: Vector) -> float:
         """The greatest of the parts of the fleet that amounts are."""
-        return max(part / whole if whole else 0.0 for part, whole in zip(amounts, self.total, strict=True))
+        total = self.total
+        return max(
+            amounts[0] / total.devices if total.devices else 0.0,
+            amounts[1] / total.cpus if total.cpus else 0.0,
+            amounts[2] / total.memory_bytes if total.memory_bytes else 0.0,
+        )
 
     # Kept over restarts
 

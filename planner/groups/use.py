@@ -23,6 +23,9 @@ Barred = tuple[str, ...]
 """Models that a request must not take, sorted."""
 
 
+Stamp = tuple[Tree, int]
+
+
 class Amounts(NamedTuple):
     """Amounts that a lease holds, or a request asks for.
 
@@ -101,6 +104,7 @@ class NodeUse:
         cpus_milli: thousandths of cores.
         memory_bytes: host RAM.
         priced: devices, each counted by its price.
+        version: number of changes.
     """
 
     __slots__ = (
@@ -113,9 +117,11 @@ class NodeUse:
         "memory_bytes",
         "preemptible",
         "priced",
+        "version",
     )
 
     def __init__(self, node: Node) -> None:
+        self.version = 0
         self.guaranteed = [0] * len(node.guarantee.patterns)
         self.firm = [0] * len(node.guarantee.patterns)
         self.firm_cores: tuple[int, int] = (0, 0)
@@ -144,6 +150,11 @@ class Admission(NamedTuple):
     reason: str = ""
     owed: Barred | None = None
     limited: Node | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """True if it must not start, and nobody has to give back for it."""
+        return self.within is None and self.barred is None and self.owed is None
 
 
 class GroupUse:
@@ -203,6 +214,7 @@ class GroupUse:
         node = self.tree.node_of(holding.owner)
         for each in (self.tree.root, *node.path):
             use = self._uses[each]
+            use.version += 1
             use.cpus_milli += sign * amounts.cpus_milli
             use.memory_bytes += sign * amounts.memory_bytes
             if not holding.preemptible:
@@ -251,6 +263,13 @@ class GroupUse:
             self._owed = Owed(self.tree, self._uses, self._known)
 
     # What quotas allow
+
+    def stamp(self, node: Node, preemptible: bool) -> Stamp:
+        """Stamp that changes when what quotas allow requests of a group may have changed.
+
+        What may be preempted depends on the use of its group and of those around it alone, anything else on all.
+        """
+        return self.tree, sum(self._uses[each].version for each in node.path) if preemptible else self.version
 
     def admission(
         self, node: Node, models: Sequence[str], devices: int, cpus_milli: int, memory_bytes: int, preemptible: bool

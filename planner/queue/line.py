@@ -153,6 +153,7 @@ class Group:
         refused: why quotas let none of them start, in words; empty if they do.
         within: true if their next start is within the guarantee of their group.
         limited: group around theirs whose limit alone keeps them from what is guaranteed; None if there is none.
+        admission: what quotas allowed them last, and the stamp of it; None before.
         entries: in order.
         brief: (expected seconds, number, entry), the briefest first.
         opened: hosts that changed since it was tried last and did not fit, and could hold it; None if any could.
@@ -164,6 +165,7 @@ class Group:
 
     __slots__ = (
         "_fleet",
+        "admission",
         "ask",
         "brief",
         "entries",
@@ -189,6 +191,7 @@ class Group:
         self.refused = ""
         self.within = False
         self.limited: Node | None = None
+        self.admission: tuple[object, Admission] | None = None
         self.entries: list[Entry] = []
         self.brief: list[tuple[float, int, Entry]] = []
         self.opened: set[str] | None = None
@@ -263,6 +266,10 @@ class Line:
         self._policies = policies
         self._entries: list[Entry] = []
         self._groups: dict[GroupKey, Group] = {}
+        self._wakeful: dict[Group, None] = {}
+        """Groups that the next walk is to try, where there are groups of owners."""
+        self._sleeping: dict[Node, tuple[tuple[int, int], dict[Group, None]]] = {}
+        """The others by the outermost group around them, with the state of that for which they sleep."""
         self._horizons = Horizons(fleet, self.ends)
         self._ahead = Ahead(self)
         self._walk: _Walk | None = None
@@ -372,7 +379,7 @@ class Line:
 
     def regroup(self) -> None:
         """Sort all requests by the groups of their owners anew, since the groups have changed."""
-        self._groups = {}
+        self._groups, self._wakeful, self._sleeping = {}, {}, {}
         self._walk, self._ahead, self.owed = None, Ahead(self), []
         for entry in self._entries:
             self._join(entry)
@@ -386,6 +393,8 @@ class Line:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key, self.fleet)
+            if node is not None:
+                self._wakeful[group] = None
         entry.group = group
         insort(group.entries, entry, key=_order)
         insort(group.brief, (entry.seconds, entry.number, entry))
@@ -399,6 +408,14 @@ class Line:
         del group.brief[bisect_left(group.brief, (entry.seconds, entry.number))]
         if not group.entries:
             del self._groups[group.key]
+            if group.node is not None:
+                self._forget(group, group.node)
+
+    def _forget(self, group: Group, node: Node) -> None:
+        """Forget whether a group that is gone sleeps."""
+        self._wakeful.pop(group, None)
+        if (found := self._sleeping.get(node.path[0])) is not None:
+            found[1].pop(group, None)
 
     def renew(self, now: float) -> None:
         """Compute the keys of all requests anew. `next` does when they are old; a caller may sooner, while it idles."""
@@ -523,10 +540,46 @@ class Line:
         if not tenants.active:
             return InOrder(self._groups.values())
         tenants.note_fleet(self.fleet)
-        return ByGroup(self._groups.values(), tenants, self._admission, now)
+        return ByGroup(self.awake(), tenants, self._admission, now)
+
+    def awake(self) -> list[Group]:
+        """The groups of requests that may start, or be owed something.
+
+        The others sleep until something changes in the outermost group around them, or the fleet gets other hosts.
+        """
+        tenants, wakeful, shape = self._tenants, self._wakeful, self.fleet.shape_version
+        for outermost, (mark, sleeping) in list(self._sleeping.items()):
+            if mark != (tenants.use.of(outermost).version, shape):
+                wakeful.update(sleeping)
+                del self._sleeping[outermost]
+        found: list[Group] = []
+        for group in list(wakeful):
+            if group.node is None or not self._exhausted(group, group.node):
+                found.append(group)
+                continue
+            del wakeful[group]
+            outermost = group.node.path[0]
+            mark = tenants.use.of(outermost).version, shape
+            self._sleeping.setdefault(outermost, (mark, {}))[1][group] = None
+        return found
+
+    def _exhausted(self, group: Group, node: Node) -> bool:
+        """True if quotas let nothing of a group start, nor owe it anything, and no start by others could change that.
+
+        The use of its group, and of those around it, is what it was when they did so last.
+        """
+        kept = group.admission
+        if kept is None or not (group.preemptible and kept[1].exhausted):
+            return False
+        return kept[0] == self._tenants.stamp(self.fleet, node, True)
 
     def _admission(self, group: Group) -> Admission:
-        return self._tenants.admission(self.fleet, group.entries[0].request.owner, group.key[0], group.preemptible)
+        tenants, kept, node = self._tenants, group.admission, group.node
+        stamp = None if node is None else tenants.stamp(self.fleet, node, group.preemptible)
+        if kept is None or kept[0] != stamp or stamp is None:
+            owner, ask = group.entries[0].request.owner, group.key[0]
+            kept = group.admission = stamp, tenants.admission(self.fleet, owner, ask, group.preemptible)
+        return kept[1]
 
     def _note_opened(self) -> None:
         """Find the hosts that changed since groups were tried last, and the groups that they could hold."""

@@ -103,6 +103,10 @@ class ByGroup(Generic[T]):
         self._children: dict[Node, list[_Child]] = {}
         self._path: list[Node] = []
         """Groups on the way to the one that was given last, from the root."""
+        self._started = False
+        """True if one of the requests that were given last has started, which changes the shares of their groups."""
+        self._shares: dict[Node, float] = {}
+        self._own_shares: dict[Node, float] = {}
         self._fill(waiting)
 
     def next(self) -> T | None:
@@ -139,6 +143,7 @@ class ByGroup(Generic[T]):
 
     def again(self, waiting: T) -> None:
         """Let the one that was given last have another turn."""
+        self._started = True
         self._later.pop(id(waiting), None)
         heappush(self._own[self._path[-1]], (waiting.order, id(waiting), waiting))
 
@@ -163,14 +168,26 @@ class ByGroup(Generic[T]):
         self._path = []
 
     def _register(self, node: Node, children: dict[Node, dict[str, _Child]]) -> None:
-        children.setdefault(node, {})[""] = (self._state.own_share(node, self._now), "", None)
+        children.setdefault(node, {})[""] = (self._own_share(node), "", None)
         child = node
         while child.parent is not None:
             known = children.setdefault(child.parent, {})
             if child.name in known:
                 return
-            known[child.name] = (self._state.share(child, self._now), child.name, child)
+            known[child.name] = (self._share(child), child.name, child)
             child = child.parent
+
+    def _share(self, node: Node) -> float:
+        found = self._shares.get(node)
+        if found is None:
+            found = self._shares[node] = self._state.share(node, self._now)
+        return found
+
+    def _own_share(self, node: Node) -> float:
+        found = self._own_shares.get(node)
+        if found is None:
+            found = self._own_shares[node] = self._state.own_share(node, self._now)
+        return found
 
     def _least(self) -> Node | None:
         """The group whose turn it is; None if none waits."""
@@ -190,16 +207,23 @@ class ByGroup(Generic[T]):
         """Bring the shares on the last way up to date, and leave out groups whose requests have all had their turn."""
         if not self._path:
             return
+        started, self._started = self._started, False
+        if started:
+            for node in self._path:
+                self._shares.pop(node, None)
+                self._own_shares.pop(node, None)
         node = self._path[-1]
         heap = self._children[node]
         if not self._own[node]:
             heappop(heap)
-        else:
-            heapreplace(heap, (self._state.own_share(node, self._now), "", None))
+        elif started:
+            heapreplace(heap, (self._own_share(node), "", None))
         for child in reversed(self._path[1:]):
             assert child.parent is not None
             heap = self._children[child.parent]
             if not self._children[child]:
                 heappop(heap)
+            elif started:
+                heapreplace(heap, (self._share(child), child.name, child))
             else:
-                heapreplace(heap, (self._state.share(child, self._now), child.name, child))
+                break

@@ -11,10 +11,11 @@ from corral.planner.fleet.state import WHOLE_SHARE, Ask, ask_key
 from corral.planner.groups.state import GroupState, amounts_of
 from corral.planner.groups.tree import Tree
 from corral.planner.groups.usage import PastUse, Usage
-from corral.planner.groups.use import Amounts, Pending
+from corral.planner.groups.use import Admission, Amounts, Pending
 from corral.planner.placement.decide import Policies
 from corral.planner.queue.durations import given
 from corral.planner.queue.line import Entry, Line
+from corral.planner.queue.line import Group as LineGroup
 from corral.planner.queue.reclaim import Candidate, Reclaim
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
@@ -339,6 +340,61 @@ def test_idle_days_are_not_held_against_a_burst() -> None:
         world.ask("ann")
         world.ask("bob")
     assert world.serve() == ["bob"] * 4
+
+
+class Wakeful(Line):
+    """A line that tries all that wait at each walk."""
+
+    def _exhausted(self, group: object, node: object) -> bool:
+        return False
+
+    def _admission(self, group: LineGroup) -> Admission:
+        group.admission = None
+        return super()._admission(group)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whom_quotas_let_nothing_start_is_not_tried_and_starts_when_all_that_wait_would(seed: int) -> None:
+    groups = [Group(name=f"c{number}", limit=gpus(any=10)) for number in range(3)]
+    groups += [
+        Group(
+            name=f"c{number}/{name}",
+            guarantee=gpus(any=3),
+            borrowing_limit=gpus(any=4),
+            weight=1 + number,
+            members=[f"{name}{number}"],
+        )
+        for number in range(3)
+        for name in ("p", "q")
+    ]
+    worlds = [World([*TWO_KINDS, Node("c", 64_000, 1000, 8, "T4")], *groups) for _ in range(2)]
+    worlds[1].line = Wakeful(worlds[1].fleet, Policies("best-fit"), groups=worlds[1].state)
+    rng = random.Random(seed)
+    slept = 0
+    for _ in range(150):
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            owner = rng.choice(["p0", "p1", "p2", "q0", "q1", "q2", "nobody"])
+            fields: dict[str, object] = {"gpus": rng.choice([1, 1, 2, 4]), "priority": rng.choice([0, 5])}
+            fields["preemptible"] = rng.random() < 0.7
+            seconds = rng.choice([10.0, 1000.0])
+            for world in worlds:
+                world.ask(owner, seconds, **fields)
+        if worlds[0].running and rng.random() < 0.6:
+            ended = rng.choice(sorted(worlds[0].running))
+            for world in worlds:
+                world.end(ended)
+        if rng.random() < 0.1 and len(worlds[0].line):
+            gone = rng.randrange(len(worlds[0].line))
+            for world in worlds:
+                world.line.withdraw(list(world.line)[gone])
+        for world in worlds:
+            world.now += 5.0
+        started = [world.serve() for world in worlds]
+        assert started[0] == started[1]
+        owed = [[(group.entries[0].number, ask.key) for group, ask in world.line.owed] for world in worlds]
+        assert owed[0] == owed[1]
+        slept += len(list(worlds[0].line.groups)) - len(worlds[0].line.awake())
+    assert slept > 60
 
 
 @settings(deadline=None, max_examples=40)
