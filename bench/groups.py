@@ -4,6 +4,7 @@
     python bench/groups.py --load large-scale
     python bench/groups.py --load kai         # KAI-Scheduler's scale tests, about 30 s
     python bench/groups.py --load plain       # a plain request with and without groups
+    python bench/groups.py --load line        # decisions alone, without a bus: a lease ends, and others start
 
 The loads are those of Kueue's performance tests (kubernetes-sigs/kueue, `test/performance/scheduler/configs`, August
 2026): cohorts of queues with a quota of 20 units each that may borrow 100 from the cohort, and workloads of three
@@ -28,6 +29,7 @@ import heapq
 import json
 import math
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -37,8 +39,20 @@ from typing import Any, NamedTuple
 import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
+from corral.planner.fleet.fleet import free, hold
+from corral.planner.groups.state import GroupState, amounts_of
+from corral.planner.placement.decide import Policies
+from corral.planner.placement.policies import DEFAULT
+from corral.planner.queue.durations import given
+from corral.planner.queue.line import Entry, Line
+from corral.planner.simulation.simulate import fleet_of
+from corral.planner.simulation.timed import grants_of
+from corral.planner.simulation.trace import Node
 from corral.schemas import subjects
+from corral.schemas.groups import GroupTree
+from corral.schemas.requests import Placement, WorkRequest
 from granting import HEADER, drive, grant_and_release, start_planner, until_usable
+from msgspec import convert
 from servers import cpu_seconds, start
 
 QUOTA = 20
@@ -325,6 +339,60 @@ async def kai(nc: Any) -> None:
     print(f"last verdict: {answer['message']}")
 
 
+def line_alone(name: str, load: Load, steps: int = 500, waiting: int = 10) -> None:
+    """Processor time of the decisions after the end of a lease on a full fleet, where all groups wait."""
+    fleet = fleet_of(
+        [Node(f"n{at:04d}", 10**9, 10**9, 8, "H100") for at in range(load.cohorts * load.queues * QUOTA // 8)]
+    )
+    state = GroupState(convert(groups(load)["replace"], GroupTree), 1)
+    line = Line(fleet, Policies(DEFAULT), groups=state)
+    draw, now, running = random.Random(1), 1000.0, list[tuple[float, str, Entry]]()
+
+    def ask(owner: str, kind: Kind) -> None:
+        request = WorkRequest(
+            owner=owner,
+            gpus=kind.units,
+            placement=Placement.FEWEST_HOSTS,
+            priority=kind.priority,
+            preemptible=True,
+        )
+        line.arrive(request, given(kind.seconds), now, payload=kind)
+
+    def serve() -> None:
+        for found in line.serve(now):
+            lease, owner, grants = str(found.entry.number), found.entry.request.owner, grants_of(found.picks)
+            hold(fleet, lease, grants)
+            amounts = amounts_of(fleet, grants)
+            state.use.hold(lease, owner, amounts, preemptible=True)
+            state.usage.starts(lease, owner, amounts, now)
+            line.started(lease, found.entry, now)
+            ends_at = now + found.entry.payload.seconds * draw.uniform(0.9, 1.1)
+            heapq.heappush(running, (ends_at, lease, found.entry))
+
+    for cohort in range(load.cohorts):
+        for queue in range(load.queues):
+            for kind in load.kinds:
+                for _ in range(waiting):
+                    ask(f"c{cohort}q{queue}", kind)
+    serve()
+    took: list[float] = []
+    for _ in range(steps):
+        now, lease, entry = heapq.heappop(running)
+        line.ended(lease, now)
+        free(fleet, lease)
+        state.use.drop(lease)
+        state.usage.ends(lease, now)
+        ask(entry.request.owner, entry.payload)
+        began = time.process_time()
+        serve()
+        took.append(1e3 * (time.process_time() - began))
+    took.sort()
+    kinds = load.cohorts * load.queues * len(load.kinds)
+    print(
+        f"{name}: {kinds:,} kinds of requests; median {took[steps // 2]:.2f} ms, p99 {took[int(0.99 * steps)]:.2f} ms"
+    )
+
+
 async def plain(url: str, nc: Any) -> None:
     """A plain request by one client, and by 64, with and without groups, in turns."""
     print(HEADER)
@@ -346,9 +414,13 @@ def _teams() -> list[dict[str, Any]]:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--load", choices=[*LOADS, "kai", "plain"], default="baseline")
+    parser.add_argument("--load", choices=[*LOADS, "kai", "plain", "line"], default="baseline")
     parser.add_argument("--profile", default="", help="write the planner's profile to this file")
     options = parser.parse_args()
+    if options.load == "line":
+        for name, load in LOADS.items():
+            line_alone(name, load)
+        return
     load = LOADS.get(options.load)
     gpus = 4000 if load is None else load.cohorts * load.queues * QUOTA
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
+from heapq import heappop, heappush
 
 import pytest
 from corral.planner.fleet.fleet import Fleet, free, hold
@@ -323,6 +325,40 @@ def test_groups_that_always_ask_share_by_weight(weights: tuple[float, float]) ->
     usage = {name: world.state.usage.of(nodes[name], world.now) for name in ("a", "b")}
     assert usage["a"] / usage["b"] == pytest.approx(weights[0] / weights[1], rel=0.1)
     assert spent["ann"] / spent["bob"] == pytest.approx(weights[0] / weights[1], rel=0.05)
+
+
+def test_equal_groups_that_always_ask_have_the_same_device_seconds_within_half_a_percent() -> None:
+    day = 86_400.0
+    world = World(
+        [Node(name, 10**9, 10**9, 8, "H100") for name in "abcd"],
+        Group(name="a", members=["ann"]),
+        Group(name="b", members=["bob"]),
+        half_life_seconds=day,
+    )
+    draw = {"ann": random.Random(1), "bob": random.Random(2)}
+
+    def ask(owner: str) -> None:
+        # Heavy-tailed, an hour on average.
+        seconds = max(10.0, 3600 * math.exp(draw[owner].gauss(0.0, 1.5) - 1.125))
+        world.ask(owner, seconds, gpus=draw[owner].choice([1, 1, 2, 4, 8]))
+
+    for owner in draw:
+        for _ in range(30):
+            ask(owner)
+    ends: list[tuple[float, str]] = []
+    spent = {"ann": 0.0, "bob": 0.0}
+    while world.now < 2 * day:
+        for owner in world.serve():
+            ask(owner)
+        for lease in world.running.keys() - {lease for _, lease in ends}:
+            entry = world.running[lease]
+            heappush(ends, (world.now + entry.estimate.seconds, lease))
+            # What of it is within the last half-life.
+            within = min(world.now + entry.estimate.seconds, 2 * day) - max(world.now, day)
+            spent[entry.request.owner] += max(0.0, within) * entry.request.gpus
+        world.now, lease = heappop(ends)
+        world.end(lease)
+    assert spent["ann"] / sum(spent.values()) == pytest.approx(0.5, rel=0.005)
 
 
 def test_idle_days_are_not_held_against_a_burst() -> None:
