@@ -79,6 +79,11 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("The work is saved", {"lease_id": "51d4ec4d9b-1-7", "saved": True}),
         ("It needs 40 seconds", {"lease_id": "51d4ec4d9b-1-7", "busy_seconds": 40}),
     ],
+    "ResizeAction": [
+        ("Take the devices that are offered", {"lease_id": "51d4ec4d9b-1-7", "number": 12}),
+        ("Keep the lease as it is", {"lease_id": "51d4ec4d9b-1-7", "accept": False, "number": 12}),
+        ("Give one device back, unasked", {"lease_id": "51d4ec4d9b-1-7", "devices": ["GPU-5a3c"]}),
+    ],
     "GroupFilter": [("All", {}), ("One, with those within", {"name": "lab"})],
     "GroupChange": [
         (

@@ -233,6 +233,14 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "Say that the work of a lease is saved, or answer the notice of a preemption.",
         "owner",
     ),
+    _plan(
+        "resize",
+        subjects.PlanSubject.RESIZE,
+        requests.ResizeAction,
+        (requests.Lease,),
+        "Answer the notice that an elastic lease may have more devices or shall give some back.",
+        "owner",
+    ),
     _plan("leases", subjects.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
     _plan("devices", subjects.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
     _plan(

@@ -334,6 +334,7 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
         estimate: estimate of how long its work takes; null in answers of earlier versions.
         forecast: expected start; null until it is computed.
         group: group of the owner; empty without groups.
+        gpus_max: most devices of an elastic request; null for any other.
     """
 
     request_id: str
@@ -350,6 +351,7 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
     estimate: DurationEstimate | None = None
     forecast: Forecast | None = None
     group: str = ""
+    gpus_max: int | None = None
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
 from . import names
 from .limits import GRACE_SECONDS, MAX_GRACE_SECONDS, MAX_TTL_SECONDS, MAX_WAIT_SECONDS
@@ -31,6 +32,32 @@ Share = Annotated[float, Meta(ge=1e-6, le=1)]
 Weight = Annotated[float, Meta(ge=1e-9, le=1e15)]
 WorkSeconds = Annotated[float, Meta(ge=1, le=366 * 86400)]
 GraceSeconds = Annotated[float, Meta(ge=0, le=MAX_GRACE_SECONDS)]
+
+
+class GpuRange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fewest and most devices of an elastic lease.
+
+    Attributes:
+        min: devices without which the work can't run.
+        max: devices that it can use.
+    """
+
+    min: Annotated[int, Meta(ge=1, le=4096)]
+    max: Annotated[int, Meta(ge=1, le=4096)]
+
+    def __post_init__(self) -> None:
+        """Check the order, also of a decoded message."""
+        if self.max < self.min:
+            raise ValueError(f"max is {self.max}, which is less than min, {self.min}")
+
+    def __str__(self) -> str:
+        return f"{self.min}-{self.max}"
+
+
+if TYPE_CHECKING:
+    GpuCount = int
+else:  # `WorkRequest` makes two numbers of a range, so that its readers have a number in any case
+    GpuCount = Annotated[int, Meta(ge=0, le=4096)] | GpuRange
 
 
 class Placement(StrEnum):
@@ -105,7 +132,12 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
     Attributes:
         owner: owner of the lease; only the owner may renew or release it.
-        gpus: number of devices. 0 asks for CPU and memory of a host alone.
+        gpus: number of devices. 0 asks for CPU and memory of a host alone. Also `{"min": 2, "max": 8}`, which is the
+            same as `gpus: 2` with `gpus_max: 8`.
+        gpus_max: most devices of an elastic lease, which starts with at least `gpus` of them. It is offered further
+            ones while they are idle and nobody else could take them, and is asked to give them back when somebody
+            could. It has others only when its holder agrees. Cores and RAM are for `gpus` devices; each further one
+            comes with its part. Only whole devices, not with `placement: spread`, `mig` or `distribution`.
         gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
         gpu_share: part of one device, 0.000001 to 1; null takes devices whole. Only with `gpus: 1`. Without
             `gpu_memory_bytes` the same part of the device's memory is granted.
@@ -148,7 +180,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """
 
     owner: OwnerName
-    gpus: Annotated[int, Meta(ge=0, le=4096)] = 1
+    gpus: GpuCount = 1
     gpu_memory_bytes: Bytes = 0
     gpu_share: Share | None = None
     cpus: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
@@ -179,6 +211,21 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     checkpoint: bool = False
     min_run_seconds: Annotated[float, Meta(ge=0, le=366 * 86400)] = 0.0
     requeue_of: Identifier | None = None
+    gpus_max: Annotated[int, Meta(ge=1, le=4096)] | None = None
+
+    def __post_init__(self) -> None:
+        """Make two numbers of a range; a range of one number is that number."""
+        gpus: object = self.gpus
+        if isinstance(gpus, GpuRange):
+            if self.gpus_max is not None:
+                raise ValueError("gpus is a range: leave gpus_max out")
+            force_setattr(self, "gpus", gpus.min)
+            force_setattr(self, "gpus_max", gpus.max)
+        if self.gpus_max is not None:
+            if self.gpus_max < self.gpus:
+                raise ValueError(f"gpus_max is {self.gpus_max}, which is less than gpus, {self.gpus}")
+            if self.gpus_max == self.gpus:
+                force_setattr(self, "gpus_max", None)
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -198,6 +245,7 @@ class Grant(Struct, frozen=True, kw_only=True):
         items: ids or numbers (from 0) of the work items for this device.
         in_use: true if processes without a lease computed or held memory on the device when it was granted.
         mig_parent: uuid of the board that the device is an instance of; empty for a whole device.
+        since: time from which an elastic lease has it, where that is after the grant of the lease.
     """
 
     host: str
@@ -213,6 +261,7 @@ class Grant(Struct, frozen=True, kw_only=True):
     items: list[str | int] = []
     in_use: bool = False
     mig_parent: str = ""
+    since: Time | None = None
 
 
 class UnassignedItem(Struct, frozen=True, kw_only=True):
@@ -305,6 +354,43 @@ class IdleNotice(Struct, frozen=True, kw_only=True):
     peak_percent: float | None = None
 
 
+class ResizeKind(StrEnum):
+    """What a notice to the holder of an elastic lease is about."""
+
+    OFFER = "offer"
+    """Idle devices, which it may have."""
+    REQUEST = "request"
+    """Devices that it is asked to give back."""
+
+
+class Resize(Struct, frozen=True, kw_only=True):
+    """Notice to the holder of an elastic lease: devices that are offered, or that it is asked to give back.
+
+    Nothing changes unless the holder agrees by `ends_at`.
+
+    Attributes:
+        number: number of the notice, which an answer names; it differs from that of any other notice of the lease.
+        kind: `offer` or `request`.
+        notified_at: time of the notice.
+        ends_at: time after which it is over.
+        grants: the devices. The holder may give back as many others instead.
+        reason: why.
+        claimant: id of the request that could take the devices; empty for an offer.
+        claimant_owner: owner of that request.
+        claimant_group: group of that owner; empty if none counts.
+    """
+
+    number: int
+    kind: ResizeKind
+    notified_at: Time
+    ends_at: Time
+    grants: list[Grant]
+    reason: str = ""
+    claimant: str = ""
+    claimant_owner: str = ""
+    claimant_group: str = ""
+
+
 class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     """Durable grant of devices to an owner until a time.
 
@@ -344,6 +430,8 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         window: id of the booked window that it is in; empty for none.
         group: group of the owner at the grant; empty without groups, and in leases of earlier versions.
         idle: warning that its devices are idle; null without one.
+        elastic: fewest and most devices that it may have; null if it keeps those that it was granted.
+        resize: devices that are offered to an elastic lease, or that it is asked to give back; null without either.
     """
 
     lease_id: str
@@ -379,6 +467,8 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     window: str = ""
     group: str = ""
     idle: IdleNotice | None = None
+    elastic: GpuRange | None = None
+    resize: Resize | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
@@ -511,6 +601,26 @@ class CheckpointAction(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     busy_seconds: Annotated[float, Meta(gt=0, le=MAX_GRACE_SECONDS)] | None = None
 
 
+class ResizeAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Answer of a holder to the notice that its elastic lease may grow or shrink, or devices that it gives back.
+
+    Attributes:
+        lease_id: id of the lease.
+        owner: owner of the lease.
+        accept: take the devices that are offered, or give back those that are asked for: no process of the holder is on
+            them any more. False declines.
+        number: the notice that is answered; null for the one that is out. An answer to another one is refused.
+        devices: uuids: of an offer, those to take; of a request, those to give back instead, as many at least. Without
+            a notice they are given back. Empty for those of the notice.
+    """
+
+    lease_id: Identifier
+    owner: OwnerName
+    accept: bool = True
+    number: Count | None = None
+    devices: Annotated[list[ShortText], Meta(max_length=4096)] = []
+
+
 class LeaseEventKind(StrEnum):
     """Kind of a lease event."""
 
@@ -520,6 +630,12 @@ class LeaseEventKind(StrEnum):
     """It ends soon: a fifth of its time to live is left."""
     PREEMPTING = "preempting"
     """It will be preempted: its `preemption` says when and why, or the end was put off."""
+    RESIZE_OFFERED = "resize_offered"
+    """It may have more devices: those of its `resize`."""
+    RESIZE_REQUESTED = "resize_requested"
+    """It is asked to give devices back: its `resize` says which, until when and for whom."""
+    RESIZED = "resized"
+    """It has other devices now, as its holder agreed."""
     RELEASED = "released"
     EXPIRED = "expired"
     LOST = "lost"
@@ -545,6 +661,7 @@ class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field
     time: Time
     lease: Lease
     planner: str = ""
+    returned: list[Grant] = []
 
 
 PlanReply = Assignment | Rejection | Error

@@ -49,8 +49,9 @@ HISTORY_SERVICE: Final = "corral-history"
 class PlanSubject:
     """Subjects of the planner.
 
-    It answers `request`, `withdraw`, `renew`, `release` and `checkpoint` on `<subject>.<owner>`, too: a server that
-    lets a client publish only under its own name vouches for the owner then, and a body that names another is refused.
+    It answers `request`, `withdraw`, `renew`, `release`, `checkpoint` and `resize` on `<subject>.<owner>`, too: a
+    server that lets a client publish only under its own name vouches for the owner then, and a body that names another
+    is refused.
     It answers `explain` on `<subject>.<user>`, too, and counts the requests of each user. It answers `drain`, `evict`,
     `preempt` and `set_groups` on `<subject>.<operator>`, too.
     """
@@ -61,6 +62,7 @@ class PlanSubject:
     RENEW: Final = f"{PLAN}.renew"
     RELEASE: Final = f"{PLAN}.release"
     CHECKPOINT: Final = f"{PLAN}.checkpoint"
+    RESIZE: Final = f"{PLAN}.resize"
     LEASES: Final = f"{PLAN}.leases"
     DEVICES: Final = f"{PLAN}.devices"
     FLEET: Final = f"{PLAN}.fleet"

@@ -262,6 +262,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"{PlanSubject.RENEW}.{{owner}}",
         f"{PlanSubject.RELEASE}.{{owner}}",
         f"{PlanSubject.CHECKPOINT}.{{owner}}",
+        f"{PlanSubject.RESIZE}.{{owner}}",
         f"{PlanSubject.WITHDRAW}.{{owner}}",
     ),
     _may(
@@ -320,6 +321,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         PlanSubject.RENEW,
         PlanSubject.RELEASE,
         PlanSubject.CHECKPOINT,
+        PlanSubject.RESIZE,
         PlanSubject.WITHDRAW,
         PlanSubject.EXPLAIN,
         PlanSubject.DRAIN,

@@ -30,6 +30,7 @@ BASE: dict[type[Any], dict[str, Any]] = {
     operations.EvictAction: {"lease_id": "l", "reason": "r"},
     operations.PreemptAction: {"lease_id": "l", "reason": "r"},
     requests.CheckpointAction: {"lease_id": "l"},
+    requests.ResizeAction: {"lease_id": "l"},
     groups.GroupFilter: {},
     groups.GroupChange: {},
     windows.WindowFilter: {},

@@ -161,6 +161,7 @@ ASKED: list[tuple[type[Any], Any]] = [
     (operations.PreemptAction, operations.PreemptAction(lease_id="l1", reason="a course")),
     (moves.MovesQuery, moves.MovesQuery(free_hosts=2, hosts=["h*"], models=["*H100*"])),
     (requests.CheckpointAction, requests.CheckpointAction(lease_id="l1", owner="alice", busy_seconds=40)),
+    (requests.ResizeAction, requests.ResizeAction(lease_id="l1", owner="alice", number=7, devices=["GPU-h1-0"])),
     (
         groups.GroupChange,
         groups.GroupChange(
