@@ -1,8 +1,8 @@
 """Periodic tasks of the leader.
 
-They publish lease events, end leases that are due, detect lost hosts and idle leases, serve the queue, remove silent
-clients from it, store service time and faults, publish what became of requests, learn durations, and measure the
-bucket.
+They publish lease events, end leases that are due, detect lost hosts and idle leases, offer devices to elastic leases,
+serve the queue, remove silent clients from it, store service time and faults, publish what became of requests, learn
+durations, and measure the bucket.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..schemas.durations import DurationDigest
 from .broker.broker import RequestBroker
 from .broker.group_accounts import SAVE_SECONDS
 from .broker.idle_watch import IDLE_SECONDS
+from .broker.resizer import LOOK_SECONDS
 from .durable.store import DURATIONS, HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
@@ -104,6 +105,7 @@ class LeaderTasks:
             asyncio.create_task(run_periodically("learning durations", self._learn_durations)),
             asyncio.create_task(run_periodically("saving usage", self._save_usage)),
             asyncio.create_task(run_periodically("looking for idle leases", self._watch_idle)),
+            asyncio.create_task(run_periodically("resizing leases", self._resize)),
             asyncio.create_task(run_periodically("forecasting starts", self._broker.forecaster.renew)),
             asyncio.create_task(run_periodically("looking who waits", self._probe_clients)),
             asyncio.create_task(run_periodically("keeping health", self._keep_health)),
@@ -192,6 +194,11 @@ class LeaderTasks:
         if not self._serves():  # holders can't be warned now
             return IDLE_SECONDS
         return await self._broker.idle_watch.look(elapsed_seconds(), time.time())
+
+    async def _resize(self) -> float:
+        if not self._serves():  # holders can't answer now
+            return LOOK_SECONDS
+        return await self._broker.resizer.look()
 
     async def _measure(self) -> float:
         await self._broker.measure()

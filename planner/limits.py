@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from ..schemas import units
 from ..schemas.operations import ExplainRequest
-from ..schemas.requests import CheckpointAction, Error, LeaseAction, WithdrawAction, WorkRequest
+from ..schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
 from .durable.bucket import FULL_PART, RECORD_PART
 from .fleet.lru import LRUCache
 from .leases.event_rate import EventBudget
@@ -30,7 +30,7 @@ class Kind(StrEnum):
     REQUESTS = "requests"
     EXPLANATIONS = "explanations"
     LEASES = "leases"
-    """Renewals, releases, checkpoints and withdrawals."""
+    """Renewals, releases, checkpoints, answers to a resize, and withdrawals."""
 
 
 def rate_limited_owner(body: object) -> tuple[str, Kind] | None:
@@ -39,7 +39,7 @@ def rate_limited_owner(body: object) -> tuple[str, Kind] | None:
         return body.owner, Kind.REQUESTS
     if isinstance(body, ExplainRequest):
         return body.request.owner, Kind.EXPLANATIONS
-    if isinstance(body, LeaseAction | CheckpointAction | WithdrawAction):
+    if isinstance(body, LeaseAction | CheckpointAction | ResizeAction | WithdrawAction):
         return body.owner, Kind.LEASES
     return None
 

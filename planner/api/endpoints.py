@@ -41,7 +41,7 @@ from ...schemas.operations import (
     PreemptAction,
     QueueFilter,
 )
-from ...schemas.requests import CheckpointAction, Error, LeaseAction, WithdrawAction, WorkRequest
+from ...schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ...schemas.windows import WindowAction, WindowFilter
 from ..broker import query_costs
@@ -65,6 +65,7 @@ _ACTS: Final = (
     WithdrawAction,
     LeaseAction,
     CheckpointAction,
+    ResizeAction,
     EvictAction,
     PreemptAction,
     DrainAction,
@@ -199,6 +200,9 @@ class Endpoints:
         async def checkpoint(context: RequestContext, body: CheckpointAction) -> None:
             await broker.lease_commands.checkpoint(body, context)
 
+        async def resize(context: RequestContext, body: ResizeAction) -> None:
+            await broker.resizer.answer(body, context)
+
         async def preempt(context: RequestContext, body: PreemptAction) -> None:
             await broker.lease_commands.preempt(body, context)
 
@@ -249,6 +253,7 @@ class Endpoints:
             *self._owned("renew", own.RENEW, LeaseAction, renew, kind=Kind.LEASES, large=too_large),
             *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES, large=too_large),
             *self._owned("checkpoint", own.CHECKPOINT, CheckpointAction, checkpoint, kind=Kind.LEASES, large=too_large),
+            *self._owned("resize", own.RESIZE, ResizeAction, resize, kind=Kind.LEASES, large=too_large),
             *self._owned("preempt", own.PREEMPT, PreemptAction, preempt, "operator"),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),

@@ -68,6 +68,7 @@ from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .queue import MAX_WAITING, NEVER, Arrival, Kind, QueuedRequest, WaitingQueue, kind_of, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
+from .resizer import Resizer
 from .stored_queue import Restored, StoredQueue, StoredRequest
 from .windows import Booker, in_window, lease_limit
 
@@ -121,6 +122,7 @@ class RequestBroker:
         wake: set when the queue should be served.
         on_decision: called with the duration of each decision, in seconds.
         lease_commands: handles operations on leases.
+        resizer: offers devices to elastic leases, and asks for them back.
         drainer: handles drains.
         groups: handles the groups.
         idle_watch: warns holders of idle leases, and does what the rules of their groups say.
@@ -165,9 +167,6 @@ class RequestBroker:
         self.queue = WaitingQueue(self.line)
         self.forecaster = Forecaster(self.queue, estimator)
         self._tasks = BackgroundTasks()
-        self.reclaimer = Reclaimer(
-            fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start, self.wake.set
-        )
         self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred)
         self.requests = requests
         self._follows_leases = False
@@ -175,6 +174,8 @@ class RequestBroker:
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
         ledger.on_notice = self._lease_noticed
+        ledger.on_hold = accounts.hold_lease
+        ledger.on_resized = self._lease_resized
         self.presence = Presence(silence_seconds)
         self._probe = probe
         self._store = store
@@ -199,6 +200,19 @@ class RequestBroker:
         )
         self.idle_watch = IdleWatch(fleet, ledger, accounts, planner, self.wake.set)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
+        self.resizer = Resizer(
+            fleet, ledger, accounts, self.line, self.queue, policies, self.lease_commands, planner, self._tasks.start
+        )
+        self.reclaimer = Reclaimer(
+            fleet,
+            ledger,
+            accounts.state,
+            self.line,
+            self.queue,
+            self._tasks.start,
+            self.wake.set,
+            self.resizer.asks_for,
+        )
         self.groups = GroupCommands(
             fleet, ledger.table, self.queue, accounts, store, term, max_bytes, self._groups_changed, deposed
         )
@@ -247,6 +261,7 @@ class RequestBroker:
         if isinstance(decision, Placed) or request.wait_seconds:
             self.forecaster.arrived(request, pending.asked_at)
         if isinstance(decision, Placed):
+            decision = self.resizer.with_more(request, decision)
             await self._grant(pending, decision, self._reserve(request, decision))
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
             await self._enqueue(pending, decision)
@@ -509,8 +524,20 @@ class RequestBroker:
         else:
             self.line.ends.expect(lease.lease_id, lease.preemption.ends_at.timestamp())
 
+    def _lease_resized(self, record: LeaseRecord) -> None:
+        """Note that an elastic lease has other devices."""
+        lease = record.lease
+        self.resizer.resized(record)
+        if self.group_accounts.active:
+            self.group_accounts.resized(record)
+        self._came_free = True
+        if self._follows_leases:
+            gpus = sum(grant.share for grant in lease.grants if grant.device)
+            self.line.resized(lease.lease_id, lease.owner, gpus, record.changed_at.timestamp())
+
     def _lease_ended(self, record: LeaseRecord) -> None:
         self.estimator.learn(record)
+        self.resizer.ended(record.lease.lease_id)
         if self.group_accounts.active:
             self.group_accounts.ended(record.lease)
             self.reclaimer.ended(record.lease.lease_id)
@@ -562,8 +589,9 @@ class RequestBroker:
                     reservation.commit()
                     self.ledger.table.put(record)
                     self.ledger.note_deadline(record.lease)
-                    self.group_accounts.granted(record.lease)
+                    self.group_accounts.granted(record)
                     self.booker.granted(record.lease)
+                    self.resizer.granted(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
@@ -744,6 +772,7 @@ class RequestBroker:
             rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
             self._tasks.start(self._reject(entry.payload, rejection))
         await self._start_ready()
+        self.resizer.serve()
         if self.group_accounts.active or self.reclaimer.pending:
             self.reclaimer.serve()
         for entry in self.line.unready:
@@ -768,6 +797,7 @@ class RequestBroker:
             try:
                 distributing = pending.encoded_items is None
                 placement = placed(pending.request, start.entry.ask, start.policy, start.picks, distributing)
+                placement = self.resizer.with_more(pending.request, placement)
                 reservation = self._reserve(pending.request, placement)
             except Exception as error:  # requests behind it must not wait for ever
                 log.exception("request %s could not be decided", pending.request.request_id)

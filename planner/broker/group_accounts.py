@@ -16,6 +16,7 @@ from ..groups.state import GroupState, amounts_of
 from ..groups.tree import Tree
 from ..groups.usage import Vector
 from ..leases.lifecycle import LeaseRecord
+from ..leases.resizing import shapes
 
 SAVE_SECONDS: Final = 10.0
 """Time between two savings of past use. An ended lease is kept for longer, so that none is left out."""
@@ -79,15 +80,21 @@ class GroupAccounts:
         for record in records:
             lease = record.lease
             if lease.state is LeaseState.ACTIVE:
-                self.hold(lease.lease_id, lease.owner, lease.grants, lease.preemptible)
-                self._starts(lease, since)
+                self.hold_lease(lease)
+                self._starts(record, since)
             elif lease.ended_at is not None and lease.ended_at.timestamp() > since:
-                self._starts(lease, since)
+                self._starts(record, since)
                 self.state.usage.ends(lease.lease_id, lease.ended_at.timestamp())
 
-    def _starts(self, lease: Lease, since: float) -> None:
-        at = max(since, lease.granted_at.timestamp())
-        self.state.usage.starts(lease.lease_id, lease.owner, amounts_of(self._fleet, lease.grants), at)
+    def _starts(self, record: LeaseRecord, since: float) -> None:
+        lease = record.lease
+        for at, grants in shapes(record, since):
+            self.state.usage.ends(lease.lease_id, at)
+            self.state.usage.starts(lease.lease_id, lease.owner, amounts_of(self._fleet, grants), at)
+
+    def hold_lease(self, lease: Lease) -> None:
+        """Count what an active lease holds."""
+        self.hold(lease.lease_id, lease.owner, lease.grants, lease.preemptible)
 
     def hold(self, lease_id: str, owner: str, grants: Iterable[Grant], preemptible: bool) -> None:
         """Count what a lease is about to hold, or holds."""
@@ -98,10 +105,15 @@ class GroupAccounts:
         """Count a lease no more that was not granted after all."""
         self.state.use.drop(lease_id)
 
-    def granted(self, lease: Lease) -> None:
+    def granted(self, record: LeaseRecord) -> None:
         """Count the use of a lease from its grant on."""
         if self.state.active:
-            self._starts(lease, 0.0)
+            self._starts(record, 0.0)
+
+    def resized(self, record: LeaseRecord) -> None:
+        """Count the use of a lease with other devices from now on."""
+        if self.state.active:
+            self._starts(record, record.changed_at.timestamp())
 
     def ended(self, lease: Lease) -> None:
         """Count a lease up to its end."""

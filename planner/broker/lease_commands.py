@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from ...schemas.operations import EvictAction, LeaseFilter, Leases, PreemptAction
-from ...schemas.requests import CheckpointAction, LeaseAction, LeaseState, Preemption
+from ...schemas.requests import CheckpointAction, LeaseAction, LeaseState, Preemption, ResizeAction
 from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
 from ..leases import lifecycle as leases
@@ -37,7 +37,7 @@ class LeaseCommands:
             served = self._ledger.service_seconds()
             return leases.renew(held, action.ttl_seconds, clock(), self._planner, served, action.holder)
 
-        await self._change(action, step, caller)
+        await self.change(action, step, caller)
 
     async def release(self, action: LeaseAction, caller: Responder) -> None:
         """Release a lease. Idempotent: releasing it again gives the same answer."""
@@ -48,7 +48,7 @@ class LeaseCommands:
                 return known
             return leases.end(leases.check_active(known), LeaseState.RELEASED, "", clock(), self._planner)
 
-        await self._change(action, step, caller)
+        await self.change(action, step, caller)
 
     async def evict(self, action: EvictAction, caller: Responder) -> None:
         """Evict: end a lease on behalf of an operator."""
@@ -58,7 +58,7 @@ class LeaseCommands:
             known = leases.check_active(leases.check_known(record, action.lease_id))
             return leases.end(known, LeaseState.EVICTED, f"{action.reason}{by}", clock(), self._planner)
 
-        await self._change(action, step, caller)
+        await self.change(action, step, caller)
 
     async def checkpoint(self, action: CheckpointAction, caller: Responder) -> None:
         """Note that the work of a lease is saved, or put the end of its preemption off.
@@ -78,7 +78,7 @@ class LeaseCommands:
                 return leases.saved(held, now, self._planner)
             return leases.busy(held, action.busy_seconds, now, self._planner)
 
-        await self._change(action, step, caller)
+        await self.change(action, step, caller)
 
     async def preempt(self, action: PreemptAction, caller: Responder) -> None:
         """Preempt a lease on behalf of an operator. Idempotent: a notice that is out is the answer."""
@@ -90,14 +90,15 @@ class LeaseCommands:
             notice = Preemption(notified_at=now, ends_at=ends_at, reason=f"{action.reason}{by}")
             return leases.notify(known, notice, now, self._planner)
 
-        await self._change(action, step, caller)
+        await self.change(action, step, caller)
 
-    async def _change(
+    async def change(
         self,
-        action: LeaseAction | CheckpointAction | EvictAction | PreemptAction,
+        action: LeaseAction | CheckpointAction | ResizeAction | EvictAction | PreemptAction,
         step: Callable[[LeaseRecord | None], LeaseRecord],
         caller: Responder,
     ) -> None:
+        """Apply a step to the lease that an action names, and answer its state then, or why it is refused."""
         try:
             reply = await self._ledger.change(action.lease_id, step)
         except leases.Refused as refused:

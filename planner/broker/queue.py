@@ -355,6 +355,7 @@ def _listed(
         estimate=described(queued.entry.estimate),
         forecast=queued.last_forecast,
         group=group,
+        gpus_max=request.gpus_max,
     )
 
 

@@ -74,6 +74,7 @@ class Reclaimer:
         queue: their clients.
         start: starts a task of the term.
         wake: called when `serve` should be called again soon.
+        waits: returns true while elastic leases may still give devices back for a request: it preempts none meanwhile.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Reclaimer:
         queue: WaitingQueue,
         start: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
+        waits: Callable[[QueuedRequest], bool] = lambda _: False,
     ) -> None:
         self._fleet = fleet
         self._ledger = ledger
@@ -93,6 +95,7 @@ class Reclaimer:
         self._queue = queue
         self._start = start
         self._wake = wake
+        self._waits = waits
         self._claims: dict[QueuedRequest, Claim] = {}
         self._claim_on: dict[str, Claim] = {}
         """Claims by the leases that have not ended yet."""
@@ -219,7 +222,7 @@ class Reclaimer:
         node = group.node
         for entry in list(group.entries):
             queued: QueuedRequest = entry.payload
-            if not entry.ready or queued.request.requeue_of is not None:
+            if not entry.ready or queued.request.requeue_of is not None or self._waits(queued):
                 continue
             if time.perf_counter() > self._until:
                 self._wake()

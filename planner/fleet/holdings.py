@@ -88,6 +88,70 @@ def free(fleet: Fleet, lease_id: str, ended: LeaseState = LeaseState.RELEASED, a
     return fleet
 
 
+def extend(fleet: Fleet, lease_id: str, grants: Sequence[Grant]) -> Fleet:
+    """Hold the whole devices that a lease got since; what it has already stays as it is.
+
+    Args:
+        fleet: changed in place.
+        lease_id: of a lease that the fleet holds.
+        grants: all of the lease.
+    """
+    held = fleet.leases[lease_id]
+    return _change(fleet, held, [grant for grant in grants if grant.device not in held.devices], 1, math.inf)
+
+
+def give_back(fleet: Fleet, lease_id: str, grants: Sequence[Grant], at: float) -> Fleet:
+    """Free some of the whole devices of a lease, which its holder has given back: they are idle at once.
+
+    Args:
+        fleet: changed in place.
+        lease_id: of the lease; nothing happens if the fleet does not hold it.
+        grants: those that it has no more.
+        at: time of the change, seconds since the epoch.
+    """
+    held = fleet.leases.get(lease_id)
+    if held is None:
+        return fleet
+    return _change(fleet, held, [grant for grant in grants if grant.device in held.devices], -1, at)
+
+
+def _change(fleet: Fleet, held: Held, grants: Sequence[Grant], sign: int, at: float) -> Fleet:
+    """Add whole devices to what a lease holds, or remove them, each with its part of cores and RAM."""
+    part = Held(held.lease_id, {}, {})
+    for grant in grants:
+        share, memory = part.devices[grant.device] = (share_of(grant.share), grant.memory_bytes)
+        cpus, ram = part.hosts.get(grant.host, (0, 0))
+        part.hosts[grant.host] = (cpus + milli(grant.cpus), ram + grant.host_memory_bytes)
+        holders = fleet.on_device.setdefault(grant.device, {})
+        if sign > 0:
+            held.devices[grant.device] = holders[held.lease_id] = (share, memory)
+        else:
+            del held.devices[grant.device], holders[held.lease_id]
+            if not holders:
+                del fleet.on_device[grant.device]
+    for name, (cpus, ram) in part.hosts.items():
+        for amounts in (held.hosts, fleet.on_host):
+            before = amounts.get(name, (0, 0))
+            amounts[name] = (before[0] + sign * cpus, before[1] + sign * ram)
+        fleet.at_host.setdefault(name, {})[held.lease_id] = None
+    left = {device.host for uuid in held.devices if (device := fleet.devices.get(uuid)) is not None}
+    for name in part.hosts.keys() - left if sign < 0 else ():
+        if not any(held.hosts[name]):
+            del held.hosts[name], fleet.at_host[name][held.lease_id]
+            if not fleet.at_host[name]:
+                del fleet.at_host[name]
+            if not any(fleet.on_host[name]):
+                del fleet.on_host[name]
+    touched = _touched(fleet, part)
+    for device in touched:
+        if sign > 0:
+            device.hold(*amounts_on(fleet, device), at)
+        else:
+            device.end(held.lease_id, *amounts_on(fleet, device), at, "")
+    _refresh(fleet, part, touched)
+    return fleet
+
+
 def forget(fleet: Fleet, lease_id: str) -> Fleet:
     """Remove what a lease holds, without an end of the lease: it is about to be set anew."""
     held = _drop(fleet, lease_id)

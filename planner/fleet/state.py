@@ -510,6 +510,8 @@ def ask_key(request: WorkRequest) -> AskKey:
             raise InvalidRequest("gpus is 0, and neither cpus nor host_memory_bytes is asked for", "$.gpus")
         if request.gpu_memory_bytes:
             raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
+    if request.gpus_max is not None:
+        _check_elastic(request)
     mig = _profiles(request)
     several = _several_hosts(request)
     return AskKey(
@@ -551,6 +553,22 @@ def _several_hosts(request: WorkRequest) -> bool:
                 f"$.{field}",
             )
     return False
+
+
+def _check_elastic(request: WorkRequest) -> None:
+    """Check that what is asked for can grow.
+
+    Raises:
+        InvalidRequest: it can't.
+    """
+    if request.gpus == 0:
+        raise InvalidRequest("gpus is 0: a range begins with 1 device at least", "$.gpus")
+    if request.placement is Placement.SPREAD:
+        text = "placement spread is for a fixed number of hosts: give gpus as a number, or take fewest_hosts"
+        raise InvalidRequest(text, "$.placement")
+    for name, given in (("gpu_share", request.gpu_share), ("mig", request.mig), ("distribution", request.distribution)):
+        if given:
+            raise InvalidRequest(f"{name} is for a fixed number of devices: give gpus as a number", f"$.{name}")
 
 
 def _profiles(request: WorkRequest) -> tuple[str, ...]:

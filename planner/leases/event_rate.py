@@ -30,7 +30,14 @@ _MAX_OWNERS: Final = 10_000
 _LABELS_BYTES: Final = 1024
 _GRANTS: Final = 16
 _WEIGHTS: Final = 64
-PASSING: Final = (LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING, LeaseEventKind.PREEMPTING)
+PASSING: Final = (
+    LeaseEventKind.RENEWED,
+    LeaseEventKind.EXPIRING,
+    LeaseEventKind.PREEMPTING,
+    LeaseEventKind.RESIZE_OFFERED,
+    LeaseEventKind.RESIZE_REQUESTED,
+    LeaseEventKind.RESIZED,
+)
 """Kinds of events between the grant of a lease and its end."""
 _END_FRACTION: Final = 0.2
 _END_SECONDS: Final = 0.7
@@ -41,19 +48,21 @@ def slim(lease: Lease, kind: LeaseEventKind) -> Lease:
     """A lease as it goes into an event: without work items, and with less in later events than in the first.
 
     Work items are not needed to know which owner holds what. The history takes labels and devices from the first event
-    of a lease, so that those of a renewal, warning or notice are left out if they are many. The planner's answers have
-    all.
+    of a lease, and from those of its changes of devices, so that those of a renewal, warning or notice are left out if
+    they are many. The planner's answers have all.
     """
     granted = kind is LeaseEventKind.GRANTED
     if granted and lease.distribution is None and not any(grant.items for grant in lease.grants):
         return lease
-    passing = kind in PASSING
+    passing = kind in PASSING and kind is not LeaseEventKind.RESIZED
     few = granted or sum(len(name) + len(value) for name, value in lease.labels.items()) <= _LABELS_BYTES
     report = lease.distribution
     grants = [] if passing and len(lease.grants) > _GRANTS else [_slim(grant, granted) for grant in lease.grants]
+    resize = lease.resize
     return replace(
         lease,
         grants=grants,
+        resize=None if resize is None else replace(resize, grants=[_slim(grant, False) for grant in resize.grants]),
         labels=lease.labels if few else {},
         environment=lease.environment if granted else {},
         addresses=lease.addresses if granted else {},

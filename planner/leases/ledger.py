@@ -24,10 +24,11 @@ from ...schemas import codec
 from ...schemas.requests import Error, Lease, LeaseState, Preemption
 from ..durable.store import Deposed, Store, Write, WriteFailed, lease_key
 from ..fleet.fleet import Fleet
-from ..fleet.holdings import free
+from ..fleet.holdings import extend, free, give_back
 from . import lifecycle
 from .events import LeaseEventPublisher
 from .lifecycle import LeaseRecord, LeaseTable, Refused
+from .resizing import changed_devices
 from .service_time import ServiceTime
 from .usage import size_of
 
@@ -50,8 +51,9 @@ _ROUNDED_OFF: Final = timedelta(milliseconds=100)
 
 _NULLABLE: Final = (
     *("ended_at", "distribution", "asked_at", "expected_seconds", "ends_at", "saved_at", "preemption", "idle"),
+    *("elastic", "resize"),
 )
-"""Fields of a lease that are null where there is nothing."""
+"""Fields of a lease that are null where there is nothing. So is `since` of its grants."""
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
 """Maps the present record to the next one; the same record, or None, changes nothing."""
@@ -105,6 +107,10 @@ class Ledger:
         """Called with the record of each lease that ends, before its devices are free."""
         self.on_notice: Callable[[Lease], None] = lambda _: None
         """Called with each active lease that gets the notice of a preemption, and when that is put off or withdrawn."""
+        self.on_hold: Callable[[Lease], None] = lambda _: None
+        """Called with an elastic lease, with the devices that it holds from now on."""
+        self.on_resized: Callable[[LeaseRecord], None] = lambda _: None
+        """Called with the record of an elastic lease whose devices have changed, once that is durable."""
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
@@ -153,7 +159,7 @@ class Ledger:
                 "$.distribution",
             )
         # A number that JSON can't represent is encoded as null, and no planner could decode the record again.
-        nulls = sum(getattr(record.lease, name) is None for name in _NULLABLE)
+        nulls = len(record.lease.grants) + sum(getattr(record.lease, name) is None for name in _NULLABLE)
         if record.lease.distribution is not None or value.count(b"null") > nulls:
             try:
                 codec.decode(codec.encode(lifecycle.without_items(record), codec.JSON), LeaseRecord, codec.JSON)
@@ -344,10 +350,19 @@ class Ledger:
         ttl = self._retention(size_of(record.lease)) if ends else 0.0
         record, value = self._encode(record)
         change_id = lifecycle.change_id(lease_id, record.version)
+        added, returned = changed_devices(before, record)
+        if added:  # from the decision on, as for a grant
+            self._hold(record.lease)
         write = self._store.write(lease_key(lease_id), value, self._term, message_id=change_id, ttl_seconds=ttl)
         try:
             async with write as revision:
                 self.table.put(record)
+                if returned:
+                    give_back(self._fleet, lease_id, returned, record.changed_at.timestamp())
+                    self.on_hold(record.lease)
+                    self._freed()
+                if added or returned:
+                    self.on_resized(record)
                 if before is None or record.lease.preemption != before.lease.preemption:
                     self.note_deadline(record.lease)
                     if not ends:
@@ -363,11 +378,22 @@ class Ledger:
             self._deposed()
             raise
         except WriteFailed as error:
+            if added and before is not None:
+                give_back(self._fleet, lease_id, added, time.time())
+                self.on_hold(before.lease)
             if before is not None and before.lease.state is LeaseState.ACTIVE:
                 log.warning("lease %s stays as it was: %s", lease_id, error)
                 self.table.reschedule(before, self.service_seconds() + _RETRY_SECONDS)
             raise
         return record.lease
+
+    def fits(self, record: LeaseRecord) -> bool:
+        """True if a record of a lease with more devices fits in a message, with room for what it gets later."""
+        return 2 * len(codec.encode(replace(record, earlier=[]), codec.JSON)) <= self._max_bytes
+
+    def _hold(self, lease: Lease) -> None:
+        extend(self._fleet, lease.lease_id, lease.grants)
+        self.on_hold(lease)
 
     def _encode(self, record: LeaseRecord) -> tuple[LeaseRecord, bytes]:
         """Encode a changed record, if need be without the oldest of its events that the stream may lack.

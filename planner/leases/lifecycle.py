@@ -10,7 +10,8 @@
 ```
 
 The notice of a preemption leaves a lease active for its `grace_seconds`. The holder may end it sooner (`saved`,
-`release`) or put the end off once (`busy`), and the notice may be withdrawn.
+`release`) or put the end off once (`busy`), and the notice may be withdrawn. How the devices of an elastic lease change
+is in `resizing.py`.
 
 The bucket has a record under `lease.<id>`: the lease, the number of its last change, and the changes whose events may
 not be on the facts stream yet. Each change raises `version` by one. An event is identified by lease and version, so
@@ -33,6 +34,7 @@ from ...schemas.requests import (
     Assignment,
     Distributed,
     Error,
+    GpuRange,
     Grant,
     IdleNotice,
     Lease,
@@ -60,6 +62,8 @@ KIND_OF_END: Final = {
     LeaseState.EVICTED: LeaseEventKind.EVICTED,
 }
 """Kind of the event of each end."""
+RESIZES: Final = (LeaseEventKind.RESIZE_OFFERED, LeaseEventKind.RESIZE_REQUESTED, LeaseEventKind.RESIZED)
+"""Kinds of events about the devices of an elastic lease."""
 
 
 class Refused(Exception):
@@ -89,6 +93,18 @@ class Announcement(Struct, frozen=True, kw_only=True):
     event: LeaseEvent
 
 
+class Returned(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A device that an elastic lease has given back.
+
+    Attributes:
+        grant: of the device.
+        until: time up to which the lease had it.
+    """
+
+    grant: Grant
+    until: datetime
+
+
 class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A lease as the bucket holds it.
 
@@ -110,6 +126,11 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         age_from: time from which its request counts as waiting, if that is before it was asked: that of the request
             of the preempted lease.
         is_notice: true if the last change was the notice of a preemption, or put its end off.
+        request: what was asked for, without its names and labels; for an elastic lease alone.
+        resize_kind: kind of the last change if that is about the devices of an elastic lease. `kind` is `renewed` then,
+            as for a notice.
+        returned: devices that were given back in the last minutes.
+        answered: number of the last notice of a resize that the holder agreed to.
     """
 
     lease: Lease
@@ -126,11 +147,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     requeue_of: str = ""
     age_from: datetime | None = None
     is_notice: bool = False
+    request: WorkRequest | None = None
+    resize_kind: LeaseEventKind | None = None
+    returned: list[Returned] = []
+    answered: int = 0
 
     @property
     def event_kind(self) -> LeaseEventKind:
         """Kind of the event of the last change."""
-        return LeaseEventKind.PREEMPTING if self.is_notice else self.kind
+        return LeaseEventKind.PREEMPTING if self.is_notice else self.resize_kind or self.kind
 
     @property
     def warned(self) -> bool:
@@ -155,7 +180,9 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Event of the last change."""
         kind = self.event_kind
         lease = slim(self.lease, kind)
-        return LeaseEvent(kind=kind, time=self.changed_at, lease=lease, planner=self.planner)
+        resized = self.returned if kind is LeaseEventKind.RESIZED else ()
+        returned = [each.grant for each in resized if each.until == self.changed_at]
+        return LeaseEvent(kind=kind, time=self.changed_at, lease=lease, planner=self.planner, returned=returned)
 
     def announcements(self) -> list[Announcement]:
         """Events that may not be on the facts stream yet, oldest first."""
@@ -241,7 +268,11 @@ def grant(
         requeued=request.requeue_of is not None,
         window=window,
         group=group,
+        elastic=None if request.gpus_max is None else GpuRange(min=request.gpus, max=request.gpus_max),
     )
+    kept = None
+    if request.gpus_max is not None:
+        kept = replace(request, labels={}, name="", holder="", request_id=None)
     return LeaseRecord(
         lease=lease,
         version=1,
@@ -254,6 +285,7 @@ def grant(
         planner=planner,
         requeue_of=request.requeue_of or "",
         age_from=age_from,
+        request=kept,
     )
 
 
@@ -343,13 +375,13 @@ def renew(
     ttl = record.lease.ttl_seconds if ttl_seconds is None else ttl_seconds
     expires_at = _limited(now + timedelta(seconds=ttl), record.lease.ends_at)
     lease = replace(record.lease, expires_at=expires_at, holder=holder or record.lease.holder)
-    after = _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+    after = next_record(record, LeaseEventKind.RENEWED, lease, now, planner)
     return replace(after, extended_at=now, extended_service_seconds=service_seconds)
 
 
 def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
     """Warn: the end is near, and its event says so."""
-    return _next(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
+    return next_record(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
 
 
 def end(
@@ -365,8 +397,8 @@ def end(
         planner: id of this planner.
         ended_at: time of the end, if that was before now.
     """
-    lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
-    return _next(record, KIND_OF_END[state], lease, now, planner)
+    lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason, resize=None)
+    return next_record(record, KIND_OF_END[state], lease, now, planner)
 
 
 def notify(record: LeaseRecord, preemption: Preemption, now: datetime, planner: str) -> LeaseRecord:
@@ -391,10 +423,10 @@ def notify(record: LeaseRecord, preemption: Preemption, now: datetime, planner: 
             "$.lease_id",
         )
     ends_at = max(preemption.ends_at, now + timedelta(seconds=lease.grace_seconds))
-    notified = replace(lease, preemption=replace(preemption, ends_at=ends_at))
+    notified = replace(lease, preemption=replace(preemption, ends_at=ends_at), resize=None)
     if not lease.grace_seconds:
         return preempted(record, notified, now, planner)
-    return _next(record, LeaseEventKind.PREEMPTING, notified, now, planner)
+    return next_record(record, LeaseEventKind.PREEMPTING, notified, now, planner)
 
 
 def preemptible_from(lease: Lease) -> datetime:
@@ -414,14 +446,14 @@ def withdraw_notice(record: LeaseRecord, claimant: str | None, now: datetime, pl
     notice = record.lease.preemption
     if notice is None or claimant not in (None, notice.claimant):
         return record
-    return _next(record, LeaseEventKind.RENEWED, replace(record.lease, preemption=None), now, planner)
+    return next_record(record, LeaseEventKind.RENEWED, replace(record.lease, preemption=None), now, planner)
 
 
 def saved(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
     """Note that the work of an active lease is saved; while a notice is out, the lease ends."""
     lease = replace(record.lease, saved_at=now)
     if lease.preemption is None:
-        return _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+        return next_record(record, LeaseEventKind.RENEWED, lease, now, planner)
     return preempted(record, lease, now, planner)
 
 
@@ -440,7 +472,7 @@ def busy(record: LeaseRecord, seconds: float, now: datetime, planner: str) -> Le
     latest = notice.ends_at + timedelta(seconds=lease.grace_seconds)
     ends_at = min(max(notice.ends_at, now + timedelta(seconds=seconds)), latest)
     extended = replace(lease, preemption=replace(notice, ends_at=ends_at, extended=True))
-    return _next(record, LeaseEventKind.PREEMPTING, extended, now, planner)
+    return next_record(record, LeaseEventKind.PREEMPTING, extended, now, planner)
 
 
 def preempted(
@@ -457,18 +489,18 @@ def preempted(
     """
     why = f": {lease.preemption.reason}" if lease.preemption is not None and lease.preemption.reason else ""
     ended = replace(lease, state=LeaseState.EVICTED, ended_at=ended_at or now, reason=f"preempted{why}")
-    return _next(record, LeaseEventKind.EVICTED, ended, now, planner)
+    return next_record(record, LeaseEventKind.EVICTED, ended, now, planner)
 
 
 def warn_idle(record: LeaseRecord, notice: IdleNotice | None, now: datetime, planner: str) -> LeaseRecord:
     """Warn the holder of an active lease that its devices are idle; with None, withdraw the warning."""
-    return _next(record, LeaseEventKind.RENEWED, replace(record.lease, idle=notice), now, planner)
+    return next_record(record, LeaseEventKind.RENEWED, replace(record.lease, idle=notice), now, planner)
 
 
 def make_preemptible(record: LeaseRecord, notice: IdleNotice, now: datetime, planner: str) -> LeaseRecord:
     """Make an active lease preemptible since its devices are idle. It stays so."""
     lease = replace(record.lease, preemptible=True, idle=replace(notice, acted_at=now))
-    return _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+    return next_record(record, LeaseEventKind.RENEWED, lease, now, planner)
 
 
 def end_idle(record: LeaseRecord, notice: IdleNotice, now: datetime, planner: str) -> LeaseRecord:
@@ -559,20 +591,30 @@ def fitting(record: LeaseRecord, max_bytes: int, size_of: Callable[[object], int
     return replace(record, earlier=kept[::-1])
 
 
-def _next(
+def next_record(
     record: LeaseRecord,
     kind: LeaseEventKind,
     lease: Lease,
     now: datetime,
     planner: str,
 ) -> LeaseRecord:
+    """Record after a change of its lease.
+
+    Args:
+        record: before the change.
+        kind: of the change.
+        lease: after the change.
+        now: time of the change.
+        planner: id of this planner.
+    """
     return replace(
         record,
         lease=lease,
         version=record.version + 1,
         changed_at=now,
-        kind=LeaseEventKind.RENEWED if kind is LeaseEventKind.PREEMPTING else kind,
+        kind=LeaseEventKind.RENEWED if kind is LeaseEventKind.PREEMPTING or kind in RESIZES else kind,
         is_notice=kind is LeaseEventKind.PREEMPTING,
+        resize_kind=kind if kind in RESIZES else None,
         planner=planner,
         earlier=record.announcements(),
     )
@@ -648,7 +690,10 @@ class LeaseTable:
         if before is not None and (record.told < before.told or lease.lease_id in self._published_ahead):
             # Events were acknowledged while the write was in flight.
             self._apply_published(replace(record, told=max(record.told, before.told)))
-        self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
+        size = 0 if before is not None else size_of(lease)
+        if before is not None and before.lease.grants is not lease.grants:
+            size = size_of(lease) - size_of(before.lease)
+        self.owners.add(lease.owner, is_active - was_active, size)
         if before is None and lease.request_id:
             self._by_request[lease.owner, lease.request_id] = lease.lease_id
         if before is None and record.requeue_of:
@@ -657,18 +702,20 @@ class LeaseTable:
             heappush(self._due, (record.due_at(), lease.lease_id, record.version))
             if len(self._due) > 4 * len(self._records) + 64:
                 self._compact()
-        if is_active and not was_active:
-            self.active += 1
+        self.active += is_active - was_active
+        if before is not None and was_active and not (is_active and before.lease.grants is lease.grants):
+            self._leave_hosts(before.lease)
+        if is_active and not (was_active and before is not None and before.lease.grants is lease.grants):
             for part in lease.grants:
                 self._by_host.setdefault(part.host, {})[lease.lease_id] = None
-        elif was_active and not is_active:
-            self.active -= 1
-            for part in lease.grants:
-                held = self._by_host.get(part.host)
-                if held is not None:
-                    held.pop(lease.lease_id, None)
-                    if not held:
-                        del self._by_host[part.host]
+
+    def _leave_hosts(self, lease: Lease) -> None:
+        for part in lease.grants:
+            held = self._by_host.get(part.host)
+            if held is not None:
+                held.pop(lease.lease_id, None)
+                if not held:
+                    del self._by_host[part.host]
 
     def note_published(self, lease_id: str, version: int) -> None:
         """Note that the event of a lease's change is on the facts stream, in order or not."""

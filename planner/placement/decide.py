@@ -317,7 +317,7 @@ def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
 def _any_instance(fleet: Fleet, request: WorkRequest) -> bool:
     """True if the request is for any one device, and the fleet has MIG instances alone: then it gets an instance."""
     anything = request.gpus == 1 and request.gpu_share is None and not request.models and not request.mig
-    return anything and bool(fleet.parents) and not fleet.has_boards
+    return anything and request.gpus_max is None and bool(fleet.parents) and not fleet.has_boards
 
 
 def check_work(request: WorkRequest, work: Distribution) -> None:

@@ -106,6 +106,10 @@ class Ends:
         self.running.pop(lease_id, None)
         self._touch(lease_id)
 
+    def resized(self, lease_id: str) -> None:
+        """Note that a lease holds other devices."""
+        self._touch(lease_id)
+
     def advance(self, now: float) -> None:
         """Extend the expected ends of leases that still run past them."""
         due = self._due

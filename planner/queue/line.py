@@ -490,6 +490,20 @@ class Line:
         self.ends.started(lease_id, estimate, started_at)
         self._use.starts(lease_id, owner, gpus, started_at)
 
+    def resized(self, lease_id: str, owner: str, gpus: float, now: float) -> None:
+        """Note that a lease has other devices, which the fleet holds already.
+
+        Args:
+            lease_id: of the lease.
+            owner: of the lease.
+            gpus: devices that it holds from now on.
+            now: seconds.
+        """
+        self.changes += 1
+        self.ends.resized(lease_id)
+        self._use.ends(lease_id, now)
+        self._use.starts(lease_id, owner, gpus, now)
+
     def ended(self, lease_id: str, now: float) -> None:
         """Note that a lease ended, before the fleet frees what it held."""
         self.changes += 1

@@ -1,0 +1,214 @@
+"""Choice of the devices by which elastic leases grow and shrink.
+
+An elastic lease grows into idle devices which nobody in the queue could take: models that a waiting request could use
+are left alone, unless quotas keep it from them. It is asked to give devices back, beyond its fewest, where a waiting
+request could start with them. The leases are asked in the order in which the caller gives them; on the host, or the
+hosts, where the fewest devices have to come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from ...schemas.requests import Placement, WorkRequest
+from ..fleet.device import Device
+from ..fleet.fleet import Fleet
+from ..fleet.state import UNLIMITED, Ask
+from ..groups.state import models_of
+from ..placement.decide import ask_of
+from ..placement.exact import Pick
+from ..placement.policies import Policy
+from ..placement.select import select
+from .backfill import NOW, PRESENT, Horizons, Unit
+from .ends import Ends
+from .line import Group
+
+
+class Surplus(NamedTuple):
+    """What an elastic lease could give back.
+
+    Attributes:
+        lease_id: of the lease.
+        devices: uuids of its devices, those first that it got last.
+        spare: number of them that it can do without.
+    """
+
+    lease_id: str
+    devices: Sequence[str]
+    spare: int
+
+
+def sized(request: WorkRequest, devices: int) -> WorkRequest:
+    """An elastic request for a number of devices, with their part of cores and RAM."""
+    return replace(
+        request,
+        gpus=devices,
+        gpus_max=None,
+        cpus=request.cpus * devices / request.gpus,
+        host_memory_bytes=-(-request.host_memory_bytes * devices // request.gpus),
+    )
+
+
+def growth_ask(fleet: Fleet, request: WorkRequest, devices: int, barred: Collection[str]) -> Ask:
+    """What an elastic lease is to have more.
+
+    Booked devices are left alone, unless the lease has ended before.
+
+    Args:
+        fleet: live state.
+        request: of the lease; its `max_seconds` are those that are left.
+        devices: number of further devices.
+        barred: names of models that it must not take.
+    """
+    # A preemptible lease may be on booked devices until its notice; growth is not worth a notice.
+    key = ask_of(fleet, replace(sized(request, devices), preemptible=False)).key
+    return fleet.ask(key._replace(windows=(), inside=False, outlasts=False, barred=tuple(sorted(barred))))
+
+
+def wanted(fleet: Fleet, groups: Iterable[Group]) -> frozenset[str] | None:
+    """Models that requests in the queue could take; None if one waits for cores or RAM alone."""
+    found: set[str] = set()
+    for group in groups:
+        if group.refused:
+            continue
+        if not group.ask.gpus:
+            return None
+        found.update(models_of(fleet, group.ask))
+    return frozenset(found)
+
+
+def largest(
+    fleet: Fleet, policy: Policy, ask_for: Callable[[int], Ask | None], least: int, most: int
+) -> tuple[int, list[Pick]] | None:
+    """The largest number of devices for which there is a placement, and the placement; None if there is none.
+
+    Args:
+        fleet: live state.
+        policy: that ranks.
+        ask_for: returns the request for a number of devices; None if quotas keep it from so many.
+        least: smallest number of devices.
+        most: largest number.
+    """
+    found: tuple[int, list[Pick]] | None = None
+    while least <= most:
+        number = (least + most + 1) // 2 if found is not None else least
+        ask = ask_for(number)
+        picks = None if ask is None else select(fleet, policy, ask)
+        if picks is None:
+            most = number - 1
+        else:
+            found, least = (number, picks), number + 1
+    return found
+
+
+def returns(fleet: Fleet, ask: Ask, surpluses: Sequence[Surplus]) -> dict[str, list[str]] | None:
+    """Choose devices of elastic leases with which a request could start.
+
+    Args:
+        fleet: live state.
+        ask: a request that does not fit.
+        surpluses: of the leases, those first that are asked first.
+
+    Returns:
+        UUIDs by lease; None if no choice lets it start.
+    """
+    if not ask.gpus or not surpluses:
+        return None
+    search = _Returns(fleet, surpluses)
+    if ask.placement is not Placement.SPREAD:
+        one = search.on_one_host(ask)
+        if one is not None or ask.placement is Placement.SAME_HOST:
+            return one
+    return search.on_several(ask)
+
+
+class _Returns:
+    """Search for devices that could come back."""
+
+    def __init__(self, fleet: Fleet, surpluses: Sequence[Surplus]) -> None:
+        self._fleet = fleet
+        self._ranks = Ends(fleet)
+        self._spare = {each.lease_id: each.spare for each in surpluses}
+        self._place = {uuid: at for each in surpluses for at, uuid in enumerate(each.devices)}
+        for rank, each in enumerate(surpluses):
+            self._ranks.expect(each.lease_id, float(rank))
+        self._horizons = Horizons(fleet, self._ranks, stay=PRESENT)
+
+    def on_one_host(self, ask: Ask) -> dict[str, list[str]] | None:
+        best: tuple[int, float, dict[str, list[str]]] | None = None
+        for name, units in self._horizons.hosts(ask):
+            found = self._from(name, units, ask, ask.gpus, self._spare)
+            if found is not None:
+                back, last = found
+                cost = sum(map(len, back.values())), last
+                if best is None or cost < best[:2]:
+                    best = (*cost, back)
+        return best[2] if best is not None and best[0] else None
+
+    def on_several(self, ask: Ask) -> dict[str, list[str]] | None:
+        """One device on each of as many hosts, or as many on each of a few hosts as there could be."""
+        spread = ask.placement is Placement.SPREAD
+        able: list[tuple[int, str, list[Unit]]] = []
+        for name, units in self._horizons.hosts(ask.part(1)):
+            count = 1 if spread else min(ask.gpus, sum(unit[0] < math.inf for unit in units))
+            back = sum(unit[0] > NOW for unit in units[:count])
+            able.append((back if spread else -count, name, units))
+        able.sort(key=lambda host: host[:2])
+        left, spare = ask.gpus, dict(self._spare)
+        chosen: dict[str, list[str]] = {}
+        for _, name, units in able:
+            for count in range(1 if spread else min(left, len(units)), 0, -1):
+                found = self._from(name, units, ask.part(count), count, spare)
+                if found is not None:
+                    for lease_id, uuids in found[0].items():
+                        chosen.setdefault(lease_id, []).extend(uuids)
+                        spare[lease_id] -= len(uuids)
+                    left -= count
+                    break
+            if not left:
+                return chosen or None
+        return None
+
+    def _from(
+        self, name: str, units: Sequence[Unit], part: Ask, count: int, spare: dict[str, int]
+    ) -> tuple[dict[str, list[str]], float] | None:
+        """Devices of a host that have to come back for a part of a request, and the rank of the last lease."""
+        back: dict[str, list[str]] = {}
+        last, left = NOW, count
+        for at, _, device in sorted(units, key=self._order):
+            if not left or at == math.inf:
+                break
+            if at == NOW:
+                left -= 1
+                continue
+            lease_id = next(iter(device.holders))
+            if len(device.holders) == 1 and len(back.get(lease_id, ())) < spare[lease_id]:
+                back.setdefault(lease_id, []).append(device.uuid)
+                last, left = at, left - 1
+        return None if left or not self._roomy(name, part, back) else (back, last)
+
+    def _order(self, unit: Unit) -> tuple[float, int, int]:
+        at, index, device = unit
+        return at, self._place.get(device.uuid, 0), index
+
+    def _roomy(self, name: str, part: Ask, back: dict[str, list[str]]) -> bool:
+        """True if a host has the cores and RAM once these devices are back, each with its part of them."""
+        host, fleet = self._fleet.hosts[name], self._fleet
+        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+        for lease_id, uuids in back.items():
+            held = fleet.leases[lease_id]
+            there = sum(_on(fleet.devices.get(uuid), name) for uuid in held.devices)
+            amounts = held.hosts.get(name, (0, 0))
+            cpus += amounts[0] * len(uuids) // max(1, there)
+            memory += amounts[1] * len(uuids) // max(1, there)
+        return (host.cpus_total >= UNLIMITED or cpus >= part.cpus_milli) and (
+            host.memory_total >= UNLIMITED or memory >= part.host_memory_bytes
+        )
+
+
+def _on(device: Device | None, host: str) -> bool:
+    return device is not None and device.host == host
