@@ -32,7 +32,7 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Rejected, Unavailable
-from .lease import LeaseContext, Lost, Noticed, OnOutage
+from .lease import LeaseContext, Lost, Noticed, OnOutage, Resizing
 from .notebook import DeviceList
 from .paging import all_devices, all_queued
 from .query import collect, user_subject
@@ -82,6 +82,7 @@ class Client(RequestCalls):
         *,
         on_lost: Lost | None = None,
         on_preempt: Noticed | None = None,
+        on_resize: Resizing | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -97,6 +98,8 @@ class Client(RequestCalls):
                 raises the `LeaseLost`.
             on_preempt: called with the `Preemption` when the lease will be preempted; it may be a coroutine function.
                 `lease.saved()` ends the lease at once, `lease.busy(seconds)` puts its end off.
+            on_resize: called with the `Resize` when an elastic lease may grow or shrink, likewise. The answer is
+                `lease.accept_resize()` or `lease.decline_resize()`. Without it every such notice is declined.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
                 in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
@@ -113,6 +116,7 @@ class Client(RequestCalls):
             work_request(self.owner, restricted_to_host(fields) if set_environment else fields),
             on_lost=on_lost,
             on_preempt=on_preempt,
+            on_resize=on_resize,
             on_wait=on_wait,
             set_environment=set_environment,
             on_outage=on_outage,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
@@ -31,10 +31,15 @@ Lost = Callable[[LeaseLost], object]
 """Callback for a lease that ended before its holder released it."""
 Noticed = Callable[[requests.Preemption], object]
 """Callback for the notice of a preemption; for a lease of asyncio it may be a coroutine function."""
+Resizing = Callable[[requests.Resize], object]
+"""Callback for the notice that an elastic lease may grow or shrink; likewise."""
 
 _CHECKED: Final = (
     requests.LeaseEventKind.EXPIRING,
     requests.LeaseEventKind.PREEMPTING,
+    requests.LeaseEventKind.RESIZE_OFFERED,
+    requests.LeaseEventKind.RESIZE_REQUESTED,
+    requests.LeaseEventKind.RESIZED,
     requests.LeaseEventKind.EXPIRED,
     requests.LeaseEventKind.LOST,
     requests.LeaseEventKind.EVICTED,
@@ -68,7 +73,8 @@ class OnOutage(StrEnum):
 class HeldLease:
     """A lease, and the background tasks that renew it and listen for its end and for the notice of a preemption.
 
-    The classes of the leases of asyncio and of the synchronous client also have `saved` and `busy`.
+    The classes of the leases of asyncio and of the synchronous client also have `saved` and `busy`, `accept_resize` and
+    `decline_resize`. Without `on_resize` each notice of a resize is declined.
 
     Attributes:
         lease: the lease as of the last renewal.
@@ -84,6 +90,7 @@ class HeldLease:
         on_outage: OnOutage = OnOutage.CONTINUE,
         confirmed_at: float | None = None,
         on_preempt: Noticed | None = None,
+        on_resize: Resizing | None = None,
     ) -> None:
         self.client = client
         self.lease = lease
@@ -92,6 +99,9 @@ class HeldLease:
         self._on_lost = on_lost
         self._on_preempt = on_preempt
         self._noticed_at: datetime | None = None
+        self._on_resize = on_resize
+        self._resize_number = 0
+        self._declining = BackgroundTasks()
         self._on_outage = on_outage
         self._confirmed_at = elapsed_seconds() if confirmed_at is None else confirmed_at
         self._released = False
@@ -132,6 +142,11 @@ class HeldLease:
     def preemption(self) -> requests.Preemption | None:
         """Notice of a preemption, as of the last renewal; None while none is out."""
         return self.lease.preemption
+
+    @property
+    def resize(self) -> requests.Resize | None:
+        """Devices that are offered to the lease, or that it is asked to give back, as of the last renewal."""
+        return self.lease.resize
 
     @property
     def idle(self) -> requests.IdleNotice | None:
@@ -194,7 +209,7 @@ class HeldLease:
         held_by_this_process.discard(self.lease_id)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, self._declining.cancel(), return_exceptions=True)
         if self.lost is None:
             # If the release fails, the lease expires, because it is no longer renewed.
             with contextlib.suppress(ServiceError, Unavailable, TimedOut):
@@ -262,8 +277,32 @@ class HeldLease:
         else:
             self._note(await self.client.busy(self.lease_id, busy_seconds, owner=self.lease.owner))
 
+    async def answer_resize(self, accept: bool, devices: Sequence[str] = (), number: int | None = None) -> None:
+        """Answer the notice of a resize, or give devices back; see `Client.resize`.
+
+        Args:
+            accept: as in `Client.resize`.
+            devices: as in `Client.resize`.
+            number: the notice that is answered; None for the last that this process has got, if that is still out.
+
+        Raises:
+            CorralError: as in `Client.resize`.
+        """
+        known = self.lease.resize
+        number = known.number if number is None and known is not None else number
+        self._note(
+            await self.client.resize(
+                self.lease_id, accept=accept, devices=devices, number=number, owner=self.lease.owner
+            )
+        )
+
+    async def _decline(self, number: int) -> None:
+        with contextlib.suppress(CorralError, codec.DecodeError):
+            await self.answer_resize(False, (), number)
+
     def _note(self, lease: requests.Lease) -> None:
         """Note the state of the lease as the planner says it; call back if it has a notice that is new."""
+        self._note_resize(lease)
         self.lease, notice = lease, lease.preemption
         if lease.state is not requests.LeaseState.ACTIVE:
             self._lose(lease.reason or lease.state.value)
@@ -271,6 +310,16 @@ class HeldLease:
             self._noticed_at = notice.notified_at
             if self._on_preempt is not None:
                 self._on_preempt(notice)
+
+    def _note_resize(self, lease: requests.Lease) -> None:
+        resize = lease.resize
+        if resize is None or resize.number <= self._resize_number:
+            return
+        self._resize_number = resize.number
+        if self._on_resize is not None:
+            self._on_resize(resize)
+        else:
+            self._declining.start(self._decline(resize.number), name="declining a resize")
 
     async def take_over(self, holder: str) -> None:
         """Confirm the lease as `confirm` does, and record `holder` as the process that holds it from now on."""
@@ -339,8 +388,9 @@ class HeldLease:
         """
         with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
-                # A warning about idle devices, or its withdrawal, comes as a renewal.
-                if event.kind in _CHECKED or event.lease.idle != self.lease.idle:
+                # A warning about idle devices, or the withdrawal of a notice, comes as a renewal.
+                withdrawn = self.lease.resize is not None and event.lease.resize is None
+                if event.kind in _CHECKED or event.lease.idle != self.lease.idle or withdrawn:
                     self._end_reported.set()
 
 
@@ -365,6 +415,28 @@ class AsyncHeldLease(HeldLease):
         """
         await self.checkpoint(seconds)
 
+    async def accept_resize(self, devices: Sequence[str] = ()) -> None:
+        """Agree to the notice of a resize: take what is offered, or give back what is asked for.
+
+        The lease has its new devices afterwards. Those that it gives back must not be in use any more.
+
+        Args:
+            devices: uuids: of an offer, those to take; of a request, those to give back instead. Without a notice they
+                are given back.
+
+        Raises:
+            CorralError: as in `Client.resize`.
+        """
+        await self.answer_resize(True, devices)
+
+    async def decline_resize(self) -> None:
+        """Decline the notice of a resize: the lease keeps its devices.
+
+        Raises:
+            CorralError: as in `Client.resize`.
+        """
+        await self.answer_resize(False)
+
 
 H = TypeVar("H", bound=HeldLease)
 
@@ -382,6 +454,7 @@ class LeaseContext:
         *,
         on_lost: Lost | None = None,
         on_preempt: Noticed | None = None,
+        on_resize: Resizing | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -393,6 +466,7 @@ class LeaseContext:
         self._request = request
         self._on_lost = on_lost
         self._on_preempt = on_preempt
+        self._on_resize = on_resize
         self._callbacks = BackgroundTasks()
         self._on_wait = on_wait
         self._set_environment = set_environment
@@ -403,7 +477,10 @@ class LeaseContext:
 
     async def __aenter__(self) -> AsyncHeldLease:
         def made(lease: requests.Lease, confirmed_at: float) -> AsyncHeldLease:
-            return AsyncHeldLease(self._client, lease, self._lost, self._on_outage, confirmed_at, self._noticed)
+            resizing = None if self._on_resize is None else self._resizing
+            return AsyncHeldLease(
+                self._client, lease, self._lost, self._on_outage, confirmed_at, self._noticed, resizing
+            )
 
         held = await hold(self._client, self._request, self._on_wait, made)
         self._held = held
@@ -450,6 +527,7 @@ class LeaseContext:
                 self._request,
                 on_lost=self._on_lost,
                 on_preempt=self._on_preempt,
+                on_resize=self._on_resize,
                 on_wait=self._on_wait,
                 set_environment=self._set_environment,
                 on_outage=self._on_outage,
@@ -470,13 +548,20 @@ class LeaseContext:
             self._body.cancel()
 
     def _noticed(self, notice: requests.Preemption) -> None:
-        self._callbacks.start(self._call_back(notice), name="on_preempt")
+        self._callbacks.start(_call_back(self._on_preempt, notice), name="on_preempt")
 
-    async def _call_back(self, notice: requests.Preemption) -> None:
-        if self._on_preempt is not None:
-            found = self._on_preempt(notice)
-            if inspect.isawaitable(found):
-                await found
+    def _resizing(self, notice: requests.Resize) -> None:
+        self._callbacks.start(_call_back(self._on_resize, notice), name="on_resize")
+
+
+N = TypeVar("N")
+
+
+async def _call_back(callback: Callable[[N], object] | None, notice: N) -> None:
+    if callback is not None:
+        found = callback(notice)
+        if inspect.isawaitable(found):
+            await found
 
 
 async def hold(

@@ -1,4 +1,4 @@
-"""Calls on existing leases: renew, release, checkpoint, list, and follow their events."""
+"""Calls on existing leases: renew, release, checkpoint, resize, list, and follow their events."""
 
 from __future__ import annotations
 
@@ -116,6 +116,41 @@ class LeaseCalls(Calls):
         owner = owner or self.owner
         action = requests.CheckpointAction(lease_id=lease_id, owner=owner, **answer)
         return await self._plan(self._owned(PlanSubject.CHECKPOINT, owner), action, requests.Lease)
+
+    async def resize(
+        self,
+        lease_id: str,
+        *,
+        accept: bool = True,
+        devices: Sequence[str] = (),
+        number: int | None = None,
+        owner: str | None = None,
+    ) -> requests.Lease:
+        """Answer the notice that an elastic lease may have more devices or shall give some back.
+
+        Args:
+            lease_id: id of the lease.
+            accept: take the devices that are offered, or give back those that are asked for, which must not be in use
+                any more; False declines.
+            devices: uuids: of an offer, those to take; of a request, those to give back instead. Without a notice they
+                are given back.
+            number: the notice that is answered; None for the one that is out.
+            owner: owner of the lease; the client's owner by default.
+
+        Returns:
+            The lease after the change.
+
+        Raises:
+            Conflict: the notice is over or was withdrawn, or the devices were taken meanwhile; nothing has changed.
+            Refused: the lease is not elastic, or has no notice.
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+            NotOwner: the lease belongs to another owner.
+        """
+        owner = owner or self.owner
+        action = requests.ResizeAction(
+            lease_id=lease_id, owner=owner, accept=accept, devices=list(devices), number=number
+        )
+        return await self._plan(self._owned(PlanSubject.RESIZE, owner), action, requests.Lease)
 
     async def leases(
         self,

@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict, cast
 from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, plain, units
 from ..schemas.misspelt import meant
-from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
+from ..schemas.requests import Distribution, GpuRange, Method, Placement, WeightBy, WorkItem, WorkRequest
 from .errors import InvalidRequest
 
 OWNER_VARIABLE: Final = "CORRAL_OWNER"
@@ -27,6 +27,7 @@ _DURATIONS: Final = (
     ("min_run", "min_run_seconds"),
 )
 """Arguments that are durations, with their fields."""
+_GPUS: Final = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
@@ -37,7 +38,8 @@ class RequestFields(TypedDict, total=False):
     Numbers of NumPy and pandas are accepted, and `timedelta` for durations.
     """
 
-    gpus: int
+    gpus: int | str | GpuRange
+    """number of devices; "2-8" or a `GpuRange` for an elastic lease"""
     memory: str | int
     """memory of each device (`gpu_memory_bytes`)"""
     share: float
@@ -149,6 +151,8 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
                 body[target] = units.parse_seconds(given.pop(name))
     except ValueError as error:
         raise InvalidRequest(str(error), "invalid") from None
+    if isinstance(given.get("gpus"), str):
+        given["gpus"] = _gpus(given["gpus"])
     if "share" in given:
         body["gpu_share"] = given.pop("share")
     for name in ("models", "vendors", "hosts"):
@@ -190,6 +194,24 @@ def refuse_not_finite(body: Any, path: str = "$") -> None:
     elif isinstance(body, list):
         for at, value in enumerate(cast("list[Any]", body)):
             refuse_not_finite(value, f"{path}[{at}]")
+
+
+def _gpus(text: str) -> int | GpuRange:
+    """Parse a number of devices: `4`, or `2-8` for an elastic lease.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    found = _GPUS.fullmatch(text.strip())
+    if found is None:
+        raise InvalidRequest(f"gpus={text!r} is no number of devices: use 4, or 2-8", "invalid", "$.gpus")
+    least, most = found.groups()
+    if most is None:
+        return int(least)
+    try:
+        return GpuRange(min=int(least), max=int(most))
+    except ValueError as error:
+        raise InvalidRequest(str(error), "invalid", "$.gpus") from None
 
 
 def _check_names(given: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .client import Client, connect
 from .environment import environment_set, restricted_to_host
 from .errors import Forked, LeaseLost
-from .lease import HeldLease, Lost, Noticed, OnOutage, hold
+from .lease import HeldLease, Lost, Noticed, OnOutage, Resizing, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -112,6 +112,14 @@ class SyncHeldLease(HeldLease):
     def busy(self, seconds: float) -> None:
         """See `AsyncHeldLease.busy`."""
         self._loop.run(self.checkpoint(seconds))
+
+    def accept_resize(self, devices: Sequence[str] = ()) -> None:
+        """See `AsyncHeldLease.accept_resize`."""
+        self._loop.run(self.answer_resize(True, devices))
+
+    def decline_resize(self) -> None:
+        """See `AsyncHeldLease.decline_resize`."""
+        self._loop.run(self.answer_resize(False))
 
 
 class SyncClient:
@@ -208,6 +216,7 @@ class SyncClient:
         *,
         on_lost: Lost | None = None,
         on_preempt: Noticed | None = None,
+        on_resize: Resizing | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -221,6 +230,8 @@ class SyncClient:
                 `LeaseLost` is raised at the end of the block; `lease.check()` raises it earlier.
             on_preempt: called with the `Preemption`, on a thread of its own, when the lease will be preempted.
                 `lease.saved()` ends the lease at once, `lease.busy(seconds)` puts its end off.
+            on_resize: called with the `Resize`, likewise, when an elastic lease may grow or shrink; the answer is
+                `lease.accept_resize()` or `lease.decline_resize()`. Without it every such notice is declined.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
                 in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
@@ -235,6 +246,7 @@ class SyncClient:
             lambda _: request,
             on_lost,
             on_preempt,
+            on_resize,
             on_wait,
             set_environment,
             OnOutage(on_outage),
@@ -315,6 +327,18 @@ class SyncClient:
     def busy(self, lease_id: str, seconds: float, *, owner: str | None = None) -> requests.Lease:
         """See `Client.busy`."""
         return self._loop.run(self._client.busy(lease_id, seconds, owner=owner))
+
+    def resize(
+        self,
+        lease_id: str,
+        *,
+        accept: bool = True,
+        devices: Sequence[str] = (),
+        number: int | None = None,
+        owner: str | None = None,
+    ) -> requests.Lease:
+        """See `Client.resize`."""
+        return self._loop.run(self._client.resize(lease_id, accept=accept, devices=devices, number=number, owner=owner))
 
     def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.preempt`."""
@@ -406,6 +430,7 @@ class SyncClient:
         on_wait: Waiting | None,
         on_outage: OnOutage = OnOutage.CONTINUE,
         on_preempt: Noticed | None = None,
+        on_resize: Resizing | None = None,
     ) -> SyncHeldLease:
         """Request a lease and keep it renewed until `let_go`; `lease` is the convenient form."""
 
@@ -413,8 +438,12 @@ class SyncClient:
             if on_preempt is not None:  # it takes its time, and may call the client
                 threading.Thread(target=on_preempt, args=(notice,), name="corral-on-preempt", daemon=True).start()
 
+        def resizing(notice: requests.Resize) -> None:
+            threading.Thread(target=on_resize, args=(notice,), name="corral-on-resize", daemon=True).start()
+
         def made(lease: requests.Lease, confirmed_at: float) -> SyncHeldLease:
-            return SyncHeldLease(self._loop, self._client, lease, on_lost, on_outage, confirmed_at, noticed)
+            resized = None if on_resize is None else resizing
+            return SyncHeldLease(self._loop, self._client, lease, on_lost, on_outage, confirmed_at, noticed, resized)
 
         async def held() -> SyncHeldLease:
             lease = await hold(self._client, request, on_wait, made)
@@ -467,6 +496,7 @@ class SyncLeaseContext:
         request: Callable[[SyncClient], requests.WorkRequest],
         on_lost: Lost | None,
         on_preempt: Noticed | None,
+        on_resize: Resizing | None,
         on_wait: Waiting | None,
         set_environment: bool,
         on_outage: OnOutage = OnOutage.CONTINUE,
@@ -476,6 +506,7 @@ class SyncLeaseContext:
         self._request = request
         self._on_lost = on_lost
         self._on_preempt = on_preempt
+        self._on_resize = on_resize
         self._on_wait = on_wait
         self._set_environment = set_environment
         self._on_outage = on_outage
@@ -489,7 +520,9 @@ class SyncLeaseContext:
         self._client, self._own = self._open()
         try:
             request = self._request(self._client)
-            held = self._client.hold(request, self._lost, self._on_wait, self._on_outage, self._on_preempt)
+            held = self._client.hold(
+                request, self._lost, self._on_wait, self._on_outage, self._on_preempt, self._on_resize
+            )
         except BaseException:
             if self._own:
                 self._client.close()
@@ -534,6 +567,7 @@ class SyncLeaseContext:
                 self._request,
                 self._on_lost,
                 self._on_preempt,
+                self._on_resize,
                 self._on_wait,
                 self._set_environment,
                 self._on_outage,
@@ -556,6 +590,7 @@ def lease(
     *,
     on_lost: Lost | None = None,
     on_preempt: Noticed | None = None,
+    on_resize: Resizing | None = None,
     on_wait: Waiting | None = None,
     set_environment: bool = False,
     on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -570,6 +605,7 @@ def lease(
         url: URL of the bus; defaults as in `SyncClient`.
         on_lost: as in `SyncClient.lease`.
         on_preempt: as in `SyncClient.lease`.
+        on_resize: as in `SyncClient.lease`.
         on_wait: as in `Client.request`.
         set_environment: as in `SyncClient.lease`.
         on_outage: as in `Client.lease`.
@@ -581,6 +617,7 @@ def lease(
         lambda client: work_request(client.owner, restricted_to_host(fields) if set_environment else fields),
         on_lost,
         on_preempt,
+        on_resize,
         on_wait,
         set_environment,
         OnOutage(on_outage),
