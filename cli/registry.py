@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "release": Entry("work.commands:release", _WORK, "Release leases."),
     "saved": Entry("work.checkpoint:saved", _WORK, "Say that the work of a lease is saved."),
     "busy": Entry("work.checkpoint:busy", _WORK, "Put the end of a preemption off."),
+    "resize": Entry("work.resize:resize", _WORK, "Answer the notice that an elastic lease may grow or shrink."),
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
     "queue": Entry("work.commands:queue", _WORK, "List queued requests."),

@@ -144,10 +144,12 @@ def items_text(items: Sequence[str | int], most: int = 4) -> str:
 
 
 def _state(lease: requests.Lease) -> Text:
-    """State of a lease: with the reason of its end, or the notice of its preemption or that it is idle."""
+    """State of a lease: with the reason of its end, or its notice: of a preemption, of a resize, or that it is idle."""
     if lease.state is not requests.LeaseState.ACTIVE:
         return Text(f"{lease.state.value}: {lease.reason}".rstrip(": "), style="dim")
     if lease.preemption is None:
+        if lease.resize is not None:
+            return Text(resize_text(lease.resize), style="yellow")
         if lease.idle is None:
             return Text(lease.state.value, style="green")
         return Text(
@@ -159,6 +161,14 @@ def _state(lease: requests.Lease) -> Text:
     return Text(f"preempted in {duration(seconds)}{who}: {lease.preemption.reason}", style="yellow")
 
 
+def resize_text(notice: requests.Resize) -> str:
+    """Notice to the holder of an elastic lease, in words."""
+    left = duration((notice.ends_at - datetime.now(UTC)).total_seconds())
+    if notice.kind is requests.ResizeKind.OFFER:
+        return f"offered {len(notice.grants)} more GPUs, for {left}"
+    return f"asked to give back {len(notice.grants)} GPUs for {notice.claimant_owner}, within {left}"
+
+
 def idle_outcome(notice: requests.IdleNotice) -> str:
     """Action of the rule for idle devices on a lease, after a comma; empty if it only warns."""
     if notice.acted_at is not None:
@@ -166,6 +176,11 @@ def idle_outcome(notice: requests.IdleNotice) -> str:
     if notice.acts_at is None:
         return ""
     return f", the rule acts in {duration((notice.acts_at - datetime.now(UTC)).total_seconds())}"
+
+
+def gpus_text(count: str, lease: requests.Lease) -> str:
+    """Number of a lease's GPUs; with the fewest and most of an elastic one, as `4 (2-8)`."""
+    return count if lease.elastic is None else f"{count} ({lease.elastic})"
 
 
 def leases_table(leases: Iterable[requests.Lease]) -> Table:
@@ -185,7 +200,7 @@ def leases_table(leases: Iterable[requests.Lease]) -> Table:
             escape(lease.name),
             _state(lease),
             left(lease) if active else "",
-            str(sum(bool(grant.device) for grant in lease.grants)),
+            gpus_text(str(sum(bool(grant.device) for grant in lease.grants)), lease),
             escape(" ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())),
         )  # fmt: skip
     return made

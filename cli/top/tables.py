@@ -245,14 +245,14 @@ def lease_columns() -> list[Column]:
         return " ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())
 
     def gpus(lease: requests.Lease) -> str:
-        return f"{sum(grant.share for grant in lease.grants if grant.device):g}"
+        return render.gpus_text(f"{sum(grant.share for grant in lease.grants if grant.device):g}", lease)
 
     return [
         Column(title="LEASE", width=16, cell=lambda one: one.lease_id, grows=True),
         Column(title="OWNER", width=10, cell=lambda one: one.owner, grows=True),
         Column(title="GROUP", width=10, cell=lambda one: one.group, need=1, grows=True, optional=True),
         Column(title="NAME", width=12, cell=lambda one: one.name, grows=True),
-        Column(title="GPUS", width=4, cell=gpus, right=True),
+        Column(title="GPUS", width=4, cell=gpus, right=True, grows=True),
         Column(title="LEFT", width=6, cell=render.left, right=True),
         Column(title="WHERE", width=18, cell=where, grows=True),
     ]

@@ -38,7 +38,7 @@ def saved(
       corral saved
       corral saved --lease 01JD…
     """
-    after = _answer(lease, owner, nats, timeout, lambda client, one: client.saved(one.lease_id, owner=one.owner))
+    after = answer_for(lease, owner, nats, timeout, lambda client, one: client.saved(one.lease_id, owner=one.owner))
     if json:
         print_json(after)
     elif after.state is requests.LeaseState.ACTIVE:
@@ -66,7 +66,7 @@ def busy(
         seconds = units.parse_seconds(time)
     except ValueError as error:
         raise exits.CommandError(str(error), exits.USAGE) from None
-    after = _answer(
+    after = answer_for(
         lease, owner, nats, timeout, lambda client, one: client.busy(one.lease_id, seconds, owner=one.owner)
     )
     if json:
@@ -76,7 +76,7 @@ def busy(
         console().print(f"[green]Put off[/] the end of {escape(after.lease_id)}: it ends in {left}")
 
 
-def _answer(
+def answer_for(
     lease_id: str | None,
     owner: str | None,
     nats: str | None,

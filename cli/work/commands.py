@@ -317,7 +317,8 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
     for entry in entries:
         made.add_row(
             str(entry.position), escape(entry.request_id), escape(entry.owner),
-            *([escape(entry.group)] if grouped else []), escape(entry.name), str(entry.gpus),
+            *([escape(entry.group)] if grouped else []), escape(entry.name),
+            f"{entry.gpus}-{entry.gpus_max}" if entry.gpus_max else str(entry.gpus),
             render.duration(entry.waiting_seconds), render.starts(entry), render.duration(entry.heard_seconds),
             escape(entry.message),
         )  # fmt: skip

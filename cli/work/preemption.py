@@ -95,7 +95,7 @@ async def was_preempted(held: HeldLease) -> bool:
     return bool(found) and found[0].preemption is not None
 
 
-def parse_signal(text: str) -> signal.Signals:
+def parse_signal(text: str, option: str = "--on-preempt") -> signal.Signals:
     """Parse the name or number of a signal: `SIGUSR1`, `usr1` or `10`.
 
     Raises:
@@ -107,4 +107,4 @@ def parse_signal(text: str) -> signal.Signals:
     try:
         return signal.Signals[f"SIG{name}"]
     except KeyError:
-        raise CommandError(f"--on-preempt {text!r} is no signal: use a name such as SIGUSR1", USAGE) from None
+        raise CommandError(f"{option} {text!r} is no signal: use a name such as SIGUSR1", USAGE) from None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 from ...client.request import RequestFields
+from ...schemas.requests import GpuRange
 from ..exits import USAGE, CommandError
 from ..options import Owner
 
@@ -22,8 +23,32 @@ _PREEMPTION = "Preemption"
 _PROFILE: Final = re.compile(r"[0-9*?\]]g")
 
 
+def parse_gpus(text: str | int) -> int | GpuRange:
+    """Parse a number of GPUs, or a range.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    least, sign, most = str(text).partition("-")
+    try:
+        return GpuRange(min=int(least), max=int(most)) if sign and least else int(text)
+    except ValueError as error:
+        reason = f": {error}" if "min" in str(error) else ""
+        raise typer.BadParameter(f"{text!r} is not a number of GPUs, such as 4 or 2-8{reason}") from None
+
+
 def _options(
-    gpus: Annotated[int, typer.Option("--gpus", "-g", help="Number of GPUs.", rich_help_panel=_DEVICES)] = 1,
+    gpus: Annotated[
+        GpuRange,
+        typer.Option(
+            "--gpus",
+            "-g",
+            metavar="N|MIN-MAX",
+            parser=parse_gpus,
+            help="Number of GPUs, or fewest and most of an elastic lease: 2-8.",
+            rich_help_panel=_DEVICES,
+        ),
+    ] = 1,  # pyright: ignore[reportArgumentType]
     memory: Annotated[
         str | None,
         typer.Option(

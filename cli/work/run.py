@@ -19,6 +19,7 @@ from ...client.lease import HeldLease
 from ...client.request import RequestFields
 from ...schemas import units
 from ...schemas.limits import LEASE_VARIABLE, MAX_WAIT_SECONDS
+from ...schemas.requests import GpuRange
 from .. import exits, render
 from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
@@ -28,6 +29,7 @@ from .lease_safety import reporting_troubles, start_in_time
 from .preemption import RESTARTS_VARIABLE, Notices, parse_signal, was_preempted
 from .remote import Remote
 from .request_options import with_request_options
+from .resize import DEVICES_VARIABLE, Resizes
 from .wait_display import wait_display
 
 DEFAULT_TTL = "60s"
@@ -49,6 +51,14 @@ Grace = Annotated[
 OnPreempt = Annotated[
     str | None,
     typer.Option("--on-preempt", metavar="SIGNAL", help="Signal for the command at the notice: SIGUSR1."),
+]
+OnResize = Annotated[
+    str | None,
+    typer.Option(
+        "--on-resize",
+        metavar="SIGNAL",
+        help="With a range of GPUs: signal for the command when the list in CORRAL_DEVICES_FILE has changed: SIGUSR2.",
+    ),
 ]
 Requeue = Annotated[
     bool,
@@ -86,6 +96,7 @@ class _How(NamedTuple):
         quiet: print errors only.
         on_outage: what to do while the lease can't be renewed.
         on_preempt: signal for the command at the notice of a preemption; None for none.
+        on_resize: signal for the command when its devices change, or are asked back; None if they stay as they are.
         requeue: run the command again after a preemption.
         nats: URL of the bus; None for the default.
     """
@@ -95,6 +106,7 @@ class _How(NamedTuple):
     quiet: bool
     on_outage: OnOutage
     on_preempt: signal.Signals | None
+    on_resize: signal.Signals | None
     requeue: bool
     nats: str | None
 
@@ -108,6 +120,7 @@ def run(
     quiet: Quiet = False,
     on_outage: WhereCutOff = OnOutage.CONTINUE,
     on_preempt: OnPreempt = None,
+    on_resize: OnResize = None,
     requeue: Requeue = False,
     nats: NatsUrl = None,
 ) -> None:
@@ -121,18 +134,29 @@ def run(
     With --preemptible the lease may be preempted. The command gets the signal --on-preempt at the notice, SIGTERM a few
     seconds before the end, and SIGKILL at the end. If it exits by itself before, its exit code is returned.
 
+    With --gpus 2-8 the lease is elastic: it starts with at least 2 GPUs, and with as many as are idle. With --on-resize
+    it gets more while they are idle, and is asked to give them back for others: the file that CORRAL_DEVICES_FILE names
+    has the UUIDs to use from then on, and the command gets the signal. It agrees to give GPUs back by 'corral resize
+    accept', once it has left them.
+
     Examples:
       corral run --gpus 2 --memory 20GiB -- python train.py
       corral run --gpus 8 --model '*H100*' --wait 2h --name llama -- torchrun --nproc-per-node 8 train.py
       corral run --share 0.25 --memory 6GiB -- jupyter lab
       corral run --preemptible --grace 60s --on-preempt SIGUSR1 --requeue -- python train.py
+      corral run --gpus 2-8 --on-resize SIGUSR2 -- python train_elastic.py
       corral run --gpus 1 --host any --via ssh -- nvidia-smi
     """
     number = None if on_preempt is None else parse_signal(on_preempt)
+    resized = None if on_resize is None else parse_signal(on_resize, "--on-resize")
+    if on_resize and not isinstance(fields.get("gpus"), GpuRange):
+        raise exits.CommandError("--on-resize needs a range of GPUs: --gpus 2-8", exits.USAGE)
+    if on_resize and via:
+        raise exits.CommandError("--on-resize is for a command on this host: leave --via out", exits.USAGE)
     if (on_preempt or requeue) and not fields.get("preemptible"):
         option = "--on-preempt" if on_preempt else "--requeue"
         raise exits.CommandError(f"{option} needs --preemptible: no other lease is preempted", exits.USAGE)
-    how = _How(_seconds(grace), via, quiet, on_outage, number, requeue, nats)
+    how = _How(_seconds(grace), via, quiet, on_outage, number, resized, requeue, nats)
     raise typer.Exit(_hold(command, fields, grace, how))
 
 
@@ -151,7 +175,7 @@ def shell(
       corral shell --gpus 2 --memory 40GiB --wait 10m --name debugging
     """
     command = [] if via else [os.environ.get("SHELL") or "/bin/sh"]
-    how = _How(_seconds(grace), via, False, on_outage, None, False, nats)
+    how = _How(_seconds(grace), via, False, on_outage, None, None, False, nats)
     raise typer.Exit(_hold(command, fields, grace, how))
 
 
@@ -206,14 +230,15 @@ async def _run_once(
 ) -> _Ran:
     async with contextlib.AsyncExitStack() as stack:
         lost, notices = asyncio.Event(), Notices(how.on_preempt)
-        held = await signals.unless_interrupted(_granted(stack, fields, lost, notices, how))
+        resizes = None if how.on_resize is None else stack.enter_context(Resizes(how.on_resize))
+        held = await signals.unless_interrupted(_granted(stack, fields, lost, notices, resizes, how))
         if held is None:
             return _Ran(exits.REJECTED)
         if not how.quiet:
             where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
             say(f"corral: lease {held.lease_id} on {where}")
         with reporting_troubles(held, how.quiet):
-            code, interrupted = await _child(command, held, lost, notices, how, signals, terminal, restarts)
+            code, interrupted = await _child(command, held, lost, notices, resizes, how, signals, terminal, restarts)
         preempted = code != 0 and (held.lost is not None or held.preemption is not None) and await was_preempted(held)
     if code is None:
         say(f"corral: {held.lost or 'the lease is preempted'}; the command was stopped")
@@ -222,7 +247,12 @@ async def _run_once(
 
 
 async def _granted(
-    stack: contextlib.AsyncExitStack, fields: RequestFields, lost: asyncio.Event, notices: Notices, how: _How
+    stack: contextlib.AsyncExitStack,
+    fields: RequestFields,
+    lost: asyncio.Event,
+    notices: Notices,
+    resizes: Resizes | None,
+    how: _How,
 ) -> HeldLease | None:
     """Request a lease that is released when the stack is closed; print a rejection, and return None then."""
     client = await stack.enter_async_context(connected(how.nats, owner=fields.get("owner")))
@@ -232,6 +262,7 @@ async def _granted(
             context = client.lease(
                 on_lost=lambda _: lost.set(),
                 on_preempt=notices.notice,
+                on_resize=None if resizes is None else resizes.notice,
                 on_wait=on_wait,
                 on_outage=how.on_outage,
                 children_grace=0.0,
@@ -354,6 +385,7 @@ async def _child(
     held: HeldLease,
     lost: asyncio.Event,
     notices: Notices,
+    resizes: Resizes | None,
     how: _How,
     signals: Signals,
     terminal: Terminal,
@@ -368,6 +400,9 @@ async def _child(
     remote = None if how.via is None else _remote(held, how.via)
     count = {RESTARTS_VARIABLE: str(restarts)} if how.requeue else {}
     words, environment = list(command), os.environ | held.environment | count
+    if resizes is not None:
+        resizes.write(held.lease)
+        environment[DEVICES_VARIABLE] = str(resizes.path)
     if remote is None:
         print_device_hosts(held.lease)
     else:
@@ -396,8 +431,13 @@ async def _child(
         return error.code, True
     running = _Running(child, held, remote, notices)
     notices.send = running.signal
+    following = BackgroundTasks()
+    if resizes is not None:
+        resizes.send = running.signal
+        following.start(resizes.follow(held), name="following the devices of the lease")
     with signals.to(running.forward):
         code = await running.until_the_end(lost, how.grace)
+    await following.cancel()
     terminal.take_back(settings=code is None or code < 0)
     if code is None:
         return None, running.interrupted
