@@ -34,7 +34,7 @@ WITH held AS (
     FROM leases l
     WHERE coalesce(l.ended_at, $now) > $now - INTERVAL {WINDOW_DAYS} DAYS
 ), shapes AS (
-    SELECT lease_id, count(*) FILTER (device IS NOT NULL) AS gpus,
+    SELECT lease_id, count(*) FILTER (device IS NOT NULL AND since IS NULL) AS gpus,
         min(share) FILTER (device IS NOT NULL AND share < 1) AS share
     FROM lease_devices WHERE lease_id IN (SELECT lease_id FROM held) GROUP BY lease_id
 ), asked AS (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from duckdb import DuckDBPyConnection
 from msgspec.structs import asdict
 
 from ...schemas.clocks import REREAD_SECONDS
-from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseState, Preemption
+from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, Preemption
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from .protocol import ArrowTable, HostClock
@@ -42,10 +43,10 @@ _LEASES: Final = Columns(
     Lease,
     (
         *("state", "labels", "ttl_seconds", "expires_at", "ended_at", "reason", "devices", "changed"),
-        *("saved_at", "preemption_notified_at", "group_name"),
+        *("saved_at", "preemption_notified_at", "group_name", "gpus_min", "gpus_max"),
     ),
 )
-_LEASE_DEVICES: Final = Columns(arrow_schema("lease_devices"), Grant, ("lease_id", "device"))
+_LEASE_DEVICES: Final = Columns(arrow_schema("lease_devices"), Grant, ("lease_id", "device", "until"))
 _LINKS: Final = arrow_schema("links")
 _CLOCKS: Final = arrow_schema("store.clocks")
 _CONFLICTS: Final = pa.schema([("host", pa.string()), ("device", pa.string()), ("owner", pa.string()), ("seen", TIME)])
@@ -237,6 +238,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
         registered(cursor, "new_events", _lease_events(list(reversed(unique.values())))),
         registered(cursor, "new_leases", _leases(list(folded.values()))),
         registered(cursor, "new_grants", _lease_devices(list(grants.values()))),
+        registered(cursor, "new_shapes", _shapes(events)),
     ):
         times = [event.time for event in events]
         cursor.execute(
@@ -249,6 +251,8 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
             "INSERT INTO lease_devices SELECT * FROM new_grants WHERE lease_id NOT IN "
             "(SELECT lease_id FROM lease_devices WHERE lease_id IN (SELECT lease_id FROM new_grants))"
         )
+        if any(event.kind is LeaseEventKind.RESIZED for event in events):
+            _write_shapes(cursor)
         put(
             cursor,
             "leases",
@@ -260,6 +264,42 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
             "WHERE l.state = 'active' AND (n.changed >= l.changed OR n.state <> 'active')",
             ["lease_id"],
         )
+
+
+def _write_shapes(cursor: DuckDBPyConnection) -> None:
+    """Update the devices of leases that were resized, in whatever order their events come.
+
+    A row is known by lease, device and the time from which the lease had it.
+    """
+    same = "d.lease_id = {0}.lease_id AND d.device = {0}.device AND d.since IS NOT DISTINCT FROM {0}.since"
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE reshaped AS SELECT n.* REPLACE (least(d.until, n.until) AS until) "
+        f"FROM new_shapes n LEFT JOIN lease_devices d ON {same.format('n')}"
+    )
+    # As in `put`, whose keys are never null.
+    cursor.execute(f"DELETE FROM lease_devices d USING reshaped r WHERE {same.format('r')}")
+    cursor.execute("INSERT INTO lease_devices BY NAME FROM reshaped")
+    cursor.execute("DROP TABLE temp.main.reshaped")
+
+
+def _shapes(events: Sequence[LeaseEvent]) -> ArrowTable:
+    """Rows of the devices of leases that were resized: those that they had then, and those that they gave back."""
+    found: dict[tuple[str, str, datetime | None], tuple[Grant, datetime | None]] = {}
+    for event in events:
+        if event.kind is not LeaseEventKind.RESIZED:
+            continue
+        lease_id = event.lease.lease_id
+        for grant in event.lease.grants:
+            found.setdefault((lease_id, grant.device, grant.since), (grant, None))
+        for grant in event.returned:
+            before = found.get((lease_id, grant.device, grant.since), (grant, None))[1]
+            found[lease_id, grant.device, grant.since] = grant, min(before or event.time, event.time)
+    return _LEASE_DEVICES.table(
+        [
+            _LEASE_DEVICES.row(grant, lease_id=lease_id, device=grant.device or None, until=until)
+            for (lease_id, _, _), (grant, until) in found.items()
+        ]
+    )
 
 
 def _overrides(event: LeaseEvent, last: LeaseEvent) -> bool:
@@ -310,6 +350,8 @@ def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
                 saved_at=last.lease.saved_at,
                 preemption_notified_at=None if last.lease.preemption is None else last.lease.preemption.notified_at,
                 group_name=first.lease.group or None,
+                gpus_min=None if first.lease.elastic is None else first.lease.elastic.min,
+                gpus_max=None if first.lease.elastic is None else first.lease.elastic.max,
             )
             for first, last in folded
         ]
@@ -319,7 +361,7 @@ def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
 def _lease_devices(leases: Sequence[Lease]) -> ArrowTable:
     return _LEASE_DEVICES.table(
         [
-            _LEASE_DEVICES.row(grant, lease_id=lease.lease_id, device=grant.device or None)
+            _LEASE_DEVICES.row(grant, lease_id=lease.lease_id, device=grant.device or None, until=None)
             for lease in leases
             for grant in lease.grants
         ]

@@ -91,6 +91,7 @@ def _row(event: RequestEvent, planner: str) -> dict[str, Any]:
         "group_name": event.group or None,
         "within": request.within,
         "prefer_within": request.prefer_within,
+        "gpus_max": request.gpus_max,
     }
 
 

@@ -89,11 +89,13 @@ TABLES: Final[dict[str, str]] = {
         "policy VARCHAR, labels MAP(VARCHAR, VARCHAR), ttl_seconds DOUBLE, granted_at TIMESTAMPTZ, "
         "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ, "
         "preemptible BOOLEAN, grace_seconds DOUBLE, checkpoint BOOLEAN, min_run_seconds DOUBLE, priority INTEGER, "
-        "requeued BOOLEAN, saved_at TIMESTAMPTZ, preemption_notified_at TIMESTAMPTZ, group_name VARCHAR"
+        "requeued BOOLEAN, saved_at TIMESTAMPTZ, preemption_notified_at TIMESTAMPTZ, group_name VARCHAR, "
+        "gpus_min INTEGER, gpus_max INTEGER"
     ),
+    # `since` is null for devices that the lease was granted, and `until` for those that it had to its end.
     "lease_devices": (
         "lease_id VARCHAR, host VARCHAR, device VARCHAR, index INTEGER, model VARCHAR, memory_bytes BIGINT, "
-        "share DOUBLE, cpus DOUBLE, host_memory_bytes BIGINT, score DOUBLE"
+        "share DOUBLE, cpus DOUBLE, host_memory_bytes BIGINT, score DOUBLE, since TIMESTAMPTZ, until TIMESTAMPTZ"
     ),
     "requests": (
         "uid VARCHAR, request_id VARCHAR, owner VARCHAR, name VARCHAR, asked_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, "
@@ -108,7 +110,7 @@ TABLES: Final[dict[str, str]] = {
         "last_forecast_at TIMESTAMPTZ, last_forecast_start TIMESTAMPTZ, last_forecast_earliest TIMESTAMPTZ, "
         "last_forecast_latest TIMESTAMPTZ, planner VARCHAR, preemptible BOOLEAN, grace_seconds DOUBLE, "
         "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR, "
-        "within VARCHAR, prefer_within VARCHAR"
+        "within VARCHAR, prefer_within VARCHAR, gpus_max INTEGER"
     ),
 }
 

@@ -13,7 +13,7 @@ WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
     SELECT epoch_us(b.time) // 3600000000 AS hour, 
         sum(s.gpus * b.seconds) / least(3600, greatest(epoch(now()) - epoch(any_value(b.time)) // 3600 * 3600, 1)) AS devices
-    FROM lease_buckets b JOIN lease_spans s USING (lease_id, device) GROUP BY 1
+    FROM lease_buckets b JOIN lease_spans s USING (lease_id, device, started) GROUP BY 1
 ), made_up AS (
     -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they
     -- would have more of the device than there was time for.

@@ -8,14 +8,16 @@
 -- gpu_seconds: seconds that they were held, times the devices in whole boards; see `lease_spans`.
 -- preemptible_gpu_seconds: those of leases that could be preempted.
 WITH held AS (
-    -- The devices of a lease are held for the same time.
-    SELECT s.lease_id, d.model, sum(s.gpus) AS gpus, epoch_us(min(s.started)) AS first, epoch_us(max(s.ended)) AS last
-    FROM lease_spans s JOIN lease_devices d USING (lease_id, host, device) WHERE s.ended > s.started GROUP BY ALL
+    -- Most devices of a lease are held for the same time.
+    SELECT s.lease_id, d.model, sum(s.gpus) AS gpus, epoch_us(s.started) AS first, epoch_us(s.ended) AS last
+    FROM lease_spans s JOIN (SELECT DISTINCT lease_id, host, device, model FROM lease_devices) d
+        USING (lease_id, host, device)
+    WHERE s.ended > s.started GROUP BY ALL
 ), cut AS (
     SELECT *, unnest(range(first // 3600000000, (last - 1) // 3600000000 + 1)) * 3600000000 AS hour FROM held
 ), used AS (
     SELECT *, gpus * (least(last, hour + 3600000000) - greatest(first, hour)) / 1e6 AS gpu_seconds FROM cut
 )
-SELECT make_timestamptz(u.hour) AS hour, l.group_name, u.model, count(*) AS leases, sum(u.gpu_seconds) AS gpu_seconds,
+SELECT make_timestamptz(u.hour) AS hour, l.group_name, u.model, count(DISTINCT u.lease_id) AS leases, sum(u.gpu_seconds) AS gpu_seconds,
     coalesce(sum(u.gpu_seconds) FILTER (l.preemptible), 0) AS preemptible_gpu_seconds
 FROM used u JOIN leases l USING (lease_id) GROUP BY ALL

@@ -8,8 +8,8 @@
 -- host: host of the device.
 -- device: uuid of the device.
 -- share: granted share of the device.
--- started: time of the grant.
--- ended: end of the lease; now for an active one.
+-- started: time from which the lease had it.
+-- ended: time up to which it had it; now if it has it.
 -- hours: hours held.
 -- gpu_hours: hours held, times the share, in whole boards: an hour of a MIG instance with one slice of seven is a
 --   seventh.
@@ -29,7 +29,7 @@ WITH own AS (
     SELECT DISTINCT a.lease_id, a.host, a.device FROM lease_spans a JOIN lease_spans b USING (host, device)
     WHERE a.share < 1 AND b.share < 1 AND a.lease_id <> b.lease_id AND a.started < b.ended AND b.started < a.ended
 ), buckets AS MATERIALIZED (
-    SELECT b.lease_id, b.device, s.series, b.width, b.time, b.seconds
+    SELECT b.lease_id, b.device, b.started, s.series, b.width, b.time, b.seconds
     FROM lease_buckets b JOIN store.series s USING (host, device)
 ), edges AS MATERIALIZED (
     -- Minutes that are another's, too: before the lease began, or after its end. What a sample of them stands for is
@@ -38,7 +38,7 @@ WITH own AS (
         m.energy_millijoules_increase AS energy, m.power_watts_mean AS power, m.gpu_utilization_percent_mean AS util,
         m.gpu_utilization_percent_count AS n, m.power_watts_count / m.samples AS powered, m.samples,
         coalesce(m.known_seconds / m.samples, h.known_seconds / h.samples, 60) AS step
-    FROM buckets b JOIN lease_spans l USING (lease_id, device)
+    FROM buckets b JOIN lease_spans l USING (lease_id, device, started)
     JOIN store.series_1m m ON m.series = b.series AND m.time = b.time
     LEFT JOIN store.series_1h h ON h.series = b.series
         AND h.time = make_timestamptz(epoch_us(b.time) // 3600000000 * 3600000000)
@@ -84,13 +84,19 @@ WITH own AS (
         ) AS mean
     FROM pieces GROUP BY ALL
 )
-SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.started, s.ended,
-    greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS hours,
-    s.gpus * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
+SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.started, s.ended, s.hours, s.gpu_hours,
     s.share * u.energy_kwh AS energy_kwh, u.mean AS gpu_utilization_percent_mean,
     try_cast(coalesce(o.peak, u.peak) AS BIGINT) AS memory_used_bytes_peak, s.memory_granted_bytes,
     o.peak IS NULL AND m.lease_id IS NOT NULL AS memory_shared
-FROM lease_spans s
+FROM (
+    -- An elastic lease may have had it twice.
+    SELECT lease_id, any_value(owner) AS owner, any_value(name) AS name, any_value(state) AS state, host, device,
+        any_value(share) AS share, any_value(memory_granted_bytes) AS memory_granted_bytes,
+        min(started) AS started, max(ended) AS ended,
+        sum(greatest(epoch(ended) - epoch(started), 0)) / 3600 AS hours,
+        sum(gpus * greatest(epoch(ended) - epoch(started), 0)) / 3600 AS gpu_hours
+    FROM lease_spans GROUP BY lease_id, host, device
+) s
 LEFT JOIN used u USING (lease_id, device)
 LEFT JOIN shared m USING (lease_id, host, device)
 LEFT JOIN own o ON o.lease = s.lease_id AND o.host = s.host AND o.device = s.device

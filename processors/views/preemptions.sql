@@ -4,7 +4,7 @@
 -- owner: who held it.
 -- group_name: group of its owner at the grant; null without groups.
 -- name: of the workload.
--- gpus: devices of the lease, in whole boards; see `lease_spans`.
+-- gpus: devices of the lease, in whole boards, at its end; see `lease_spans`.
 -- notified_at: when its holder got the notice.
 -- ends_by: when the lease had to end at the latest.
 -- ended_at: when it ended; null while it has not, and if the notice was withdrawn.
@@ -26,8 +26,10 @@ WITH notices AS (
         bool_or(state <> 'active') AS over, max(time) AS last_at
     FROM lease_events WHERE preemption_notified_at IS NOT NULL GROUP BY ALL
 ), held AS (
+    -- An elastic lease may have given others back before.
     SELECT lease_id, sum(gpus) AS gpus FROM lease_spans
-    WHERE lease_id IN (SELECT lease_id FROM notices) GROUP BY lease_id
+    WHERE lease_id IN (SELECT lease_id FROM notices)
+    GROUP BY lease_id, ended QUALIFY ended = max(ended) OVER (PARTITION BY lease_id)
 ), without AS (
     SELECT lease_id, max(time) AS without_at FROM lease_events
     WHERE preemption_notified_at IS NULL AND lease_id IN (SELECT lease_id FROM notices) GROUP BY lease_id

@@ -31,7 +31,7 @@ WITH behind AS (
     GROUP BY host
 ), active AS (
     SELECT l.lease_id, l.owner, l.name, d.host, d.device, d.memory_bytes, d.share
-    FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
+    FROM leases l LEFT JOIN (FROM lease_devices WHERE until IS NULL) d USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
 ), holders AS (
     SELECT DISTINCT lease_id, owner, name, host FROM active
 ), found AS (

@@ -15,12 +15,13 @@ WITH behind AS (
 ), held AS (
     SELECT d.host, d.device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory, bool_or(d.share < 1) AS shared
     FROM leases l JOIN lease_devices d USING (lease_id)
-    WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL
+    WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL AND d.until IS NULL
     GROUP BY d.host, d.device
 ), cores AS (
     SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus - 1e-6 AS all_leased
     FROM hosts h LEFT JOIN (
         SELECT d.* FROM lease_devices d JOIN leases l USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
+            AND d.until IS NULL
     ) d USING (host)
     GROUP BY h.host, h.cpus
 ), state AS (

@@ -91,7 +91,7 @@ _KEYS: Final = {
     "device_conflicts": ("host", "device"),
     "links": ("host", "device", "other"),
     "leases": ("lease_id",),
-    "lease_devices": ("lease_id", "device"),
+    "lease_devices": ("lease_id", "device", "coalesce(since, '-infinity'::TIMESTAMPTZ)"),
     "lease_events": ("lease_id", "kind", "time"),
 }
 """Columns that identify a row, by table."""
