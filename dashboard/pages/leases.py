@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from ...client import CorralError
 from ...schemas.operations import QueueEntry
-from ...schemas.requests import Lease
+from ...schemas.requests import Lease, ResizeKind
 from .. import cells, history
 from ..components.results import Lanes
 from ..fleet import problem_of
@@ -141,7 +141,8 @@ class LeasesPage:
             return
         rows = [
             (
-                *(str(one.position), one.owner, one.name or "–", str(one.gpus)),
+                *(str(one.position), one.owner, one.name or "–"),
+                f"{one.gpus}–{one.gpus_max}" if one.gpus_max else str(one.gpus),
                 *(_age(one.waiting_seconds), _starts(one), one.message),
             )
             for one in queue[:_SHOWN]
@@ -151,7 +152,7 @@ class LeasesPage:
 
     def _show_leases(self, leases: Sequence[Lease]) -> None:
         may = (self.frame.may(Role.REQUESTER), self.frame.may(Role.OPERATOR))
-        shown = ([lease.lease_id for lease in leases[:_SHOWN]], len(leases), may)
+        shown = ([(lease.lease_id, len(lease.grants)) for lease in leases[:_SHOWN]], len(leases), may)
         if shown != self._leases_shown:
             self._leases_shown = shown
             self._left = {}
@@ -190,6 +191,8 @@ class LeasesPage:
                 button("Drain", lambda: self._drain(lease), "small quiet", title="Drain its devices")
 
         gpus = f"{sum(grant.share for grant in devices):g}"
+        if lease.elastic is not None:
+            gpus += f" ({lease.elastic.min}–{lease.elastic.max})"
         return lease.owner, lease.name or "–", gpus, where, _since(lease.granted_at), ends, actions
 
     # Actions
@@ -308,6 +311,9 @@ def _until(lease: Lease) -> str:
     notice = lease.preemption
     ends_at = lease.expires_at if notice is None else min(lease.expires_at, notice.ends_at)
     left = f"in {_age(max(0.0, (ends_at - datetime.now(UTC)).total_seconds()))}"
+    if notice is None and lease.resize is not None:
+        count = len(lease.resize.grants)
+        return f"{left}, offered {count}" if lease.resize.kind is ResizeKind.OFFER else f"{left}, {count} asked back"
     return left if notice is None else f"preempted {left}"
 
 
