@@ -17,6 +17,7 @@ OTHERS: Final = frozenset(
         *("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY", "INBOX_PREFIX", "OWNER", "CONTEXT", "CONFIG"),
         *(
             "LEASE",
+            "DEVICES_FILE",
             "RESTART_COUNT",
             "DEBUG",
             "DATA",

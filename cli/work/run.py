@@ -45,7 +45,7 @@ Grace = Annotated[
         "--grace",
         metavar="TIME",
         help="Time between SIGTERM and SIGKILL, after the lease is lost and for processes left behind (default: 10s); "
-        "with --preemptible also between the notice and the end (default: 30s).",
+        "with --preemptible also between the notice and the end, with a range of GPUs for an answer (default: 30s).",
     ),
 ]
 OnPreempt = Annotated[
@@ -190,7 +190,7 @@ def _hold(command: Sequence[str], fields: RequestFields, grace: str | None, how:
     fields = restricted_to_host(fields)
     fields.setdefault("ttl", DEFAULT_TTL)
     fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
-    if grace is not None and fields.get("preemptible"):
+    if grace is not None and (fields.get("preemptible") or isinstance(fields.get("gpus"), GpuRange)):
         fields["grace"] = grace
     return asyncio.run(_held(command, fields, how))
 

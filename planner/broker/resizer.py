@@ -331,6 +331,7 @@ class Resizer:
     async def answer(self, action: ResizeAction, caller: Responder) -> None:
         """Carry out the answer of a holder. Idempotent: an answer that names the notice may be repeated."""
         declined: list[ResizeKind] = []
+        """What the holder does not want: also more devices, if it has given some back unasked."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             held, now = lifecycle.check_holder(record, action.lease_id, action.owner), clock()
@@ -343,6 +344,8 @@ class Resizer:
                 return resizing.withdraw(held, resize.number, now, self._planner)
             named = {grant.device for grant in about}
             if named <= set(devices_of(held.lease)):
+                if resize is None or resize.kind is ResizeKind.OFFER:
+                    declined.append(ResizeKind.OFFER)
                 grants = [grant for grant in held.lease.grants if grant.device not in named]
             else:
                 if why := self._taken(held, about):
