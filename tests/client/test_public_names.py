@@ -23,6 +23,7 @@ PUBLIC = {
     },
     "corral.schemas": {
         *("WorkRequest", "WorkItem", "Distribution", "Placement", "Method", "WeightBy", "Preemption"),
+        *("GpuRange", "Resize", "ResizeKind"),
         *("Assignment", "Grant", "Lease", "LeaseState", "LeaseEvent", "LeaseEventKind"),
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
-from corral.planner.leases.event_rate import MIN_INTERVAL_SECONDS, EventBudget, Pace, slim
+from corral.planner.leases.event_rate import MIN_INTERVAL_SECONDS, PASSING, EventBudget, Pace, slim
 from corral.schemas import codec
 from corral.schemas.requests import Grant, Lease, LeaseEventKind, LeaseState, UnassignedItem, WorkRequest
 from hypothesis import given, settings
@@ -51,7 +51,7 @@ def test_an_event_says_who_holds_what_and_is_small(items: int, grants: int, labe
     assert (told.lease_id, told.owner, told.expires_at, told.state) == ("l", "ann", whole.expires_at, LeaseState.ACTIVE)
     assert not told.unassigned
     assert not any(grant.items for grant in told.grants)
-    if kind in (LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING, LeaseEventKind.PREEMPTING):
+    if kind in PASSING and kind is not LeaseEventKind.RESIZED:
         assert size < 8192
         assert not told.grants or len(told.grants) == grants
     else:
