@@ -26,6 +26,11 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
         "–",
         "Id of the lease. Set by Corral for work under a lease; collectors read it from the environment of processes.",
     ),
+    "CORRAL_DEVICES_FILE": (
+        "–",
+        "File with the UUIDs of the GPUs that the command of `corral run --on-resize` may use, with commas. "
+        "Set by Corral for the command.",
+    ),
     "CORRAL_RESTART_COUNT": (
         "–",
         "Number of times that the command of `corral run --requeue` was run before. Set by Corral for the command.",
