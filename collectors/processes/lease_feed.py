@@ -37,6 +37,7 @@ MAX_AT_ONCE: Final = 500
 
 _CHANGES: Final = (
     LeaseEventKind.GRANTED,
+    LeaseEventKind.RESIZED,
     LeaseEventKind.RELEASED,
     LeaseEventKind.EXPIRED,
     LeaseEventKind.LOST,
@@ -197,7 +198,9 @@ class HostLeaseFeed:
         if self._needle not in message.data:  # most are of other hosts, and not worth more
             return
         event = _event_of(message.data, message.subject)
-        if event is not None and any(grant.host == self._host for grant in event.lease.grants):
+        if event is None:
+            return
+        if any(grant.host == self._host for grants in (event.lease.grants, event.returned) for grant in grants):
             self._hinted.set()
 
 

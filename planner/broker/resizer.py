@@ -41,6 +41,8 @@ LOOK_SECONDS: Final = 0.5
 DECLINED_SECONDS: Final = 60.0
 """Time after which a lease whose holder did not agree gets another notice; for offers it doubles each time."""
 _DECLINED_MOST_SECONDS: Final = 3600.0
+_LOOK_AGAIN_SECONDS: Final = 2.0
+"""Time after which devices are looked for again for requests that found none, though nothing has changed."""
 _MOST_ASKING: Final = 16
 """Waiting requests for which devices are looked for at once."""
 
@@ -88,7 +90,10 @@ class Resizer:
         self._offers: dict[str, tuple[float, float]] = {}
         """Time before which a lease gets no offer, and the pause before; of those whose holder did not agree."""
         self._spared_until: dict[str, float] = {}
+        self._asking: set[str] = set()
+        """Those of `_asked` whose notice is being written."""
         self._looked_at: tuple[int, int, int] | None = None
+        self._look_again_at = 0.0
         records = [record for record in ledger.table if record.lease.elastic is not None]
         for record in sorted(records, key=lambda record: record.lease.granted_at):
             self.granted(record.lease)
@@ -248,10 +253,13 @@ class Resizer:
         if not self._elastic:
             return
         looked = (self._line.changes, self._fleet.index.moved_end, len(self._asked))
-        surpluses = self._surpluses()
-        if not surpluses or looked == self._looked_at:
+        now = time.monotonic()
+        if looked == self._looked_at and now < self._look_again_at:
             return
-        self._looked_at = looked
+        surpluses = self._surpluses()
+        if not surpluses:
+            return
+        self._looked_at, self._look_again_at = looked, now + _LOOK_AGAIN_SECONDS
         for entry, ask in self._waiting():
             queued: QueuedRequest = entry.payload
             if self.asks_for(queued):
@@ -259,6 +267,7 @@ class Resizer:
             back = returns(self._fleet, ask, surpluses)
             for lease_id, uuids in (back or {}).items():
                 self._asked[lease_id] = queued.request.owner, queued.request.request_id or ""
+                self._asking.add(lease_id)
                 self._start(self._ask_back(lease_id, uuids, queued))
             surpluses = [each for each in surpluses if each.lease_id not in self._asked]
             if not surpluses:
@@ -309,20 +318,23 @@ class Resizer:
         request = queued.request
         group = self._accounts.group_of(request.owner)
         claimant = Claimant(request.request_id or "", request.owner, group)
-        lease = await self._change(
-            lease_id, lambda current: resizing.ask_back(current, uuids, claimant, clock(), self._planner)
-        )
-        if lease is None or lease.resize is None or lease.resize.kind is not ResizeKind.REQUEST:
-            self._asked.pop(lease_id, None)
+        try:
+            await self._change(
+                lease_id, lambda current: resizing.ask_back(current, uuids, claimant, clock(), self._planner)
+            )
+        finally:
+            self._asking.discard(lease_id)
 
     def _end_claims(self) -> None:
-        """Withdraw the notices of requests that have left the queue."""
+        """Withdraw the notices of requests that have left the queue; forget those that are not out any more."""
         for lease_id, (owner, request_id) in list(self._asked.items()):
-            if self._queue.find(owner, request_id) is not None:
+            if lease_id in self._asking:
                 continue
             record = self._ledger.table.get(lease_id)
             resize = None if record is None else record.lease.resize
-            if resize is not None and resize.kind is ResizeKind.REQUEST:
+            if resize is None or resize.kind is not ResizeKind.REQUEST:
+                del self._asked[lease_id]
+            elif self._queue.find(owner, request_id) is None:
                 del self._asked[lease_id]
                 self._start(self._withdraw(lease_id, resize.number))
 

@@ -22,7 +22,9 @@ WITH asked AS ({asked}),
 held AS (
     SELECT lease_id, count(*) FILTER (device <> '') AS devices, min(share) AS share, sum(cpus) AS cpus,
         sum(host_memory_bytes) AS memory, list_distinct(list(model) FILTER (model <> '')) AS models
-    FROM lease_devices GROUP BY lease_id
+    -- What an elastic lease got later it did not ask for. Older histories have no such column.
+    FROM (SELECT NULL::TIMESTAMPTZ AS since WHERE false UNION ALL BY NAME FROM lease_devices)
+    WHERE since IS NULL GROUP BY lease_id
 )
 SELECT epoch(coalesce(a.submitted, l.granted_at)), epoch(coalesce(l.ended_at, least(l.expires_at, now()))),
     epoch(l.granted_at), coalesce(nullif(l.name, ''), l.lease_id), l.owner, h.devices, h.share, h.cpus, h.memory,

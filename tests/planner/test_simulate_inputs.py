@@ -96,7 +96,7 @@ def history(path: Path, *more: str) -> Path:
             for index in range(gpus):
                 database.execute(
                     "INSERT INTO lease_devices VALUES "
-                    f"('l{number}', 'a', 'd{index}', {index}, 'NVIDIA H100', 0, 1.0, 2.0, 1048576, 0)"
+                    f"('l{number}', 'a', 'd{index}', {index}, 'NVIDIA H100', 0, 1.0, 2.0, 1048576, 0, NULL, NULL)"
                 )
         for statement in more:
             database.execute(statement)
