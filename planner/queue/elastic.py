@@ -9,6 +9,7 @@ hosts, where the fewest devices have to come back.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -122,8 +123,8 @@ def returns(fleet: Fleet, ask: Ask, surpluses: Sequence[Surplus]) -> dict[str, l
     if ask.placement is not Placement.SPREAD:
         one = search.on_one_host(ask)
         if one is not None or ask.placement is Placement.SAME_HOST:
-            return one
-    return search.on_several(ask)
+            return one or None
+    return search.on_several(ask) or None
 
 
 class _Returns:
@@ -147,7 +148,7 @@ class _Returns:
                 cost = sum(map(len, back.values())), last
                 if best is None or cost < best[:2]:
                     best = (*cost, back)
-        return best[2] if best is not None and best[0] else None
+        return None if best is None else best[2]
 
     def on_several(self, ask: Ask) -> dict[str, list[str]] | None:
         """One device on each of as many hosts, or as many on each of a few hosts as there could be."""
@@ -170,41 +171,57 @@ class _Returns:
                     left -= count
                     break
             if not left:
-                return chosen or None
+                return chosen
         return None
 
     def _from(
         self, name: str, units: Sequence[Unit], part: Ask, count: int, spare: dict[str, int]
     ) -> tuple[dict[str, list[str]], float] | None:
         """Devices of a host that have to come back for a part of a request, and the rank of the last lease."""
+        free = sum(at == NOW for at, _, _ in units)
+        able = {device.uuid for at, _, device in units if NOW < at < math.inf}
+        found: list[tuple[str, str]] = []
+        for lease_id in sorted(self._fleet.at_host.get(name, {}).keys() & spare.keys(), key=self._ranks.ends_at):
+            left = spare[lease_id]
+            for uuid in self._on_host(lease_id, name, able):
+                devices = free + sum(other in able for _, other in found)
+                roomy = self._roomy(name, part, found)
+                if not left or (devices >= count and roomy):
+                    break
+                if not roomy or (devices < count and uuid in able):
+                    found.append((lease_id, uuid))
+                    left -= 1
+        for one in reversed(found):  # a later one may have made it needless
+            rest = [other for other in found if other != one]
+            if self._suffice(name, part, count - free, able, rest):
+                found = rest
+        if not self._suffice(name, part, count - free, able, found):
+            return None
         back: dict[str, list[str]] = {}
-        last, left = NOW, count
-        for at, _, device in sorted(units, key=self._order):
-            if not left or at == math.inf:
-                break
-            if at == NOW:
-                left -= 1
-                continue
-            lease_id = next(iter(device.holders))
-            if len(device.holders) == 1 and len(back.get(lease_id, ())) < spare[lease_id]:
-                back.setdefault(lease_id, []).append(device.uuid)
-                last, left = at, left - 1
-        return None if left or not self._roomy(name, part, back) else (back, last)
+        for lease_id, uuid in found:
+            back.setdefault(lease_id, []).append(uuid)
+        return back, max(map(self._ranks.ends_at, back), default=NOW)
 
-    def _order(self, unit: Unit) -> tuple[float, int, int]:
-        at, index, device = unit
-        return at, self._place.get(device.uuid, 0), index
+    def _suffice(
+        self, name: str, part: Ask, wanted: int, able: Collection[str], back: Sequence[tuple[str, str]]
+    ) -> bool:
+        return sum(uuid in able for _, uuid in back) >= wanted and self._roomy(name, part, back)
 
-    def _roomy(self, name: str, part: Ask, back: dict[str, list[str]]) -> bool:
+    def _on_host(self, lease_id: str, name: str, able: Collection[str]) -> list[str]:
+        """Devices of a lease on a host: those that the request could take first, of these those that came last."""
+        there = (uuid for uuid in self._fleet.leases[lease_id].devices if _on(self._fleet.devices.get(uuid), name))
+        return sorted(there, key=lambda uuid: (uuid not in able, self._place.get(uuid, 0)))
+
+    def _roomy(self, name: str, part: Ask, back: Sequence[tuple[str, str]]) -> bool:
         """True if a host has the cores and RAM once these devices are back, each with its part of them."""
         host, fleet = self._fleet.hosts[name], self._fleet
         cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
-        for lease_id, uuids in back.items():
+        for lease_id, count in Counter(lease_id for lease_id, _ in back).items():
             held = fleet.leases[lease_id]
             there = sum(_on(fleet.devices.get(uuid), name) for uuid in held.devices)
             amounts = held.hosts.get(name, (0, 0))
-            cpus += amounts[0] * len(uuids) // max(1, there)
-            memory += amounts[1] * len(uuids) // max(1, there)
+            cpus += amounts[0] * count // max(1, there)
+            memory += amounts[1] * count // max(1, there)
         return (host.cpus_total >= UNLIMITED or cpus >= part.cpus_milli) and (
             host.memory_total >= UNLIMITED or memory >= part.host_memory_bytes
         )
