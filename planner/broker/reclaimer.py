@@ -74,7 +74,8 @@ class Reclaimer:
         queue: their clients.
         start: starts a task of the term.
         wake: called when `serve` should be called again soon.
-        waits: returns true while elastic leases may still give devices back for a request: it preempts none meanwhile.
+        asks_elastic: returns true while elastic leases may still give devices back for a request, for which none is
+            preempted meanwhile.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Reclaimer:
         queue: WaitingQueue,
         start: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
-        waits: Callable[[QueuedRequest], bool] = lambda _: False,
+        asks_elastic: Callable[[QueuedRequest], bool] = lambda _: False,
     ) -> None:
         self._fleet = fleet
         self._ledger = ledger
@@ -95,7 +96,7 @@ class Reclaimer:
         self._queue = queue
         self._start = start
         self._wake = wake
-        self._waits = waits
+        self._asks_elastic = asks_elastic
         self._claims: dict[QueuedRequest, Claim] = {}
         self._claim_on: dict[str, Claim] = {}
         """Claims by the leases that have not ended yet."""
@@ -222,7 +223,7 @@ class Reclaimer:
         node = group.node
         for entry in list(group.entries):
             queued: QueuedRequest = entry.payload
-            if not entry.ready or queued.request.requeue_of is not None or self._waits(queued):
+            if not entry.ready or queued.request.requeue_of is not None or self._asks_elastic(queued):
                 continue
             if time.perf_counter() > self._until:
                 self._wake()
