@@ -206,7 +206,8 @@ class Resizer:
         others = {device.model.name for device in self._fleet.devices.values()} - own
         wheres = [replace(request, hosts=names)]
         if request.placement is not Placement.SAME_HOST:
-            wheres.append(request)
+            # Other hosts may not share the labels that its hosts have to share.
+            wheres += [] if request.within else [request]
         elif not any(host.state.whole_free for name in names if (host := self._fleet.hosts.get(name)) is not None):
             return []
         for where in wheres:

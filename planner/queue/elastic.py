@@ -115,7 +115,7 @@ def returns(fleet: Fleet, ask: Ask, surpluses: Sequence[Surplus]) -> dict[str, l
         surpluses: of the leases, those first that are asked first.
 
     Returns:
-        UUIDs by lease; None if no choice lets it start.
+        UUIDs by lease; None if no choice lets it start, or none on one host for a request with `within`.
     """
     if not ask.gpus or not surpluses:
         return None
@@ -124,7 +124,8 @@ def returns(fleet: Fleet, ask: Ask, surpluses: Sequence[Surplus]) -> dict[str, l
         one = search.on_one_host(ask)
         if one is not None or ask.placement is Placement.SAME_HOST:
             return one or None
-    return search.on_several(ask) or None
+    # Hosts that share the labels which its hosts have to share are not searched for.
+    return None if ask.within else search.on_several(ask) or None
 
 
 class _Returns:
