@@ -137,7 +137,13 @@ def at(app: TopApp, view: str, key: str) -> int:
     return next((number for number, row in enumerate(rows._rows) if rows._key(row) == key), -1)
 
 
-async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(client: Client) -> None:
+async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: FleetView) -> None:
+        """What the host publishes meanwhile would take the place of these processes."""
+
+    monkeypatch.setattr(FleetView, "follow_processes", nothing)
     held = (await client.request(gpus=1, share=0.5, memory="1GiB", name="greedy")).lease
     board = FleetView(client, history=HISTORY)
     await board.refresh()
