@@ -64,6 +64,8 @@ def _range(found: re.Match[str], field: str) -> str:
 
 def _length(found: re.Match[str], field: str) -> str:
     kind = found[1]
+    if (found[2], found[3]) == (">=", "1"):
+        return f"Expected {_TYPES.get(kind, kind)} that is not empty"
     return f"Expected {_TYPES.get(kind, kind)} of {_SIGNS[found[2]]} {found[3]} {_UNITS.get(kind, 'entries')}"
 
 

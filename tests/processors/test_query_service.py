@@ -175,7 +175,7 @@ async def test_errors_have_codes(nc: Client, service: QueryService) -> None:
         ("SELECT n + 'x'::INT FROM samples", "invalid", "onver"),
         ("DROP TABLE samples", "refused", "read-only"),
         ("SELECT 1; SELECT 2", "refused", "one statement"),
-        ("", "invalid", "length"),
+        ("", "invalid", "empty"),
         ("-- nothing", "invalid", "no statement"),
     ):
         body, end, _ = await ask(nc, sql)
