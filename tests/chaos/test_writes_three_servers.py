@@ -18,6 +18,8 @@ from nats.js.errors import APIError, ServiceUnavailableError
 from support.chaos.load import connect
 from support.chaos.parts import Bus, Place
 
+pytestmark = pytest.mark.long
+
 KV = f"KV_{subjects.PLANNER_BUCKET}"
 
 

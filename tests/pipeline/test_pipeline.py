@@ -85,6 +85,7 @@ async def test_any_client_of_the_bus_can_ask_in_json(cluster: LocalCluster) -> N
         await nc.close()
 
 
+@pytest.mark.long
 def test_what_is_killed_comes_back_and_nothing_is_lost(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path / "data")
     try:
@@ -134,6 +135,7 @@ def _rows_if_any(cluster: LocalCluster, sql: str) -> list[list[int]]:
     return json.loads(done.stdout)["rows"] if done.returncode == 0 else []
 
 
+@pytest.mark.long
 def test_when_the_supervisor_is_killed_its_parts_end_too(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path / "data")
     pids = [*cluster.parts().values()]

@@ -78,6 +78,7 @@ def test_lease_seconds_are_exact(
     assert database.execute(SECONDS).fetchall() == [(seconds,)]
 
 
+@pytest.mark.long
 def test_a_lake_has_the_same(lake: lakes.Lake) -> None:
     events, seconds = events_of(START, [{0, 1}, {0, 1, 2}, {0, 2}, {0, 1, 2}, {2}])
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), "CORRAL_PARTITIONS/1")

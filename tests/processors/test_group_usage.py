@@ -57,7 +57,7 @@ LEASES = [
 ]
 
 
-@pytest.fixture(params=["file", "lake"])
+@pytest.fixture(params=["file", pytest.param("lake", marks=pytest.mark.long)])
 def history(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Cursor of a history with these leases."""
     if request.param == "file":

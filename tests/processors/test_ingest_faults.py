@@ -199,6 +199,7 @@ def test_a_folder_that_may_not_be_written_is_named() -> None:
     assert written.startswith("/var/history.duckdb can't be written by user 65534")
 
 
+@pytest.mark.long
 async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
     nc: Client, processor: Processor, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ async def processor(nc: Client, server: EmbeddedServer, tmp_path: Path) -> Async
         await task
 
 
+@pytest.mark.long
 async def test_a_flood_of_heavy_queries_stops_neither_ingest_nor_small_ones(
     nc: Client, server: EmbeddedServer, processor: asyncio.Task[None]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from corral.processors.storage import Batch
 from corral.processors.storage.lake import lake as lakes
 from corral.processors.storage.protocol import Asked
@@ -124,6 +125,7 @@ async def test_requests_are_stored_once_and_answer_what_was_waited_for(processor
     assert 0.99 < group.ended[0][1] <= 1.0
 
 
+@pytest.mark.long
 def test_a_lake_stores_a_request_once(lake: lakes.Lake) -> None:
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), "CORRAL_REQUESTS")
     part.resume("CORRAL_REQUESTS", "once")

@@ -136,6 +136,7 @@ def minutes_of(samples: dict[tuple[str, int], Sample], device: str) -> dict[int,
     return means
 
 
+@pytest.mark.long
 def test_rollups_of_version_1_are_filled_as_far_as_they_tell(history: Any, tmp_path: Path) -> None:
     cursor, _, _, database = history
     asked = (

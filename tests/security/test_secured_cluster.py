@@ -86,6 +86,7 @@ def run(secured: SecuredBus, name: str, *arguments: str) -> Any:
     return invoke(*arguments, url=secured.server.url, CORRAL_NATS_CREDS=secured.credentials(name), CORRAL_OWNER="")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # each wait has an end of its own
 async def test_everyone_does_what_is_theirs_and_nothing_else(
     secured: SecuredBus, person: Person, tmp_path: Path

@@ -81,6 +81,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
     made.stop()
 
 
+@pytest.mark.long
 def test_its_owner_need_not_think_of_it_and_a_colleague_is_let_in(
     up: Up, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
