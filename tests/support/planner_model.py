@@ -391,9 +391,11 @@ def check_events(
         if any(e["kind"] == "expired" and stamp(e["time"]) < stamp(e["lease"]["expires_at"]) for e in told):
             wrong.append(f"lease {lease_id} expired before its time")
     for lease_id, lease in answered.items():
-        # An answer that is repeated has the lease as it is then: with the notice of a preemption, say.
+        # An answer that is repeated has the notice of a preemption that came meanwhile.
         told = by_lease.get(lease_id, [])
-        if not (any(one["kind"] == "granted" for one in told) and any(one["lease"] == lease for one in told)):
+        notices = [None, *(event["lease"].get("preemption") for event in told)]
+        granted = [event["lease"] for event in told if event["kind"] == "granted"]
+        if not any({**one, "preemption": notice} == lease for one in granted for notice in notices):
             wrong.append(f"lease {lease_id} was answered and is missing from the events")
     wrong += [f"lease {lease_id} is listed and was never told" for lease_id in listed if lease_id not in by_lease]
     return wrong
