@@ -395,7 +395,8 @@ def check_events(
         told = by_lease.get(lease_id, [])
         notices = [None, *(event["lease"].get("preemption") for event in told)]
         granted = [event["lease"] for event in told if event["kind"] == "granted"]
-        if not any({**one, "preemption": notice} == lease for one in granted for notice in notices):
+        answer = {**lease, "preemption": lease.get("preemption")}
+        if not any({**one, "preemption": notice} == answer for one in granted for notice in notices):
             wrong.append(f"lease {lease_id} was answered and is missing from the events")
     wrong += [f"lease {lease_id} is listed and was never told" for lease_id in listed if lease_id not in by_lease]
     return wrong
