@@ -15,6 +15,7 @@ import links  # noqa: E402
 pytest.importorskip("zensical", reason="the development group is not installed")
 
 
+@pytest.mark.long
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "site.py"), str(tmp_path / "site")],

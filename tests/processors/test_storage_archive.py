@@ -140,6 +140,7 @@ def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
     history.close()
 
 
+@pytest.mark.long
 def test_a_snapshot_is_one_moment_and_needs_no_other_file(tmp_path: Path) -> None:
     history = new_database(tmp_path)
     fill(history)

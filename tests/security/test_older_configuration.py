@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from corral.bus.access.roles import Role
 from corral.schemas import subjects
 from support.secured_bus import SecuredBus
@@ -27,6 +28,7 @@ def make_older(config: Path) -> None:
     config.write_text(f"{text}\n")
 
 
+@pytest.mark.long
 async def test_parts_go_on_without_the_stream_of_requests(tmp_path: Path) -> None:
     secured = SecuredBus(tmp_path)
     for role, name in ((Role.PLANNER, "p"), (Role.PROCESSOR, "h"), (Role.COLLECTOR, "c"), (Role.OPERATOR, "olga")):
