@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 from collections.abc import Iterator
@@ -27,6 +28,24 @@ def check(tab: Tab) -> None:
     assert tab.complaints == []
 
 
+def check_on_a_phone(page: Any) -> None:
+    """Nothing is cut off on the right; the page is as wide as before afterwards."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size(before)
+
+
+@contextlib.contextmanager
+def visit(browser: Any, dashboard: DashboardProcess, user: str) -> Iterator[Tab]:
+    """A tab that a user has logged in to; it is checked at the end, and closed."""
+    with dashboard.logged_in(user) as session:
+        tab = open_tab(browser, dashboard, session)
+        yield tab
+        check(tab)
+        tab.page.context.close()
+
+
 @pytest.fixture
 def client(cluster: LocalCluster) -> Iterator[SyncClient]:
     """Of the cluster: what the browser did is asked of the planner. (It has a loop of its own; Playwright is one.)"""
@@ -35,8 +54,7 @@ def client(cluster: LocalCluster) -> Iterator[SyncClient]:
 
 
 def test_the_fleet_is_seen_and_leads_to_a_device(client: SyncClient, dashboard: DashboardProcess, browser: Any) -> None:
-    with dashboard.logged_in("vera") as vera:
-        tab = open_tab(browser, dashboard, vera)
+    with visit(browser, dashboard, "vera") as tab:
         page = tab.go("/")
         tab.until("document.querySelector('.heat')?.dataset.devices === '8'")
         assert tab.painted(".heat-cells") > 5
@@ -70,8 +88,6 @@ def test_the_fleet_is_seen_and_leads_to_a_device(client: SyncClient, dashboard: 
         page.select_option("select[aria-label='Add a metric']", "sm_clock_megahertz")
         tab.until("new URLSearchParams(location.search).get('m')?.endsWith('sm_clock_megahertz')")
         assert page.locator("text=Drain").count() == 0, "a viewer drains nothing"
-        check(tab)
-        page.context.close()
 
 
 def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any) -> None:
@@ -100,8 +116,7 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
 def test_a_request_is_explained_granted_and_released(
     client: SyncClient, dashboard: DashboardProcess, browser: Any
 ) -> None:
-    with dashboard.logged_in("rita") as rita:
-        tab = open_tab(browser, dashboard, rita)
+    with visit(browser, dashboard, "rita") as tab:
         page = tab.go("/request?gpus=5&memory=1GiB&ttl=5m")
         page.wait_for_selector("text=too few together")
         page.fill("[name=memory]", "lots")
@@ -124,8 +139,6 @@ def test_a_request_is_explained_granted_and_released(
         page.click(".q-dialog button:has-text('Release')")
         settled(lambda: not client.leases(owner="rita"))
         page.wait_for_selector("text=No lease matches")
-        check(tab)
-        page.context.close()
 
 
 def test_only_operators_take_leases_of_others_and_only_while_they_are(
@@ -208,8 +221,7 @@ def test_questions_are_answered_drawn_and_taken_away(dashboard: DashboardProcess
 def test_groups_are_seen_with_what_they_lend_and_owe(
     client: SyncClient, dashboard: DashboardProcess, browser: Any
 ) -> None:
-    with dashboard.logged_in("vera") as vera:
-        tab = open_tab(browser, dashboard, vera)
+    with visit(browser, dashboard, "vera") as tab:
         page = tab.go("/groups")
         page.wait_for_selector("h2:has-text('No groups')")
         assert page.locator("table").count() == 0
@@ -235,9 +247,7 @@ def test_groups_are_seen_with_what_they_lend_and_owe(
             page.wait_for_selector("td:has-text('ann (lab/vision)')")
             tab.until("Number(document.querySelector('.chart')?.dataset.points) >= 1")
             assert tab.painted(".chart canvas") > 3
-            page.set_viewport_size({"width": 390, "height": 844})
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
-            page.set_viewport_size({"width": 1280, "height": 900})
+            check_on_a_phone(page)
             used = "SELECT sum(leases), sum(gpu_seconds) > 0 FROM group_usage WHERE group_name = 'lab/vision'"
             assert list(client.query(used).rows[0]) == [4, True]
         finally:
@@ -245,15 +255,12 @@ def test_groups_are_seen_with_what_they_lend_and_owe(
                 client.release(lease.lease_id, owner=lease.owner)
             client.set_groups(replace=GroupTree())
         page.wait_for_selector("h2:has-text('No groups')")
-        check(tab)
-        page.context.close()
 
 
 def test_booked_windows_are_seen_and_what_they_are_short_of(
     client: SyncClient, dashboard: DashboardProcess, browser: Any
 ) -> None:
-    with dashboard.logged_in("vera") as vera:
-        tab = open_tab(browser, dashboard, vera)
+    with visit(browser, dashboard, "vera") as tab:
         page = tab.go("/groups")
         page.wait_for_selector("h2:has-text('No groups')")
         assert not page.is_visible("h2:has-text('Booked windows')")
@@ -275,15 +282,12 @@ def test_booked_windows_are_seen_and_what_they_are_short_of(
             client.drain(hosts=["sim-0001"], reason="move")
             page.wait_for_selector("td:has-text('0 of 2')")
             page.wait_for_selector("text=on sim-0001: drained: move")
-            page.set_viewport_size({"width": 390, "height": 844})
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            check_on_a_phone(page)
         finally:
             client.undrain(devices=chosen[:1])
             client.undrain(hosts=["sim-0001"])
             client.cancel_window("course")
         page.wait_for_selector("h2:has-text('Booked windows')", state="hidden")
-        check(tab)
-        page.context.close()
 
 
 def test_a_page_says_what_is_missing_and_what_to_do(server: EmbeddedServer, tmp_path: Path, browser: Any) -> None:
