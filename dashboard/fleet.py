@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 import nats.aio.client
 import nats.errors
@@ -49,6 +49,19 @@ class Problem(Struct, frozen=True, kw_only=True):
     commands: tuple[str, ...] = ()
 
 
+class _OncePerRefresh(Generic[T]):
+    """An answer about the fleet that is requested at most once per refresh."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[FleetSnapshot | None, T] | None = None
+
+    async def get(self, snapshot: FleetSnapshot | None, request: Callable[[], Awaitable[T]]) -> T:
+        """The answer as of a snapshot; requested if the last is of another."""
+        if self._kept is None or self._kept[0] is not snapshot:
+            self._kept = (snapshot, await request())
+        return self._kept[1]
+
+
 class Fleet:
     """The fleet as of the last refresh; empty before the first.
 
@@ -68,8 +81,8 @@ class Fleet:
         self.states: list[DeviceState] = []
         self.shape = 0
         self._levels: dict[cells.Metric, bytes] = {}
-        self._groups: tuple[FleetSnapshot | None, Groups] | None = None
-        self._windows: tuple[FleetSnapshot | None, list[WindowStatus]] | None = None
+        self._groups = _OncePerRefresh[Groups]()
+        self._windows = _OncePerRefresh[list[WindowStatus]]()
         self._problem: Problem | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
@@ -276,28 +289,22 @@ class Fleet:
         return await question(self._client().speaking_for(person))
 
     async def windows(self) -> list[WindowStatus]:
-        """Booked windows as of the last refresh, soonest first; asked for as `groups` are.
+        """Booked windows as of the last refresh, soonest first; requested as `groups` are.
 
         Raises:
             Unavailable: there is no connection to the bus yet.
             CorralError: the call failed.
         """
-        now = self._last
-        if self._windows is None or self._windows[0] is not now:
-            self._windows = (now, await self._client().windows())
-        return self._windows[1]
+        return await self._windows.get(self._last, lambda: self._client().windows())
 
     async def groups(self) -> Groups:
-        """Groups as of the last refresh; asked for once per refresh, and only if a page wants them.
+        """Groups as of the last refresh; requested once per refresh, and only for a page that shows them.
 
         Raises:
             Unavailable: there is no connection to the bus yet.
             CorralError: the call failed.
         """
-        now = self._last
-        if self._groups is None or self._groups[0] is not now:
-            self._groups = (now, await self._client().groups())
-        return self._groups[1]
+        return await self._groups.get(self._last, lambda: self._client().groups())
 
 
 def no_bus(url: str | None) -> Problem:

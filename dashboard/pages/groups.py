@@ -122,12 +122,12 @@ class GroupsPage:
         self._asking = True
         try:
             found = await self.frame.fleet.groups()
+            await self._ask_windows()
         except CorralError as error:
             self._notice.tell(problem_of(error, self.frame.fleet.url), whole=self._found is None)
             return
         finally:
             self._asking = False
-        await self._ask_windows()
         configured = any(status.group != Group(name=DEFAULT_GROUP) for status in found.groups)
         self._content.set_visibility(configured)
         self._notice.tell(self.frame.fleet.problem if configured else NO_GROUPS, whole=not configured)
@@ -140,7 +140,7 @@ class GroupsPage:
             await self._draw()
 
     async def _ask_windows(self) -> None:
-        """Show what is booked. The planner of an earlier version has no windows, which is no trouble."""
+        """Show the booked windows; none with a planner of an earlier version, which does not answer."""
         try:
             found = await self.frame.fleet.windows()
         except CorralError:
