@@ -178,8 +178,14 @@ def idle_outcome(notice: requests.IdleNotice) -> str:
     return f", the rule acts in {duration((notice.acts_at - datetime.now(UTC)).total_seconds())}"
 
 
-def gpus_text(count: str, lease: requests.Lease) -> str:
-    """Number of a lease's GPUs; with the fewest and most of an elastic one, as `4 (2-8)`."""
+def gpus_text(lease: requests.Lease, *, shares: bool = False) -> str:
+    """Number of a lease's GPUs; with the fewest and most of an elastic one, as `4 (2-8)`.
+
+    Args:
+        lease: the lease.
+        shares: count a share of a GPU as a part, not as one.
+    """
+    count = f"{sum(grant.share if shares else 1 for grant in lease.grants if grant.device):g}"
     return count if lease.elastic is None else f"{count} ({lease.elastic})"
 
 
@@ -200,7 +206,7 @@ def leases_table(leases: Iterable[requests.Lease]) -> Table:
             escape(lease.name),
             _state(lease),
             left(lease) if active else "",
-            gpus_text(str(sum(bool(grant.device) for grant in lease.grants)), lease),
+            gpus_text(lease),
             escape(" ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())),
         )  # fmt: skip
     return made

@@ -245,7 +245,7 @@ def lease_columns() -> list[Column]:
         return " ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())
 
     def gpus(lease: requests.Lease) -> str:
-        return render.gpus_text(f"{sum(grant.share for grant in lease.grants if grant.device):g}", lease)
+        return render.gpus_text(lease, shares=True)
 
     return [
         Column(title="LEASE", width=16, cell=lambda one: one.lease_id, grows=True),

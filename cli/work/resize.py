@@ -18,13 +18,14 @@ from ...client import CorralError
 from ...client.lease import HeldLease
 from ...schemas.requests import Lease, Resize, ResizeKind
 from .. import render
-from ..options import AsJson, NatsUrl, Owner, Timeout, console, print_json, say
-from .checkpoint import LeaseId, answer_for
+from ..options import console, print_json, say
+from ..options_struct import takes
+from .checkpoint import AnswerOptions, answer_for
 
 DEVICES_VARIABLE: Final = "CORRAL_DEVICES_FILE"
 """Environment variable with the path of the file that `corral run --on-resize` keeps up to date."""
-_LOOK_SECONDS: Final = 0.5
-"""Time between two looks at the lease: a notice may be over, or the command may have answered it."""
+_POLL_SECONDS: Final = 0.5
+"""Interval of the checks of the lease: a notice may be over, or the command may have answered it."""
 
 
 class Answer(StrEnum):
@@ -34,18 +35,18 @@ class Answer(StrEnum):
     DECLINE = "decline"
 
 
-def resize(
-    answer: Annotated[Answer, typer.Argument(help="Agree, or keep the GPUs as they are.")],
+class ResizeOptions(AnswerOptions, kw_only=True):
+    """Options of `corral resize`."""
+
+    answer: Annotated[Answer, typer.Argument(help="Agree, or keep the GPUs as they are.")]
     devices: Annotated[
         list[str] | None,
         typer.Argument(metavar="[UUID]...", help="GPUs to take or to give back. Default: those of the notice."),
-    ] = None,
-    lease: LeaseId = None,
-    owner: Owner = None,
-    json: AsJson = False,
-    nats: NatsUrl = None,
-    timeout: Timeout = 10.0,
-) -> None:
+    ] = None
+
+
+@takes(ResizeOptions)
+def resize(options: ResizeOptions) -> None:
     """Answer the notice that an elastic lease may have more GPUs or shall give some back.
 
     In a command of `corral run`, that of its lease. GPUs that are given back must not be in use any more. Exit code 5
@@ -56,20 +57,15 @@ def resize(
       corral resize decline --lease 01JD…
       corral resize accept GPU-5a3c… --lease 01JD…
     """
+    accept = options.answer is Answer.ACCEPT
     after = answer_for(
-        lease,
-        owner,
-        nats,
-        timeout,
-        lambda client, one: client.resize(
-            one.lease_id, accept=answer is Answer.ACCEPT, devices=devices or (), owner=one.owner
-        ),
+        options,
+        lambda client, one: client.resize(one.lease_id, accept=accept, devices=options.devices or (), owner=one.owner),
     )
-    if json:
+    if options.json:
         print_json(after)
         return
-    count = str(sum(bool(grant.device) for grant in after.grants))
-    console().print(f"[green]{escape(after.lease_id)}[/] has {render.gpus_text(count, after)} GPUs")
+    console().print(f"[green]{escape(after.lease_id)}[/] has {render.gpus_text(after)} GPUs")
 
 
 def devices_after(lease: Lease) -> list[str]:
@@ -80,10 +76,10 @@ def devices_after(lease: Lease) -> list[str]:
 
 
 class Resizes:
-    """Keeps the file with the devices of a command up to date, and sends it a signal when the file has changed.
+    """The file with the devices of a command, kept up to date, and a signal to the command at each change.
 
-    Devices that are offered are accepted. For a request to give some back, the file has the others: the command answers
-    with `corral resize` once it has left them. Use it as a context manager, which removes the file at the end.
+    Offered devices are accepted. When some are asked back, the file lists the others: the command answers with `corral
+    resize` once it no longer uses those asked back. Use it as a context manager, which removes the file at the end.
 
     Args:
         number: signal for the command.
@@ -109,7 +105,7 @@ class Resizes:
         self._folder.cleanup()
 
     def notice(self, _: Resize) -> None:
-        """Note that the lease has a notice, as its `on_resize`."""
+        """Note that the lease has a notice; the `on_resize` of the lease."""
         self._noticed.set()
 
     def write(self, lease: Lease) -> bool:
@@ -132,12 +128,11 @@ class Resizes:
                 if notice is not None and notice.kind is ResizeKind.REQUEST:
                     say(f"corral: the lease is {render.resize_text(notice)}: `corral resize accept` agrees")
                 else:
-                    count = str(len(self._written))
-                    say(f"corral: the lease has {render.gpus_text(count, held.lease)} GPUs from now on")
+                    say(f"corral: the lease has {render.gpus_text(held.lease)} GPUs from now on")
                 self.send(self._number)
             self._noticed.clear()
             try:
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_POLL_SECONDS):
                     await self._noticed.wait()
             except TimeoutError:
                 continue
