@@ -27,7 +27,7 @@ _DURATIONS: Final = (
     ("min_run", "min_run_seconds"),
 )
 """Arguments that are durations, with their fields."""
-_GPUS: Final = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+_GPUS: Final = re.compile(r"(-?[0-9]{1,6})(?:-([0-9]{1,6}))?")
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
@@ -152,7 +152,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
     except ValueError as error:
         raise InvalidRequest(str(error), "invalid") from None
     if isinstance(given.get("gpus"), str):
-        given["gpus"] = _gpus(given["gpus"])
+        given["gpus"] = parse_gpus(given["gpus"])
     if "share" in given:
         body["gpu_share"] = given.pop("share")
     for name in ("models", "vendors", "hosts"):
@@ -196,7 +196,7 @@ def refuse_not_finite(body: Any, path: str = "$") -> None:
             refuse_not_finite(value, f"{path}[{at}]")
 
 
-def _gpus(text: str) -> int | GpuRange:
+def parse_gpus(text: str) -> int | GpuRange:
     """Parse a number of devices: `4`, or `2-8` for an elastic lease.
 
     Raises:

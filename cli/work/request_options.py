@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
-from ...client.request import RequestFields
+from ...client import InvalidRequest
+from ...client.request import RequestFields, parse_gpus
 from ...schemas.requests import GpuRange
 from ..exits import USAGE, CommandError
 from ..options import Owner
@@ -23,18 +24,12 @@ _PREEMPTION = "Preemption"
 _PROFILE: Final = re.compile(r"[0-9*?\]]g")
 
 
-def parse_gpus(text: str | int) -> int | GpuRange:
-    """Parse a number of GPUs, or a range.
-
-    Raises:
-        BadParameter: it is neither.
-    """
-    least, sign, most = str(text).partition("-")
+def _gpus(text: str | int) -> int | GpuRange:
+    """Parse a number of GPUs, or a range, for Typer."""
     try:
-        return GpuRange(min=int(least), max=int(most)) if sign and least else int(text)
-    except ValueError as error:
-        reason = f": {error}" if "min" in str(error) else ""
-        raise typer.BadParameter(f"{text!r} is not a number of GPUs, such as 4 or 2-8{reason}") from None
+        return parse_gpus(str(text))
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _options(
@@ -44,7 +39,7 @@ def _options(
             "--gpus",
             "-g",
             metavar="N|MIN-MAX",
-            parser=parse_gpus,
+            parser=_gpus,
             help="Number of GPUs, or fewest and most of an elastic lease: 2-8.",
             rich_help_panel=_DEVICES,
         ),
