@@ -228,7 +228,7 @@ class Client:
             self.loop.call_later(0.2, lambda: asyncio.ensure_future(self._ask(number)))
             return
         work, lease = self.works[number], answer["lease"]["lease_id"]
-        if lease in self.gone:  # its end was told before its grant
+        if lease in self.gone:  # its end came before its grant
             self.preempted += 1
             await self._ask(number, lease)
             return

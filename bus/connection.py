@@ -16,7 +16,7 @@ _POLL_SECONDS: Final = 0.1
 
 
 class Connection(Client):
-    """NATS client that reconnects on demand, whose flush outlives a reconnection, and whose read loop outlives a flush.
+    """NATS client that reconnects on demand, and whose `flush` works across reconnections and never ends the read loop.
 
     In nats-py (2.16) the late answer to a flush that was given up ends the read loop. The connection then receives
     nothing more until its pings are found to be unanswered.
@@ -37,9 +37,9 @@ class Connection(Client):
             await self.force_reconnect()
 
     async def flush(self, timeout: float = 10) -> None:
-        """Wait until the server has taken all that was sent before, and begin anew after each reconnection.
+        """Wait until the server has received all that was sent before; after a reconnection, wait for the new server.
 
-        nats-py (2.16) forgets the pings of a connection that it replaces: its own flush then waits to its timeout.
+        nats-py (2.16) drops the pings of a connection that it replaces: its own flush then waits to its timeout.
 
         Args:
             timeout: seconds to wait.

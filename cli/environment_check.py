@@ -15,18 +15,8 @@ OTHERS: Final = frozenset(
     PREFIX + name
     for name in (
         *("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY", "INBOX_PREFIX", "OWNER", "CONTEXT", "CONFIG"),
-        *(
-            "LEASE",
-            "DEVICES_FILE",
-            "RESTART_COUNT",
-            "DEBUG",
-            "DATA",
-            "REPLICAS",
-            "STREAMS_SCALE",
-            "AUTH_DIR",
-            "STATE_DIR",
-            "CHUNKED_TRANSPORT",
-        ),
+        *("LEASE", "DEVICES_FILE", "RESTART_COUNT"),
+        *("DEBUG", "DATA", "REPLICAS", "STREAMS_SCALE", "AUTH_DIR", "STATE_DIR", "CHUNKED_TRANSPORT"),
         *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG"),
     )
 )

@@ -320,7 +320,7 @@ class Client(RequestCalls):
         request_id: str | None = None,
         owner: str | None = None,
     ) -> Moves:
-        """The fewest preemptible leases whose going would free hosts, or let a waiting request start.
+        """The fewest leases to preempt so that hosts become free, or a waiting request can start.
 
         Nothing is changed: `preempt` each of the leases to carry it out.
 

@@ -32,7 +32,7 @@ Lost = Callable[[LeaseLost], object]
 Noticed = Callable[[requests.Preemption], object]
 """Callback for the notice of a preemption; for a lease of asyncio it may be a coroutine function."""
 Resizing = Callable[[requests.Resize], object]
-"""Callback for the notice that an elastic lease may grow or shrink; likewise."""
+"""Callback for the notice that an elastic lease may grow or shrink; it may be a coroutine function likewise."""
 
 _CHECKED: Final = (
     requests.LeaseEventKind.EXPIRING,

@@ -59,7 +59,7 @@ class RequestFields(TypedDict, total=False):
     within: str
     """a label, such as `rack`, whose value all hosts must share; `placement` is then `fewest_hosts` by default"""
     prefer_within: str
-    """the same as a wish"""
+    """a label as `within`; hosts with different values are used if no one value has room now"""
     ttl: str | float
     wait: str | float
     expect: str | float

@@ -217,7 +217,7 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
         ),
     ),
     (
-        "One lease would have to go",
+        "One lease to preempt",
         moves.Moves(
             possible=True,
             message="the request of ann for 2 devices could start if 1 lease went, which would lose 0.5 GPU-hours "

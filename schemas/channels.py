@@ -265,7 +265,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.MOVES,
         moves.MovesQuery,
         (moves.Moves,),
-        "Say which leases would have to go for hosts to be free, or for a waiting request to start.",
+        "Plan the fewest leases to preempt so that hosts become free, or a waiting request can start.",
     ),
     _plan(
         "book",

@@ -1,4 +1,4 @@
-"""Errors of validation in words: msgspec's name Python's types, and show patterns as regular expressions."""
+"""Errors of validation in words; msgspec names Python's types, and shows patterns as regular expressions."""
 
 from __future__ import annotations
 

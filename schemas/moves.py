@@ -1,4 +1,4 @@
-"""Moves: which leases would have to go for whole hosts to be free, or for a waiting request to start."""
+"""Moves: the leases to preempt so that whole hosts become free, or a waiting request can start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .requests import Identifier, OwnerName, ShortText, Time
 
 
 class MovesQuery(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Ask for the fewest preemptible leases whose going would free hosts, or let a request start. Nothing is changed.
+    """Ask for the fewest leases to preempt so that hosts become free, or a request can start. Nothing is changed.
 
     Without `free_hosts` and `request_id` it is about the request that is next in the queue.
 
@@ -30,7 +30,7 @@ class MovesQuery(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
 
 
 class Move(Struct, frozen=True, kw_only=True):
-    """A lease that would have to go.
+    """A lease to preempt.
 
     Attributes:
         lease_id: id of the lease.
@@ -56,10 +56,10 @@ class Move(Struct, frozen=True, kw_only=True):
 
 
 class Moves(Struct, frozen=True, kw_only=True, tag="moves", tag_field="type"):
-    """The fewest leases that would have to go; of equally few those with the least price.
+    """The fewest leases to preempt; of equally few those with the least price.
 
     Attributes:
-        possible: true if their going is enough. No moves are then listed if nothing has to go.
+        possible: true if preempting them is enough; without moves, nothing has to be preempted.
         message: gain and price in one sentence, or why it is not possible.
         moves: the leases, the cheapest first.
         price_gpu_seconds: of all together.

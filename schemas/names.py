@@ -16,4 +16,4 @@ WORDS: Final = {
     GROUP: "the name of a group: letters, digits, _ . and -, with / between the levels, as in lab/vision",
     VERSION: "a version, such as 8.0",
 }
-"""What a text that matches a pattern is, in words."""
+"""Description of the texts that match each pattern."""

@@ -355,7 +355,7 @@ class IdleNotice(Struct, frozen=True, kw_only=True):
 
 
 class ResizeKind(StrEnum):
-    """What a notice to the holder of an elastic lease is about."""
+    """Kind of a notice to the holder of an elastic lease."""
 
     OFFER = "offer"
     """Idle devices, which it may have."""

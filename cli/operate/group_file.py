@@ -110,7 +110,7 @@ def _resources(table: Mapping[str, Any], where: str) -> Resources:
 
 
 def _no_model(pattern: str) -> str:
-    """What to write instead of a pattern that is surely meant for something else; empty for a pattern of models.
+    """Hint for a pattern that is surely not meant for models: what to write instead; empty for a pattern of models.
 
     With a star the pattern is one of models all the same: `*memory*`.
     """

@@ -1,4 +1,4 @@
-"""`corral plan-moves`: the fewest preemptible leases whose going would free hosts, or let a request start."""
+"""`corral plan-moves`: the fewest leases to preempt so that hosts become free, or a waiting request can start."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def plan_moves(
     nats: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Find the fewest preemptible leases whose going would free hosts, or let a waiting request start.
+    """Find the fewest leases to preempt so that hosts become free, or a waiting request can start.
 
-    Of equally few leases it takes those that lose the least: GPUs times the time since their work was last saved, or
+    Of equally few leases it chooses those that lose the least: GPUs times the time since their work was last saved, or
     since their start. Nothing is changed without --apply, which needs the rights of an operator. Exit code 4 if it
     isn't possible.
 
@@ -89,7 +89,7 @@ def plan_moves(
 
 
 async def _preempt(client: Client, found: Moves, reason: str) -> list[Lease | CorralError]:
-    """Preempt each lease; one that has ended meanwhile is what was wanted."""
+    """Preempt each lease; one that has ended meanwhile needs no preemption."""
     done: list[Lease | CorralError] = []
     for move in found.moves:
         try:

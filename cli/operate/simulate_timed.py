@@ -237,7 +237,7 @@ def _knowledge(what: Timed) -> str:
 
     if set(what.rules) == {NAME}:
         return "nothing is known of durations, and jobs may be preempted"
-    return f"{_known(what)}; {NAME} preempts, and knows none" if NAME in what.rules else _known(what)
+    return f"{_known(what)}; {NAME} preempts, and uses none" if NAME in what.rules else _known(what)
 
 
 def _known(what: Timed) -> str:

@@ -127,7 +127,7 @@ class RequestBroker:
         groups: handles the groups.
         idle_watch: warns holders of idle leases, and does what the rules of their groups say.
         booker: handles booked windows.
-        moves: says which leases would have to go for hosts to be free, or for a request to start.
+        moves: plans the leases to preempt so that hosts become free, or a request can start.
     """
 
     def __init__(

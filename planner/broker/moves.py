@@ -1,4 +1,4 @@
-"""Answers which leases would have to go for whole hosts to be free, or for a waiting request to start."""
+"""Plans of moves: the leases to preempt so that whole hosts become free, or a waiting request can start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .queue import QueuedRequest, WaitingQueue
 
 
 class MovePlanner:
-    """Plans moves; it changes nothing.
+    """Planner of moves; it changes nothing.
 
     Args:
         fleet: live state.

@@ -1,7 +1,7 @@
 """Elastic leases of one term: offers of idle devices, requests to give devices back, and the answers of the holders.
 
-Devices are offered while nobody in the queue could take them, and are not held meanwhile: the holder gets them if they
-are still free when it accepts. For a request that waits, leases are asked for what they have beyond their fewest
+Devices are offered while no request in the queue could use them, and are not held meanwhile: the holder gets them if
+they are still free when it accepts. For a request that waits, leases are asked for what they have beyond their fewest
 devices, before any lease is preempted for it. A holder that does not agree in time keeps what it has.
 """
 
@@ -37,14 +37,14 @@ from .queue import QueuedRequest, WaitingQueue
 log = logging.getLogger("corral.planner.broker.resizer")
 
 LOOK_SECONDS: Final = 0.5
-"""Time between two looks at the notices that are out, and at what could be offered."""
+"""Interval of the checks for notices that are over, and for devices to offer."""
 DECLINED_SECONDS: Final = 60.0
 """Time after which a lease whose holder did not agree gets another notice; for offers it doubles each time."""
 _DECLINED_MOST_SECONDS: Final = 3600.0
 _LOOK_AGAIN_SECONDS: Final = 2.0
-"""Time after which devices are looked for again for requests that found none, though nothing has changed."""
+"""Interval of the search for devices for requests that found none, while nothing changes."""
 _MOST_ASKING: Final = 16
-"""Waiting requests for which devices are looked for at once."""
+"""Limit on the waiting requests for which devices are searched at once."""
 
 
 class Resizer:
@@ -135,7 +135,7 @@ class Resizer:
         return placed(plain, ask_of(self._fleet, plain), self._policies.get(request.policy), picks)
 
     def _ask(self, request: WorkRequest, count: int, barred: Collection[str]) -> Ask | None:
-        """What may be taken for an elastic request without being in the way of others; None if nothing may."""
+        """Devices that an elastic request may use without delaying others; None if there are none."""
         others = wanted(self._fleet, self._line.groups)
         if others is None and (request.cpus or request.host_memory_bytes):
             return None
@@ -153,7 +153,7 @@ class Resizer:
     # Growth
 
     async def look(self) -> float:
-        """End the notices that are over, and offer idle devices; returns the seconds until the next look."""
+        """End the notices that are over, and offer idle devices; returns the seconds until the next check."""
         now = clock()
         offered: set[str] = set()
         for lease_id in list(self._elastic):
@@ -293,7 +293,7 @@ class Resizer:
                     return
 
     def _surpluses(self) -> list[Surplus]:
-        """What leases could give back: of the groups with the most use first, then by priority, then the most."""
+        """Devices that leases could give back: of groups with the most use first, then by priority, then the most."""
         now = time.time()
         found: list[tuple[tuple[float, int, int, str], Surplus]] = []
         for lease_id in self._elastic:
@@ -344,7 +344,7 @@ class Resizer:
     async def answer(self, action: ResizeAction, caller: Responder) -> None:
         """Carry out the answer of a holder. Idempotent: an answer that names the notice may be repeated."""
         declined: list[ResizeKind] = []
-        """What the holder does not want: also more devices, if it has given some back unasked."""
+        """Notices that the holder declines: also offers, if it has given devices back unasked."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             held, now = lifecycle.check_holder(record, action.lease_id, action.owner), clock()

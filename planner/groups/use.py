@@ -153,7 +153,7 @@ class Admission(NamedTuple):
 
     @property
     def exhausted(self) -> bool:
-        """True if it must not start, and nobody has to give back for it."""
+        """True if it must not start, and no lease has to give devices back for it."""
         return self.within is None and self.barred is None and self.owed is None
 
 

@@ -1,4 +1,4 @@
-"""Order and choice of who runs where work may be preempted at any time and nothing is known of its duration.
+"""Order of work that may be preempted at any time and whose duration is unknown, and the choice of what runs.
 
 Least attained service in levels, after Tiresias [1]: work that has had few device seconds goes ahead of work that has
 had many. Durations on clusters are heavy-tailed, so that what has run for long will run for longer, and the brief ones
@@ -9,9 +9,8 @@ Within a level nothing but the number of devices tells work apart, so the smalle
 `OVERDUE` times the mean wait of its level is overdue, and stays so: it goes ahead of all of its level that are not, by
 arrival. So the longest waits are bound to the usual ones, whatever the load.
 
-A turn decides anew who runs: along the order, each keeps what it has, gets what is free, or takes the devices of those
-that come last in the order. So whoever is ahead is never kept waiting by whoever is behind, and small work behind uses
-what is left over.
+A turn decides anew what runs: along the order, each keeps its devices, gets free ones, or takes those of the last in
+the order. So work ahead never waits for work behind, and small work behind uses what is left over.
 
 At present `corral simulate` alone uses this: the planner preempts between groups only (`reclaim.py`).
 
@@ -82,13 +81,13 @@ class Entry(Struct, eq=False):
 
     @property
     def order(self) -> Order:
-        """Its place."""
+        """Place in the order."""
         size = 0.0 if self.overdue else self.size
         return -self.priority, self.level, 0 if self.overdue else 1, size, self.arrived_at, self.number
 
 
 class Turn(NamedTuple):
-    """What changes.
+    """Changes of a turn.
 
     Attributes:
         stops: what stops. It waits, or starts elsewhere.
@@ -144,7 +143,7 @@ class AttainedLine:
         free(self._fleet, entry.name)
 
     def turn(self, now: float) -> Turn:
-        """Decide who runs now, from the places of all in the order, and change the leases of the fleet."""
+        """Decide what runs now, from the places of all in the order, and change the leases of the fleet."""
         if not self._waiting:
             return Turn([], [])
         if now >= self._reviewed_at + REVIEW_SECONDS:
@@ -165,7 +164,7 @@ class AttainedLine:
         return self._apply(walk)
 
     def _review(self, now: float) -> None:
-        """Note who is overdue."""
+        """Note which work is overdue."""
         by_level: dict[int, list[Entry]] = {}
         for entry in self._waiting:
             by_level.setdefault(entry.level, []).append(entry)
@@ -222,7 +221,7 @@ class _Walk:
         self.placed: dict[str, tuple[Entry, list[Pick]]] = {}
 
     def keep(self, entry: Entry) -> None:
-        """Let running work go on: nobody behind takes its devices."""
+        """Let running work go on: work behind can't take its devices."""
         del self._behind[entry.name]
         self._rule_out(entry)
 
@@ -306,7 +305,7 @@ class _Walk:
 
 
 def _merged(waiting: Sequence[Entry], running: Sequence[Entry]) -> Iterable[Entry]:
-    """All in order, those that must not be stopped first."""
+    """All work in order; first that which must not be stopped."""
     return sorted((*running, *waiting), key=lambda entry: (not entry.firm, entry.order))
 
 

@@ -1,9 +1,9 @@
 """Choice of the devices by which elastic leases grow and shrink.
 
-An elastic lease grows into idle devices which nobody in the queue could take: models that a waiting request could use
-are left alone, unless quotas keep it from them. It is asked to give devices back, beyond its fewest, where a waiting
-request could start with them. The leases are asked in the order in which the caller gives them; on the host, or the
-hosts, where the fewest devices have to come back.
+An elastic lease grows into idle devices which no request in the queue could use: models that a waiting request could
+use are left alone, unless quotas keep it from them. It is asked to give devices back, beyond its fewest, where a
+waiting request could start with them. The leases are asked in the order in which the caller gives them; on the host, or
+the hosts, where the fewest devices have to come back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .line import Group
 
 
 class Surplus(NamedTuple):
-    """What an elastic lease could give back.
+    """Devices that an elastic lease could give back.
 
     Attributes:
         lease_id: of the lease.
@@ -55,7 +55,7 @@ def sized(request: WorkRequest, devices: int) -> WorkRequest:
 
 
 def growth_ask(fleet: Fleet, request: WorkRequest, devices: int, barred: Collection[str]) -> Ask:
-    """What an elastic lease is to have more.
+    """The ask for further devices of an elastic lease.
 
     Booked devices are left alone, unless the lease has ended before.
 

@@ -1,4 +1,4 @@
-"""The fewest leases whose going would free whole hosts, or let a request start.
+"""The fewest leases to preempt so that whole hosts become free, or a request can start.
 
 Each host gives units of what is wanted: itself, if whole hosts are; room for a request, or for so many of its devices.
 How many depends on which of its leases are gone, and never falls as more go. The choice is that with the fewest leases,
@@ -73,7 +73,7 @@ _NOTHING: Final[_Cost] = (0, 0.0, ())
 def fewest(
     sites: Sequence[Site], prices: Mapping[str, float], wanted: int, most_tried: int = MOST_TRIED
 ) -> Choice | None:
-    """Choose the fewest leases whose going gives so many units; None if not even all of them do.
+    """Choose the fewest leases without which there are so many units; None if all of them are not enough.
 
     Args:
         sites: hosts, with units that do not fall as more leases go.
@@ -120,7 +120,7 @@ class _Search:
         return len(ids), math.fsum(self._prices[each] for each in ids), ids
 
     def _greedy(self) -> _Cost:
-        """All leases, less each that is not needed, the dearest first."""
+        """All leases, less each that is not needed, the most expensive first."""
         at: dict[str, list[Site]] = {}
         for site in self._sites:
             for lease in site.leases:
@@ -179,7 +179,7 @@ class _Search:
         table: list[_Cost] = [_NOTHING] * (1 + min(top, site.units(gone)))
         if len(table) > top:
             return table
-        # For its only unit a host must lose each lease without whose going it does not give that.
+        # A host gives its only unit once each lease that keeps it from that is gone.
         needed = [lease for lease in own if top == 1 and not site.units(every - {lease})]
         rest = [lease for lease in own if lease not in needed]
         left = min(self._left, MOST_OF_HOST)
@@ -201,7 +201,7 @@ class _Search:
         return table
 
     def _chain(self, site: Site, gone: frozenset[str], own: Sequence[str]) -> dict[int, _Cost]:
-        """Leases by the units that they give: all, then less that which costs the fewest units, the dearest first."""
+        """Leases by the units that they give: all, then less that with the fewest units, the highest price first."""
         taken, found = list(own), dict[int, _Cost]()
         while taken:
             units, cost = site.units(gone.union(taken)), self._cost(taken)

@@ -1,6 +1,6 @@
 """Replay of jobs in virtual time that may be preempted at any instant, by the attained service of each.
 
-Nothing is known of durations. A preempted job keeps its progress, as one that saves its work when it is told to stop;
+Durations are unknown. A preempted job keeps its progress, as one that saves its work when it gets the signal to stop;
 each further start is charged the cost of a start again. The order is that of `planner/queue/attained.py`, the placement
 that of a real planner.
 """
@@ -27,10 +27,10 @@ from .trace import Node
 NAME: Final = "attained"
 """Name of the order on the command line."""
 _CLOSE_SECONDS: Final = 0.01
-"""A job that ends within so long is not stopped."""
+"""Time before its end from which on a job is not stopped."""
 
 _ROUNDING: Final = 1e-3
-"""Device seconds."""
+"""Allowance for rounding, in device seconds."""
 
 
 class _State(Struct, eq=False):

@@ -1,4 +1,4 @@
-"""The connection to the bus goes on where that of nats-py would stand still."""
+"""The connection to the bus flushes across a reconnection, where nats-py's own waits to its timeout."""
 
 from __future__ import annotations
 

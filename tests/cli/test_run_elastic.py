@@ -17,7 +17,7 @@ HOST = "sim-0002"
 def test_a_command_grows_and_gives_back_when_it_has_left_the_devices(cluster: LocalCluster, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     corral = " ".join(CORRAL)
-    # What the command has left, it says by the answer; an offer was accepted for it already.
+    # The command answers once it no longer uses the devices; an offer was accepted for it already.
     script = (
         f"follow() {{ cat $CORRAL_DEVICES_FILE >> {seen}; [ $(wc -l < {seen}) = 3 ] && {corral} resize accept; }}\n"
         f"trap follow USR2; follow; while :; do sleep 0.05; done"

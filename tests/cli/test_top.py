@@ -141,7 +141,7 @@ async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(_: FleetView) -> None:
-        """What the host publishes meanwhile would take the place of these processes."""
+        """Ignore later samples of the host, which would replace these processes."""
 
     monkeypatch.setattr(FleetView, "follow_processes", nothing)
     held = (await client.request(gpus=1, share=0.5, memory="1GiB", name="greedy")).lease

@@ -1,4 +1,4 @@
-"""A holder hears that its elastic lease may grow or shall shrink, and its answers change the devices."""
+"""Notices to the holder of an elastic lease to grow or shrink, and answers that change its devices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_coroutine_takes_devices_and_gives_others_back(cluster: LocalClu
         assert seen[:2] == [ResizeKind.OFFER, ResizeKind.REQUEST]
 
 
-async def test_whoever_does_not_listen_keeps_what_it_has(cluster: LocalCluster) -> None:
+async def test_a_lease_without_a_callback_keeps_its_devices(cluster: LocalCluster) -> None:
     async with connect(cluster.url, owner="ann") as ann, connect(cluster.url, owner="bob") as bob:
         async with ann.lease(gpus=GpuRange(min=1, max=4), hosts=HOST, ttl=60) as held:
             assert len(held.devices) == 4

@@ -93,7 +93,7 @@ def rooms(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRequest) 
 
 
 def needs(found: dict[str, int], world: dict[str, Inventory], request: WorkRequest) -> int:
-    """How many hosts the request needs, in one rack where it must, or would rather, stay in one; 0 for no fit."""
+    """Number of hosts that the request needs, in one rack where it must, or would rather, stay in one; 0 for no fit."""
     racks: dict[str, dict[str, int]] = {}
     for name, room in found.items():
         if "rack" in world[name].host.labels:
@@ -105,7 +105,7 @@ def needs(found: dict[str, int], world: dict[str, Inventory], request: WorkReque
 
 
 def fits(found: dict[str, int], request: WorkRequest) -> int:
-    """How many hosts the request needs at least, in any racks; 0 where it does not fit."""
+    """Number of hosts that the request needs at least, in any racks; 0 where it does not fit."""
     if not request.gpus:
         return 1 if any(room >= 0 for room in found.values()) else 0
     if request.placement is Placement.SPREAD and request.gpus > 1:

@@ -516,7 +516,7 @@ def _held(
 
 
 def _part_of(name: str, own: dict[str, float], others: dict[str, float]) -> float:
-    """Part of a group in all use, where it used `own` and the groups beside it, and those around it, `others`."""
+    """Part of a group in all use, where it used `own`, and its siblings and those of the groups around it `others`."""
     top = name.partition("/")[0]
     used = own.get(name, 0.0)
     rest = sum(part for other, part in others.items() if "/" not in other and other != top)
