@@ -32,7 +32,8 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Rejected, Unavailable
-from .lease import LeaseContext, Lost, Noticed, OnOutage, Resizing
+from .lease import Lost, Noticed, OnOutage, Resizing
+from .lease_context import LeaseContext
 from .notebook import DeviceList
 from .paging import all_devices, all_queued
 from .query import collect, user_subject

@@ -29,6 +29,7 @@ from .result import QueryResult
 from .rpc import Waiting
 
 T = TypeVar("T")
+N = TypeVar("N")
 
 _ENDING_SECONDS: Final = 4.0
 """Time to wait after an interruption for the cancelled call to clean up; longer than withdrawing a request takes."""
@@ -434,16 +435,17 @@ class SyncClient:
     ) -> SyncHeldLease:
         """Request a lease and keep it renewed until `let_go`; `lease` is the convenient form."""
 
-        def noticed(notice: requests.Preemption) -> None:
-            if on_preempt is not None:  # it takes its time, and may call the client
-                threading.Thread(target=on_preempt, args=(notice,), name="corral-on-preempt", daemon=True).start()
-
-        def resizing(notice: requests.Resize) -> None:
-            threading.Thread(target=on_resize, args=(notice,), name="corral-on-resize", daemon=True).start()
-
         def made(lease: requests.Lease, confirmed_at: float) -> SyncHeldLease:
-            resized = None if on_resize is None else resizing
-            return SyncHeldLease(self._loop, self._client, lease, on_lost, on_outage, confirmed_at, noticed, resized)
+            return SyncHeldLease(
+                self._loop,
+                self._client,
+                lease,
+                on_lost,
+                on_outage,
+                confirmed_at,
+                _in_thread(on_preempt, "corral-on-preempt"),
+                _in_thread(on_resize, "corral-on-resize"),
+            )
 
         async def held() -> SyncHeldLease:
             lease = await hold(self._client, request, on_wait, made)
@@ -482,6 +484,13 @@ class SyncClient:
             close = getattr(source, "aclose", None)
             if close is not None and not self._closed and not self._loop.forked:
                 self._loop.run(close())
+
+
+def _in_thread(callback: Callable[[N], object] | None, name: str) -> Callable[[N], None] | None:
+    """The callback on a thread of its own: it takes its time, and may call the client."""
+    if callback is None:
+        return None
+    return lambda notice: threading.Thread(target=callback, args=(notice,), name=name, daemon=True).start()
 
 
 class SyncLeaseContext:
