@@ -16,7 +16,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
 from corral.schemas.request_events import RequestEvent, RequestEvents
 from nats.aio.client import Client as Bus
-from support.planner_rig import FakeHosts, PlannerProcess, ask, running, stream, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, queued, running, stream, until_ready
 
 
 @pytest.fixture
@@ -48,16 +48,6 @@ class Waiter:
     async def answer(self, seconds: float = 30.0) -> dict[str, Any]:
         async with asyncio.timeout(seconds):
             return await self.answers.get()
-
-
-async def queued(nc: Bus, count: int) -> list[dict[str, Any]]:
-    """The queue, once it has so many entries."""
-    for _ in range(600):
-        entries = (await ask(nc, "queue"))["entries"]
-        if len(entries) == count:
-            return entries
-        await asyncio.sleep(0.05)
-    raise TimeoutError(f"the queue never had {count} entries")
 
 
 async def events(nc: Bus, count: int) -> list[RequestEvent]:

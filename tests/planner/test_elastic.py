@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Bus
 from support.lease_examples import START
-from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, persist, running, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, persist, queued, running, until_ready
 
 SHARED = ("granted", "resize_offered", "resize_requested", "resized")
 
@@ -148,14 +148,6 @@ async def until_noticed(nc: Bus, lease_id: str, kind: str = "") -> dict[str, Any
     raise TimeoutError(f"lease {lease_id} never had the notice {kind!r}")
 
 
-async def until_waiting(nc: Bus) -> None:
-    for _ in range(600):
-        if (await ask(nc, "queue"))["entries"]:
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError("nobody ever waited")
-
-
 def devices(lease: dict[str, Any]) -> set[str]:
     return {grant["device"] for grant in lease["grants"]}
 
@@ -258,7 +250,7 @@ async def test_a_declined_offer_is_not_repeated_and_one_that_others_want_is_with
         blockers = [await taken(count) for count in (5, 1, 1)]
         first = (await ask(nc, "request", body))["lease"]
         asking = asyncio.create_task(ask(nc, "request", {**body, "wait_seconds": 60}, 60))
-        await until_waiting(nc)
+        await queued(nc, 1)
         await ask(nc, "release", blockers[1])  # who waits gets it: no lease grows
         second = (await asking)["lease"]
         assert (len(first["grants"]), len(second["grants"])) == (1, 1)

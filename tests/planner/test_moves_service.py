@@ -10,14 +10,7 @@ from typing import Any
 from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
 from support.local_cluster import invoke
-from support.planner_rig import FakeHosts, ask, running, until_ready
-
-
-async def queued(nc: Client, count: int) -> None:
-    while True:
-        if len((await ask(nc, "queue"))["entries"]) == count:
-            return
-        await asyncio.sleep(0.05)
+from support.planner_rig import FakeHosts, ask, queued, running, until_ready
 
 
 async def lease(nc: Client, **fields: Any) -> str:

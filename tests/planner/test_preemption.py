@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Bus
 from support.lease_examples import START
-from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, running, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, queued, running, until_ready
 
 GRACE = 60.0
 WIRE = Path(__file__).parents[1] / "wire_compat"
@@ -172,15 +172,6 @@ async def until_ended(nc: Bus, lease_id: str) -> dict[str, Any]:
             return lease
         await asyncio.sleep(0.05)
     raise TimeoutError(f"lease {lease_id} never ended")
-
-
-async def queued(nc: Bus, count: int) -> list[dict[str, Any]]:
-    for _ in range(600):
-        entries = (await ask(nc, "queue"))["entries"]
-        if len(entries) == count:
-            return entries
-        await asyncio.sleep(0.05)
-    raise TimeoutError(f"the queue never had {count} entries")
 
 
 def stamp(text: str) -> float:

@@ -193,6 +193,16 @@ async def until_ready(nc: Client, devices: int = 0, timeout: float = 60.0) -> di
         await asyncio.sleep(0.05)
 
 
+async def queued(nc: Client, count: int) -> list[dict[str, Any]]:
+    """The queue, once it has so many entries."""
+    for _ in range(600):
+        entries = (await ask(nc, "queue"))["entries"]
+        if len(entries) == count:
+            return entries
+        await asyncio.sleep(0.05)
+    raise TimeoutError(f"the queue never had {count} entries")
+
+
 async def lease_events(nc: Client) -> list[tuple[str, dict[str, Any]]]:
     """All lease events on the stream of facts."""
     events = stream(nc, subjects.FACTS_STREAM, f"{subjects.LEASE_EVENTS}.>")
