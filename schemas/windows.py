@@ -204,3 +204,9 @@ class Windows(Struct, frozen=True, kw_only=True, tag="windows", tag_field="type"
 
     windows: list[WindowStatus]
     warnings: list[str] = []
+
+
+def format_gpus(status: WindowStatus) -> str:
+    """Number of GPUs of a window, as `4`, or as `3 of 4` while it is short of some; empty without GPUs."""
+    booked = len(status.window.devices)
+    return f"{booked - len(status.missing)} of {booked}" if status.missing else str(booked or "")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from ...schemas.units import parse_seconds
-from ...schemas.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowState, WindowStatus
+from ...schemas.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowState, WindowStatus, format_gpus
 from .. import render
 from ..clock_times import FORMS, Zone, parse_last_day, parse_time, zone_of
 from ..exits import USAGE, CommandError
@@ -211,7 +211,7 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
         made.add_row(
             escape(window.window_id or ""),
             escape(_who(window)),
-            _gpus(status),
+            format_gpus(status),
             escape(" ".join(status.hosts)),
             zone.words(status.starts_at or window.starts_at),
             zone.words(status.ends_at or window.ends_at),
@@ -231,12 +231,6 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
                 f"{f' ({escape(lease.name)})' if lease.name else ''} on {escape(' '.join(lease.hosts))} may still run "
                 f"when {escape(status.window.window_id or '')} begins: {after}"
             )
-
-
-def _gpus(status: WindowStatus) -> str:
-    """Number of GPUs; of a window that is short of some, those that it has, of all."""
-    booked = len(status.window.devices)
-    return f"{booked - len(status.missing)} of {booked}" if status.missing else str(booked or "")
 
 
 def _print_changes(status: WindowStatus, zone: Zone) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from ...schemas.windows import Repeat, Window, WindowState, WindowStatus
+from ...schemas.windows import Repeat, Window, WindowState, WindowStatus, format_gpus
 from ..html import tag
 
 HEADS: Final = ("Window", "For", "GPUs", "On", "From, UTC", "Until", "Repeats", "State", "Why")
@@ -21,7 +21,7 @@ def row(status: WindowStatus) -> tuple[object, ...]:
     return (
         window.window_id or "",
         _who(window),
-        gpus(status),
+        format_gpus(status) or "–",
         _hosts(status),
         _time(starts),
         _time(ends) if ends.date() != starts.date() else ends.astimezone(UTC).strftime("%H:%M"),
@@ -29,12 +29,6 @@ def row(status: WindowStatus) -> tuple[object, ...]:
         lambda: _state(status),
         window.reason,
     )
-
-
-def gpus(status: WindowStatus) -> str:
-    """Number of GPUs; of a window that is short of some, those that it has, of all."""
-    booked = len(status.window.devices)
-    return f"{booked - len(status.missing)} of {booked}" if status.missing else str(booked or "–")
 
 
 def _who(window: Window) -> str:
