@@ -206,7 +206,7 @@ def set_group(
     }
     rule = _rule(idle)
     if weight is not None:
-        _in_words("--weight", lambda: checked_weight(weight))
+        _valid("--weight", lambda: checked_weight(weight))
 
     def edited(before: Group) -> Group:
         owners = before.members if members is None else [part.strip() for part in members.split(",") if part.strip()]
@@ -353,10 +353,10 @@ def _ask(nats: str | None, timeout: float, question: Callable[[Client], Awaitabl
 
 
 def _amounts(text: str, option: str) -> Resources:
-    return _in_words(option, lambda: parse_amounts(text))
+    return _valid(option, lambda: parse_amounts(text))
 
 
-def _in_words(option: str, parse: Callable[[], T]) -> T:
+def _valid(option: str, parse: Callable[[], T]) -> T:
     """The value of an option; an invalid one is an error that names the option."""
     try:
         return parse()
