@@ -2,7 +2,7 @@
 # nats-py 2.16.0: a flush that waits while the connection is replaced waits to its timeout, though the new one is up.
 #
 # Expected: `flush()` returns once the client has reconnected and the new connection has answered a ping, or it raises
-# at once as the old one is lost: requests to a subject without anybody get their answer in a fraction of a second.
+# at once as the old one is lost: requests to a subject without responders get their answer in a fraction of a second.
 # Observed: the client is connected again after some 2 s (its usual pause before it tries the same server again) and
 # answers requests, but the flush raises FlushTimeoutError at the end of its timeout, 10 s by default. The client
 # forgets which pings it waits for when it connects. `Service.start()` of `nats.micro` ends with such a flush.
@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 6
 
 
 class Relay:
-    """Passes bytes on to a server, until it is told to hold them back; hangs up on demand."""
+    """Proxy of a server that can hold the bytes back, and break its connections."""
 
     def __init__(self, port: int) -> None:
         self.port, self.passes, self.open = port, asyncio.Event(), []
@@ -62,7 +62,7 @@ class Relay:
 
 
 async def quiet(_error: Exception) -> None:
-    """Lost connections are what this is about."""
+    """Ignore an error: connections are lost on purpose."""
 
 
 async def main() -> None:

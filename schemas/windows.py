@@ -19,7 +19,7 @@ MAX_WINDOWS: Final = 256
 MAX_OCCURRENCES: Final = 400
 LEAD_SECONDS: Final = 60.0
 MAX_REPLACED: Final = 256
-"""Replacements that are kept of a window."""
+"""Limit on the replacements that are kept for a window."""
 
 
 class Repeat(StrEnum):

@@ -1,4 +1,4 @@
-"""Which devices elastic leases are asked for: as few as let the request start, and some wherever any choice would."""
+"""Choice of the devices that elastic leases are asked for: as few as let a request start, wherever any choice does."""
 
 from __future__ import annotations
 

@@ -378,7 +378,7 @@ def test_idle_days_are_not_held_against_a_burst() -> None:
     assert world.serve() == ["bob"] * 4
 
 
-class Wakeful(Line):
+class ExhaustiveLine(Line):
     """A line that tries all that wait at each walk."""
 
     def _exhausted(self, group: object, node: object) -> bool:
@@ -404,7 +404,7 @@ def test_whom_quotas_let_nothing_start_is_not_tried_and_starts_when_all_that_wai
         for name in ("p", "q")
     ]
     worlds = [World([*TWO_KINDS, Node("c", 64_000, 1000, 8, "T4")], *groups) for _ in range(2)]
-    worlds[1].line = Wakeful(worlds[1].fleet, Policies("best-fit"), groups=worlds[1].state)
+    worlds[1].line = ExhaustiveLine(worlds[1].fleet, Policies("best-fit"), groups=worlds[1].state)
     rng = random.Random(seed)
     slept = 0
     for _ in range(150):
