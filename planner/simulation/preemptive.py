@@ -21,7 +21,7 @@ from ..placement.policies import Policy
 from ..queue.attained import LEVELS, AttainedLine, Entry, Levels, level_of, next_level
 from .jobs import Job
 from .simulate import fleet_of
-from .timed import REPORT_EVERY, START_COST_SECONDS, Interval, Replay, Run, Segment, Shapes, grants_of, segments_of
+from .timed import START_COST_SECONDS, Interval, Replay, Run, Segment, Shapes, grants_of, run_through, segments_of
 from .trace import Node
 
 NAME: Final = "attained"
@@ -76,21 +76,7 @@ def replay_preemptive(
     """
     began = time.perf_counter()
     world = _World(fleet_of(nodes), nodes, policy, levels, start_cost_seconds)
-    for job in sorted(jobs, key=lambda job: (job.submit_seconds, job.number)):
-        world.until(job.submit_seconds)
-        world.arrive(job)
-        if on_progress is not None and job.number % REPORT_EVERY == 0:
-            on_progress(len(world.runs))
-    world.until(math.inf)
-    if on_progress is not None:
-        on_progress(len(jobs))
-    return Replay(
-        rule=NAME,
-        runs=[world.runs[job.number] for job in jobs if job.number in world.runs],
-        impossible=world.impossible,
-        gpus=sum(node.gpus for node in nodes),
-        seconds=time.perf_counter() - began,
-    )
+    return run_through(world, nodes, jobs, NAME, began, on_progress)
 
 
 class _World:

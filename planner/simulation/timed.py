@@ -316,6 +316,47 @@ def replay(
     policies.use(policy)
     world = _World(fleet, nodes, Line(fleet, policies, rule), policy, start_cost_seconds, knowledge or Known())
     world.on_turn = on_turn
+    return run_through(world, nodes, jobs, name, began, on_progress)
+
+
+class World(Protocol):
+    """State of a replay, in which jobs arrive and time passes.
+
+    Attributes:
+        runs: of jobs, by their numbers.
+        impossible: jobs that no idle fleet of its nodes could hold.
+    """
+
+    runs: dict[int, Run]
+    impossible: list[Job]
+
+    def arrive(self, job: Job) -> None:
+        """Take in a job at its time."""
+        ...
+
+    def until(self, when: float) -> None:
+        """Let time pass up to the next arrival."""
+        ...
+
+
+def run_through(
+    world: World,
+    nodes: Sequence[Node],
+    jobs: Sequence[Job],
+    name: str,
+    began: float,
+    on_progress: Callable[[int], None] | None,
+) -> Replay:
+    """Let all jobs arrive in a world, and time pass until the last has ended.
+
+    Args:
+        world: of the replay.
+        nodes: all hosts.
+        jobs: in any order; they arrive by `submit_seconds`.
+        name: of the rule.
+        began: begin of the replay, by `time.perf_counter`.
+        on_progress: called now and then with the number of jobs that have ended.
+    """
     for job in sorted(jobs, key=lambda job: (job.submit_seconds, job.number)):
         world.until(job.submit_seconds)
         world.arrive(job)
