@@ -206,8 +206,8 @@ class LeaderTasks:
 
     async def _probe_clients(self) -> float:
         # Without acknowledged heartbeats nobody can be heard either, though the connection may not be closed yet.
-        await self._broker.probe_clients(time.monotonic(), self._connection() if self._serves() else None)
-        return min(_WAITING_SECONDS, self._broker.presence.silence_seconds / 20)
+        await self._broker.clients.probe(time.monotonic(), self._connection() if self._serves() else None)
+        return min(_WAITING_SECONDS, self._broker.clients.presence.silence_seconds / 20)
 
     async def _keep_health(self) -> float:
         health = await self._telemetry.health()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -64,12 +64,13 @@ from .lease_commands import LeaseCommands
 from .moves import MovePlanner
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
-from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .queue import MAX_WAITING, NEVER, Arrival, Kind, QueuedRequest, WaitingQueue, kind_of, time_of
+from .presence import SILENCE_SECONDS
+from .queue import MAX_WAITING, Arrival, Kind, QueuedRequest, WaitingQueue, kind_of, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .resizer import Resizer
 from .stored_queue import Restored, StoredQueue, StoredRequest
+from .waiting_clients import ProbeClients, WaitingClients, probe_none
 from .windows import Booker, in_window, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
@@ -80,15 +81,6 @@ NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
 MAX_EXPLAINED: Final = 16
 """Kinds of requests whose reasons to wait are computed anew for one listing."""
-
-
-ProbeClients = Callable[[Sequence[str]], Awaitable[set[str]]]
-"""Returns those of some reply subjects whose clients are certainly connected."""
-
-
-async def probe_none(_: Sequence[str]) -> set[str]:
-    """Default without a probe: clients are heard only when they ask again."""
-    return set()
 
 
 class RequestBroker:
@@ -121,6 +113,7 @@ class RequestBroker:
     Attributes:
         wake: set when the queue should be served.
         on_decision: called with the duration of each decision, in seconds.
+        clients: those of the queued requests, and when each was heard.
         lease_commands: handles operations on leases.
         resizer: offers devices to elastic leases, and asks for them back.
         drainer: handles drains.
@@ -165,6 +158,7 @@ class RequestBroker:
         accounts.change(Tree(groups.tree), groups.revision, ledger.table)
         self.line = Line(fleet, policies, rule_of(order), accounts.state, overdue_seconds)
         self.queue = WaitingQueue(self.line)
+        self.clients = WaitingClients(self.queue, silence_seconds, probe, self._answer, self.wake.set)
         self.forecaster = Forecaster(self.queue, estimator)
         self._tasks = BackgroundTasks()
         self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred)
@@ -176,8 +170,6 @@ class RequestBroker:
         ledger.on_notice = self._lease_noticed
         ledger.on_hold = accounts.hold_lease
         ledger.on_resized = self._lease_resized
-        self.presence = Presence(silence_seconds)
-        self._probe = probe
         self._store = store
         self._term = term
         self._planner = planner
@@ -295,7 +287,7 @@ class RequestBroker:
         entry = pending.entry
         if entry is None or entry not in self.queue:
             return
-        self._note_heard(entry)
+        self.clients.heard(entry)
         for other in before:
             group = self.group_accounts.group_of(entry.request.owner)
             await other.answer(self.queue.entry_listing(entry, steady_time(), group))
@@ -404,7 +396,7 @@ class RequestBroker:
             request, now, estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
         )
         pending.entry, pending.estimate = queued, queued.entry.estimate
-        self.presence.note_heard(queued)
+        self.clients.presence.note_heard(queued)
         if arrival is None:
             pending.asked_at = queued.arrival.asked_at
             self._store_entry(pending, queued)
@@ -492,8 +484,7 @@ class RequestBroker:
         arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position, stored.age_from)
         queued = self._add(pending, why, arrival)
         queued.forecast = queued.last_forecast = stored.forecast
-        queued.heard_in = NEVER
-        self.queue.set_ready(queued, False)
+        self.clients.unheard(queued)
 
     def _follow_leases(self) -> None:
         """Tell the line of all active leases, from the first waiting request on."""
@@ -775,9 +766,7 @@ class RequestBroker:
         self.resizer.serve()
         if self.group_accounts.active or self.reclaimer.pending:
             self.reclaimer.serve()
-        for entry in self.line.unready:
-            if entry.payload in self.queue and entry.payload.probed and not entry.payload.asked_to_retry:
-                await self._ask_to_retry(entry.payload)
+        await self.clients.ask_those_in_turn()
 
     async def _start_ready(self) -> None:
         """Grant queued requests that may start now."""
@@ -808,67 +797,12 @@ class RequestBroker:
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
 
-    def _note_heard(self, queued: QueuedRequest) -> None:
-        self.presence.note_heard(queued)
-        if not queued.entry.ready:
-            self.queue.set_ready(queued, True)
-            self.wake.set()
-
-    async def probe_clients(self, now: float, connection: int | None) -> None:
-        """Probe silent clients of queued requests: remove those that are gone, and tell others to ask again.
-
-        Args:
-            now: seconds, by a monotonic clock.
-            connection: number of the connection to NATS; None while there is none.
-        """
-        presence = self.presence
-        presence.tick(now, connection)
-        quiet = [entry for entry in self.queue if presence.needs_probe(entry)]
-        if not quiet:
-            return
-        for entry in quiet:
-            if not presence.is_fresh(entry):
-                self.queue.set_ready(entry, False)
-        there = await self._probe([caller.reply_to for entry in quiet for caller in entry.payload.callers])
-        for entry in quiet:
-            pending: PendingRequest = entry.payload
-            if self._closed or entry not in self.queue:
-                continue
-            if any(caller.reply_to in there for caller in pending.callers):
-                self._note_heard(entry)
-                continue
-            entry.probed = True
-            if presence.timed_out(entry):
-                self.queue.remove_silent(entry, time.time(), pending.digest)
-                log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
-                await self._answer(pending, self._silence_error(entry))
-                self.wake.set()
-            elif presence.needs_notice(entry) and not entry.asked_to_retry:
-                await self._ask_to_retry(entry)
-
-    async def _ask_to_retry(self, entry: QueuedRequest) -> None:
-        """Tell a silent client to ask again, upon which its request keeps its place."""
-        entry.asked_to_retry = True
-        self.queue.set_ready(entry, False)
-        told = self._silence_error(entry)
-        for caller in entry.payload.take_senders():
-            await caller.answer(told)
-
-    def _silence_error(self, entry: QueuedRequest) -> Error:
-        seconds = self.presence.silence_seconds
-        return Error(
-            code="unavailable",
-            message=(
-                f"Request {entry.request.request_id} was not heard for {self.presence.silence(entry):.0f} s, and is "
-                f"out of line after {seconds:g} s. Ask again with the same request_id and body to keep your place, at "
-                f"least every {seconds * ASK_AGAIN:g} s as long as you wait"
-            ),
-        )
-
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
         self._explain_waiting(only)
-        return self.queue.listing(steady_time(), only, self.presence.silence, max_bytes, self.group_accounts.group_of)
+        return self.queue.listing(
+            steady_time(), only, self.clients.presence.silence, max_bytes, self.group_accounts.group_of
+        )
 
     def _explain_waiting(self, only: QueueFilter) -> None:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
@@ -917,6 +851,7 @@ class RequestBroker:
                 leader.
         """
         self._closed, self._shutdown_error = True, shutdown_error
+        self.clients.close()
         for pending in list(self._pending.values()):
             in_line = pending.entry is not None and pending.entry in self.queue
             if pending.entry is not None and in_line:
