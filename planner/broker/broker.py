@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -28,7 +27,6 @@ from ...schemas.requests import (
     Assignment,
     Error,
     Lease,
-    LeaseState,
     Rejection,
     RejectionCode,
     WithdrawAction,
@@ -47,7 +45,6 @@ from ..leases.usage import size_of
 from ..limits import Limiter
 from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, check, decide, environment, placed
 from ..placement.reject import could_ever_fit, quota_rejection, reject
-from ..queue.durations import Estimate
 from ..queue.line import Line
 from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
 from . import query_costs
@@ -60,12 +57,13 @@ from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .idle_watch import IdleWatch
 from .large_requests import EncodedItems, distribute_packed, encoded_items, with_distribution
+from .lease_changes import LeaseChanges
 from .lease_commands import LeaseCommands
 from .moves import MovePlanner
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import SILENCE_SECONDS
-from .queue import MAX_WAITING, Arrival, Kind, QueuedRequest, WaitingQueue, kind_of, time_of
+from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .resizer import Resizer
@@ -75,8 +73,6 @@ from .windows import Booker, in_window, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")
 
-_REVISE_SECONDS: Final = 0.25
-_REVISED_AT_ONCE: Final = 256
 NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
 MAX_EXPLAINED: Final = 16
@@ -160,14 +156,14 @@ class RequestBroker:
         self.queue = WaitingQueue(self.line)
         self.clients = WaitingClients(self.queue, silence_seconds, probe, self._answer, self.wake.set)
         self.forecaster = Forecaster(self.queue, estimator)
+        self._changes = LeaseChanges(ledger, estimator, self.line, self.queue)
         self._tasks = BackgroundTasks()
         self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred)
         self.requests = requests
-        self._follows_leases = False
         self._came_free = False
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
-        ledger.on_notice = self._lease_noticed
+        ledger.on_notice = self._changes.noticed
         ledger.on_hold = accounts.hold_lease
         ledger.on_resized = self._lease_resized
         self._store = store
@@ -211,9 +207,6 @@ class RequestBroker:
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._requeuing: dict[str, PendingRequest] = {}
-        self._revised_at = 0.0
-        self._to_revise: dict[tuple[str, str], None] = {}
-        """Requests of leases whose estimates are to be revised."""
         self._made = 0
         self._asked = 0
         self._closed = False
@@ -388,7 +381,7 @@ class RequestBroker:
             self.wake.set()  # it may pass those ahead
 
     def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
-        self._follow_leases()
+        self._changes.follow()
         request, now = pending.request, time.time()
         self.estimator.submitted(request, pending.asked_at if arrival is not None else now)
         estimate = self.estimator.of_request(request, now)
@@ -486,79 +479,22 @@ class RequestBroker:
         queued.forecast = queued.last_forecast = stored.forecast
         self.clients.unheard(queued)
 
-    def _follow_leases(self) -> None:
-        """Tell the line of all active leases, from the first waiting request on."""
-        if self._follows_leases:
-            return
-        self._follows_leases = True
-        now = time.time()
-        active = [record for record in self.ledger.table if record.lease.state is LeaseState.ACTIVE]
-        for record in sorted(active, key=lambda record: record.lease.granted_at):
-            self._line_follows(record, now)
-
-    def _line_follows(self, record: LeaseRecord, now: float) -> None:
-        lease = record.lease
-        self.estimator.started(record)
-        gpus = sum(grant.share for grant in lease.grants if grant.device)
-        self.line.adopt(
-            lease.lease_id, lease.owner, gpus, self.estimator.of_lease(record, now), lease.granted_at.timestamp()
-        )
-        if lease.preemption is not None:
-            self._lease_noticed(lease)
-
-    def _lease_noticed(self, lease: Lease) -> None:
-        """Expect the end of a lease at the deadline of its preemption; by its estimate once the notice is withdrawn."""
-        if not self._follows_leases:
-            return
-        if lease.preemption is None:
-            self.line.ends.expect_by_estimate(lease.lease_id)
-        else:
-            self.line.ends.expect(lease.lease_id, lease.preemption.ends_at.timestamp())
+    # Leases
 
     def _lease_resized(self, record: LeaseRecord) -> None:
         """Note that an elastic lease has other devices."""
-        lease = record.lease
         self.resizer.resized(record)
-        if self.group_accounts.active:
-            self.group_accounts.resized(record)
+        self.group_accounts.resized(record)
         self._came_free = True
-        if self._follows_leases:
-            gpus = sum(grant.share for grant in lease.grants if grant.device)
-            self.line.resized(lease.lease_id, lease.owner, gpus, record.changed_at.timestamp())
+        self._changes.resized(record)
 
     def _lease_ended(self, record: LeaseRecord) -> None:
-        self.estimator.learn(record)
         self.resizer.ended(record.lease.lease_id)
         if self.group_accounts.active:
             self.group_accounts.ended(record.lease)
             self.reclaimer.ended(record.lease.lease_id)
         self._came_free = True
-        if self._follows_leases:
-            self.line.ended(record.lease.lease_id, time.time())
-
-    def _revise_changed(self) -> None:
-        """Revise the estimates that have changed with those of requests submitted at about the same time.
-
-        Equal requests that wait are revised together, since they share an estimate; leases a few at a time, since a
-        burst may have thousands.
-        """
-        now = time.time()
-        if now < self._revised_at + _REVISE_SECONDS:
-            return
-        self._revised_at = now
-        revised: dict[Kind, Estimate] = {}
-        for owner, request_id in self.estimator.changed(now):
-            queued = self.queue.find(owner, request_id)
-            if queued is None:
-                self._to_revise[owner, request_id] = None
-            elif (kind := kind_of(queued.request)) not in revised:
-                revised[kind] = self.estimator.of_request(queued.request, now)
-        self.queue.revise(revised, now)
-        for key in list(islice(self._to_revise, _REVISED_AT_ONCE)):
-            del self._to_revise[key]
-            record = self.ledger.table.of_request(*key)
-            if record is not None:
-                self.line.revise_lease(record.lease.lease_id, self.estimator.of_lease(record, now), now)
+        self._changes.ended(record)
 
     # Grants
 
@@ -583,8 +519,7 @@ class RequestBroker:
                     self.group_accounts.granted(record)
                     self.booker.granted(record.lease)
                     self.resizer.granted(record.lease)
-                    if self._follows_leases:
-                        self._line_follows(record, record.lease.granted_at.timestamp())
+                    self._changes.granted(record)
                     try:
                         await self._answer(pending, Assignment(lease=record.lease))
                     finally:
@@ -771,7 +706,7 @@ class RequestBroker:
     async def _start_ready(self) -> None:
         """Grant queued requests that may start now."""
         self._came_free = False
-        self._revise_changed()
+        self._changes.revise()
         turn = 0
         while not self._closed:
             began = time.perf_counter()
