@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from ...schemas.requests import Grant, Lease, LeaseState, Placement, ResizeAction, ResizeKind, WorkRequest
 from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
-from ..fleet.state import UNLIMITED, Ask, milli
+from ..fleet.state import Ask, milli
 from ..leases import lifecycle, resizing
 from ..leases.ledger import Ledger, clock
 from ..leases.lifecycle import LeaseRecord, Refused
@@ -239,9 +239,7 @@ class Resizer:
             before = cpus.get(grant.host, (0, 0))
             cpus[grant.host] = before[0] + milli(grant.cpus), before[1] + grant.host_memory_bytes
         for name, (cores, memory) in cpus.items():
-            host = fleet.hosts[name]
-            free_cores = cores if host.cpus_total >= UNLIMITED else host.cpus_total - host.cpus_held
-            free_memory = memory if host.memory_total >= UNLIMITED else host.memory_total - host.memory_held
+            free_cores, free_memory = fleet.hosts[name].unheld
             if cores > free_cores or memory > free_memory:
                 return f"host {name} has not enough cores or RAM left"
         return ""

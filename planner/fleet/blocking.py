@@ -64,8 +64,7 @@ def refresh(fleet: Fleet, host: Host, changed: Iterable[Device] | None = None) -
     for device in host.devices if changed is None else changed:
         device.see(fleet.device_state, reserved.get(device.uuid) if reserved else None)
     order = host.order = sorted(host.devices, key=_device_order) if host.topology is None else host.devices
-    cpus = host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED
-    memory = host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED
+    cpus, memory = host.unheld
     kept = fleet.reserved_hosts.get(host.name) if fleet.reserved_hosts else None
     if kept is not None:
         cpus, memory = _without(cpus, kept.amount), _without(memory, kept.memory)

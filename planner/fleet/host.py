@@ -89,6 +89,14 @@ class Host:
         self.batch_order: list[Device | None] = []
 
     @property
+    def unheld(self) -> tuple[int, int]:
+        """Thousandths of cores and bytes of RAM that no lease holds; `UNLIMITED` for what the host does not report."""
+        return (
+            self.cpus_total - self.cpus_held if self.cpus_total < UNLIMITED else UNLIMITED,
+            self.memory_total - self.memory_held if self.memory_total < UNLIMITED else UNLIMITED,
+        )
+
+    @property
     def state(self) -> HostState:
         """State of the host, as decisions see it."""
         assert self.group is not None

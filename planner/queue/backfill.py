@@ -25,7 +25,7 @@ from ..fleet.bookings import free_from, lasts_of
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
-from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, AskKey, HostState, Model
+from ..fleet.state import WHOLE_SHARE, Ask, AskKey, HostState, Model
 from ..placement.capacity import allowed
 from ..placement.domains import values_of
 from ..placement.feasible import PART_SLACK_BYTES, admitted, candidates, device_verdict, model_allowed
@@ -344,8 +344,7 @@ def _roomy_at(fleet: Fleet, ends: Ends, host: Host, part: Ask) -> float:
     """Time from which a host has the cores and RAM for a part of a request; infinite if it never has."""
     if not part.cpus_milli and not part.host_memory_bytes:
         return NOW
-    cpus = host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED
-    memory = host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED
+    cpus, memory = host.unheld
     if cpus >= part.cpus_milli and memory >= part.host_memory_bytes:
         return NOW
     if host.cpus_total < part.cpus_milli or host.memory_total < part.host_memory_bytes:

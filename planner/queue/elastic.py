@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from ...schemas.requests import Placement, WorkRequest
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet
-from ..fleet.state import UNLIMITED, Ask
+from ..fleet.state import Ask
 from ..groups.state import models_of
 from ..placement.decide import ask_of
 from ..placement.exact import Pick
@@ -215,17 +215,15 @@ class _Returns:
 
     def _roomy(self, name: str, part: Ask, back: Sequence[tuple[str, str]]) -> bool:
         """True if a host has the cores and RAM once these devices are back, each with its part of them."""
-        host, fleet = self._fleet.hosts[name], self._fleet
-        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+        fleet = self._fleet
+        cpus, memory = fleet.hosts[name].unheld
         for lease_id, count in Counter(lease_id for lease_id, _ in back).items():
             held = fleet.leases[lease_id]
             there = sum(_on(fleet.devices.get(uuid), name) for uuid in held.devices)
             amounts = held.hosts.get(name, (0, 0))
             cpus += amounts[0] * count // max(1, there)
             memory += amounts[1] * count // max(1, there)
-        return (host.cpus_total >= UNLIMITED or cpus >= part.cpus_milli) and (
-            host.memory_total >= UNLIMITED or memory >= part.host_memory_bytes
-        )
+        return cpus >= part.cpus_milli and memory >= part.host_memory_bytes
 
 
 def _on(device: Device | None, host: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
 from ..fleet.fleet import Fleet, Host
-from ..fleet.state import UNLIMITED, Ask
+from ..fleet.state import Ask
 from ..placement.capacity import allowed
 from ..placement.domains import domains
 from ..placement.feasible import device_verdict, room
@@ -278,7 +278,7 @@ def _site(fleet: Fleet, host: Host, ask: Ask, takes: Mapping[str, float], going:
     amounts = {
         lease: fleet.leases[lease].hosts.get(host.name, (0, 0)) for lease in every & at_host if lease in fleet.leases
     }
-    cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+    cpus, memory = host.unheld
 
     def units(gone: Gone) -> int:
         out = gone | going
@@ -287,8 +287,8 @@ def _site(fleet: Fleet, host: Host, ask: Ask, takes: Mapping[str, float], going:
         else:
             usable = sum(not device_verdict(device.without(out), ask) for device in devices)
         freed = [amounts[lease] for lease in amounts if lease in out]
-        cpus_free = cpus + sum(each[0] for each in freed) if host.cpus_total < UNLIMITED else UNLIMITED
-        memory_free = memory + sum(each[1] for each in freed) if host.memory_total < UNLIMITED else UNLIMITED
+        cpus_free = cpus + sum(each[0] for each in freed)
+        memory_free = memory + sum(each[1] for each in freed)
         if ask.gpus and ask.placement is not Placement.SAME_HOST:
             held = room(cpus_free, memory_free, ask, usable)
             return min(1, held) if ask.placement is Placement.SPREAD else held

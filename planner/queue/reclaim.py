@@ -276,8 +276,7 @@ class Reclaim:
 
     def _left_on(self, name: str, gone: Iterable[str]) -> tuple[int, int]:
         """Cores and RAM of a host that are free once some leases are gone."""
-        host = self._fleet.hosts[name]
-        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+        cpus, memory = self._fleet.hosts[name].unheld
         for lease in gone:
             amounts = self._fleet.leases[lease].hosts.get(name, (0, 0))
             cpus, memory = cpus + amounts[0], memory + amounts[1]
