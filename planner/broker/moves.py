@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,9 +20,12 @@ from ..groups.use import Barred
 from ..leases.ledger import Ledger
 from ..leases.lifecycle import preemptible_from
 from ..queue.line import Entry, Line
-from ..queue.moves import Choice, best_of, sites_for, whole_hosts
+from ..queue.moves import Choice, best_of, sites_for, whole_hosts, why_not_free
 from ..queue.reclaim import price_of
 from .queue import QueuedRequest, WaitingQueue
+
+NAMED: Final = 3
+"""Limit on the hosts that an answer names as those that can't be freed."""
 
 
 class MovePlanner:
@@ -126,11 +131,20 @@ class _Plan:
         choice = best_of([(sites, wanted)], self.prices)
         what = f"{_counted(wanted, 'host')} would be free"
         if choice is None:
-            text = f"at most {_counted(len(sites), 'host')} could be freed: on the others are leases that are not "
-            return Moves(possible=False, message=f"{text}preemptible (yet), or devices that take no work")
+            text = f"at most {_counted(len(sites), 'host')} could be freed"
+            return Moves(possible=False, message=f"{text}: {self._rest(hosts, {site.name for site in sites})}")
         gone = frozenset(choice.leases)
         free = sorted(site.name for site in sites if site.units(gone))
         return replace(self.answer(choice, what), free_hosts=free)
+
+    def _rest(self, hosts: list[Host], freed: AbstractSet[str]) -> str:
+        """The hosts that can't be freed, with the reason of each."""
+        rest = [host for host in hosts if host.name not in freed]
+        if not rest:
+            return "there are no more that match"
+        reasons = [f"{host.name} ({why_not_free(self._fleet, host, self.prices, self.going)})" for host in rest[:NAMED]]
+        more = len(rest) - NAMED
+        return f"not {', '.join(reasons)}{f', and {more} more' if more > 0 else ''}"
 
     def answer(self, choice: Choice | None, what: str) -> Moves:
         """Moves of a choice, with gain and price in words."""

@@ -22,10 +22,11 @@ from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
 from ..fleet.fleet import Fleet, Host
-from ..fleet.state import Ask
+from ..fleet.state import BLOCKS, MIG_PARENT, Ask
 from ..placement.capacity import allowed
 from ..placement.domains import domains
 from ..placement.feasible import device_verdict, room
+from ..placement.reject import WORDS
 
 MOST_TRIED: Final = 200_000
 """Limit on the sets of leases that are tried: some seconds."""
@@ -221,7 +222,7 @@ def _extend(table: list[_Cost], found: Mapping[int, _Cost], top: int) -> None:
 def whole_hosts(fleet: Fleet, hosts: Iterable[Host], takes: Mapping[str, float], going: Gone) -> list[Site]:
     """Hosts that would be free as a whole without leases, each for one unit.
 
-    A host with devices that take no work, or that are in use without a lease, is not among them.
+    A host with devices that take no work, or that are in use without a lease, is not among them (`why_not_free`).
 
     Args:
         fleet: live state.
@@ -231,13 +232,29 @@ def whole_hosts(fleet: Fleet, hosts: Iterable[Host], takes: Mapping[str, float],
     """
     found: list[Site] = []
     for host in hosts:
-        held = frozenset(fleet.at_host.get(host.name, ())).union(*(device.holders for device in host.devices)) - going
-        usable = [device for device in host.devices if not device.parent]
-        if not usable or host.state.blocked or any(device.blocked or device.in_use for device in usable):
-            continue
-        if held <= takes.keys():
+        if not why_not_free(fleet, host, takes, going):
+            held = _held(fleet, host) - going
             found.append(Site(host.name, tuple(sorted(held)), _whole(held)))
     return found
+
+
+def why_not_free(fleet: Fleet, host: Host, takes: Mapping[str, float], going: Gone) -> str:
+    """Reason why a host can't be freed as a whole; empty if it can. The arguments are those of `whole_hosts`."""
+    if not host.devices:
+        return "no devices"
+    for device in host.devices:
+        blocked = (device.blocked | host.state.blocked) & ~MIG_PARENT
+        if blocked:
+            return f"GPU {device.index} {WORDS[next(name for bit, name in BLOCKS.items() if blocked & bit)]}"
+    stays = sorted(_held(fleet, host) - going - takes.keys())
+    if stays:
+        return f"{stays[0]} is not preemptible (yet)"
+    used = next((device for device in host.devices if device.in_use), None)
+    return "" if used is None else f"GPU {used.index} in use: {used.in_use}"
+
+
+def _held(fleet: Fleet, host: Host) -> frozenset[str]:
+    return frozenset(fleet.at_host.get(host.name, ())).union(*(device.holders for device in host.devices))
 
 
 def _whole(held: frozenset[str]) -> Callable[[Gone], int]:

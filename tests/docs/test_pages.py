@@ -16,7 +16,7 @@ from corral.cli import config
 from corral.cli.loading import load
 from corral.cli.registry import COMMANDS
 from support import docs_pages as pages
-from support.local_cluster import LocalCluster, environment
+from support.local_cluster import LocalCluster, environment, wait_for
 
 ROOT = pages.ROOT
 PAGES = sorted(
@@ -102,6 +102,8 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
     )
     for name in ("CORRAL_CONFIG", "CORRAL_OWNER", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "COLUMNS"):
         values.pop(name, None)
+    # Simulated processes outlive the leases of the page before by some seconds, and leave devices in use.
+    wait_for(lambda: not any(device["in_use"] for device in fleet.json("devices")["devices"]))
     try:
         wrong += pages.run(page, found, tmp_path, values, varies)
     finally:

@@ -7,7 +7,8 @@ from itertools import combinations
 
 import corral.planner.fleet.fleet as fold
 from corral.planner.placement.decide import Placed, Policies, ask_of, decide
-from corral.planner.queue.moves import Site, best_of, fewest, sites_for, whole_hosts
+from corral.planner.queue.moves import Site, best_of, fewest, sites_for, whole_hosts, why_not_free
+from corral.schemas.operations import Drains
 from corral.schemas.requests import Placement, WorkRequest
 from corral.schemas.telemetry import Inventory
 from hypothesis import given, settings
@@ -147,4 +148,11 @@ def test_whole_hosts_are_freed_by_the_fewest_leases_that_may_go() -> None:
     assert plan(2) == ("c0", "wide")
     assert plan(3) == ("b0", "c0", "wide")
     assert plan(4) == ("a0", "a1", "b0", "c0", "wide")
-    assert plan(5) is None  # h3 has a lease that stays
+    assert plan(5) is None
+
+    def why(host: str) -> str:
+        return why_not_free(fleet, fleet.hosts[host], prices, frozenset())
+
+    assert (why("h0"), why("h3")) == ("", "d0 is not preemptible (yet)")
+    fold.apply(fleet, Drains(drains={f"device:{fleet.hosts['h0'].devices[2].uuid}": "fan"}))
+    assert why("h0") == "GPU 2 drained"

@@ -35,7 +35,7 @@ async def test_the_fewest_leases_are_named_and_taken_when_told(server: EmbeddedS
         ]
         for _ in range(4):
             await lease(nc, owner="bob", hosts=["node1"], preemptible=True)
-        await lease(nc, owner="eve", gpus=4, hosts=["node2"])
+        stays = await lease(nc, owner="eve", gpus=4, hosts=["node2"])
         await ask(nc, "checkpoint", {"owner": "bob", "lease_id": other, "saved": True})
 
         want = {"owner": "ann", "wait_seconds": 600, "ttl_seconds": 600}
@@ -61,7 +61,8 @@ async def test_the_fewest_leases_are_named_and_taken_when_told(server: EmbeddedS
         assert len(found["moves"]) == 4
         found = await ask(nc, "moves", {"free_hosts": 3})
         assert (found["possible"], found["moves"]) == (False, [])
-        assert found["message"].startswith("at most 2 hosts could be freed")
+        text = f"at most 2 hosts could be freed: not node2 ({stays} is not preemptible (yet))"
+        assert found["message"] == text
         for wrong, field in (
             ({"free_hosts": 1, "request_id": "two"}, "$.free_hosts"),
             ({"hosts": ["node1"]}, "$.hosts"),
