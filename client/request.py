@@ -56,6 +56,8 @@ class RequestFields(TypedDict, total=False):
     allow_in_use: bool
     """allow devices that are in use without a lease"""
     placement: Placement | str
+    gpus_per_host: int
+    """so many devices on each of several hosts; `placement` is then `spread` by default"""
     within: str
     """a label, such as `rack`, whose value all hosts must share; `placement` is then `fewest_hosts` by default"""
     prefer_within: str
@@ -171,6 +173,8 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
             distribution["items"] = list(distribution["items"])
         body["distribution"] = distribution
     body.update(given)
+    if body.get("gpus_per_host"):
+        body.setdefault("placement", Placement.SPREAD)
     if body.get("within") or body.get("prefer_within"):
         body.setdefault("placement", Placement.FEWEST_HOSTS)
     return validated(body)

@@ -68,7 +68,7 @@ class Placement(StrEnum):
     FEWEST_HOSTS = "fewest_hosts"
     """On one host if one can hold them, else on as few as can."""
     SPREAD = "spread"
-    """Each on another host."""
+    """Each on another host; with `gpus_per_host` so many on each."""
 
 
 class Method(StrEnum):
@@ -149,6 +149,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         host_labels: labels that a host must have, each with this value.
         min_compute_capability: lowest compute capability, such as `8.0`; null allows any.
         placement: constraint on the hosts of the devices.
+        gpus_per_host: with `placement: spread`, number of devices on each host, of which `gpus` is a multiple; null for
+            one. Only whole devices.
         within: name of a label, such as `rack` or `nvlink_domain`: all hosts of the devices must have it with the same
             value. For devices on several hosts; null for no such constraint.
         prefer_within: the same as a wish: hosts with the same value if the devices fit there now, else any.
@@ -191,6 +193,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     host_labels: Labels = {}
     min_compute_capability: Annotated[str, Meta(pattern=names.VERSION)] | None = None
     placement: Placement = Placement.SAME_HOST
+    gpus_per_host: Annotated[int, Meta(ge=1, le=4096)] | None = None
     within: LabelName | None = None
     prefer_within: LabelName | None = None
     ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] = 300.0

@@ -103,6 +103,16 @@ def _options(
         str | None,
         typer.Option("--placement", help="same_host, fewest_hosts or spread.", rich_help_panel=_WHERE),
     ] = None,
+    gpus_per_host: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-host",
+            metavar="N",
+            min=1,
+            help="N on each of several hosts; --gpus is the number on all.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     within: Annotated[
         str | None,
         typer.Option(

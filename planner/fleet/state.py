@@ -322,6 +322,7 @@ class AskKey(NamedTuple):
     outlasts: bool = False
     within: tuple[str, ...] = ()
     prefer_within: str = ""
+    per_host: int = 1
 
     @property
     def anytime(self) -> AskKey:
@@ -333,7 +334,9 @@ class Ask:
     """A request in whole numbers. Equal requests are one `Ask`, whichever owner sends them.
 
     Attributes:
-        gpus: number of devices; 0 for cores and RAM alone.
+        gpus: number of devices; 0 for cores and RAM alone. With `placement: spread` the number of hosts, each with
+            `per_host` devices.
+        per_host: number of devices on each host of `placement: spread`; 1 otherwise.
         whole: true if each device must be free of leases.
         share: billionths of each device.
         share_milli: the same in thousandths, for policies.
@@ -383,6 +386,7 @@ class Ask:
         "models",
         "outlasts",
         "parts",
+        "per_host",
         "placement",
         "plain",
         "prefer_within",
@@ -418,6 +422,7 @@ class Ask:
         self.outlasts = key.outlasts
         self.within = key.within
         self.prefer_within = key.prefer_within
+        self.per_host = key.per_host
         self.share_milli = milli_of(self.share)
         self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
         special = self.mig or self.mig_models or self.allow_in_use or self.windows or self.ends_by < math.inf
@@ -432,13 +437,22 @@ class Ask:
         """True if it names hosts or labels of hosts."""
         return bool(self.hosts or self.host_labels or self.within)
 
+    @property
+    def devices(self) -> int:
+        """Number of devices on all hosts."""
+        return self.gpus * self.per_host
+
     def part(self, gpus: int) -> Ask:
-        """Request for so many of its devices on one host, with their part of cores and RAM (rounded up)."""
+        """Request for so many of its devices on one host, with their part of cores and RAM (rounded up).
+
+        With `placement: spread` for so many times `per_host` devices.
+        """
         found = self.parts.get(gpus)
         if found is None:
             total = max(self.gpus, 1)
             part = self.key._replace(
-                gpus=gpus,
+                gpus=gpus * self.per_host,
+                per_host=1,
                 cpus_milli=-(-self.cpus_milli * gpus // total),
                 host_memory_bytes=-(-self.host_memory_bytes * gpus // total),
                 placement=Placement.SAME_HOST,
@@ -513,9 +527,10 @@ def ask_key(request: WorkRequest) -> AskKey:
     if request.gpus_max is not None:
         _check_elastic(request)
     mig = _profiles(request)
-    several = _several_hosts(request)
+    each = _per_host(request)
+    several = _several_hosts(request) and request.gpus > each
     return AskKey(
-        gpus=request.gpus,
+        gpus=request.gpus // each if several else request.gpus,
         whole=request.gpu_share is None,
         share=WHOLE_SHARE if request.gpu_share is None else share_of(request.gpu_share),
         gpu_memory_bytes=request.gpu_memory_bytes,
@@ -528,12 +543,35 @@ def ask_key(request: WorkRequest) -> AskKey:
         else (0, 0),
         hosts=tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
         host_labels=tuple(sorted(request.host_labels.items())) if request.host_labels else (),
-        placement=Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
+        placement=Placement(request.placement) if several else Placement.SAME_HOST,
         mig=mig,
         allow_in_use=request.allow_in_use and request.gpu_share is None and request.gpus > 0,
         within=(request.within,) if several and request.within else (),
         prefer_within=request.prefer_within or "" if several and request.prefer_within != request.within else "",
+        per_host=each if several else 1,
     )
+
+
+def _per_host(request: WorkRequest) -> int:
+    """Number of devices on each host of a request with `placement: spread`; 1 for any other.
+
+    Raises:
+        InvalidRequest: its devices can't be so many on each host.
+    """
+    each = request.gpus_per_host
+    if each is None:
+        return 1
+    if request.placement != Placement.SPREAD:
+        raise InvalidRequest(
+            f"gpus_per_host is for several hosts, but placement is {request.placement}: set it to spread",
+            "$.gpus_per_host",
+        )
+    if request.gpus % each or not request.gpus:
+        raise InvalidRequest(
+            f"gpus is {request.gpus}, which is not a multiple of gpus_per_host, {each}: ask for {each} times the hosts",
+            "$.gpus_per_host",
+        )
+    return each
 
 
 def _several_hosts(request: WorkRequest) -> bool:

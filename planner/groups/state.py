@@ -7,7 +7,7 @@ from typing import Final
 
 from ...schemas.groups import GroupTree
 from ...schemas.inventory import BOARD_SLICES, FEW_SLICES
-from ...schemas.requests import Grant, Placement
+from ...schemas.requests import Grant
 from ..fleet.known import Fleet
 from ..fleet.state import RESERVED, UNLIMITED, WHOLE_SHARE, Ask, Model, milli, share_of
 from ..placement.feasible import model_allowed
@@ -113,8 +113,7 @@ def devices_of(ask: Ask) -> int:
     """Billionths of devices that a request asks for; one MIG instance of unknown size counts as a device."""
     if ask.mig and len(ask.mig) == 1 and ask.mig[0][:1].isdigit():
         return WHOLE_SHARE * int(ask.mig[0][0]) // BOARD_SLICES
-    each = ask.part(1).gpus if ask.placement is Placement.SPREAD else 1
-    return ask.gpus * each * ask.share
+    return ask.devices * ask.share
 
 
 def slices_of(model: Model) -> int:

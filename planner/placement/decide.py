@@ -344,7 +344,7 @@ def check_work(request: WorkRequest, work: Distribution) -> None:
 def placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], distributing: bool = True) -> Placed:
     """Placement of a request on picked devices, whose hosts have not changed since."""
     grants: list[Grant] = []
-    total, done = max(1, ask.gpus), 0
+    total, done = max(1, ask.devices), 0
     for pick in picks:
         if not ask.gpus:
             parts = policy.parts(pick.state, pick.ask, pick.choice, -1)

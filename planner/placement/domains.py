@@ -67,13 +67,7 @@ def domains(fleet: Fleet, ask: Ask) -> list[Domain]:
 
 def _narrowed(fleet: Fleet, ask: Ask, values: tuple[str, ...]) -> Ask:
     labels = tuple(sorted({*ask.host_labels, *zip(ask.within, values, strict=True)}))
-    key = ask.key._replace(within=(), host_labels=labels)
-    part = ask.part(1)
-    if ask.placement is not Placement.SPREAD or part.gpus == 1:
-        return fleet.ask(key)
-    found = Ask(key)  # its parts are whole hosts, as in a simulation
-    found.parts[1] = fleet.ask(part.key._replace(within=(), host_labels=tuple(sorted({*part.host_labels, *labels}))))
-    return found
+    return fleet.ask(ask.key._replace(within=(), host_labels=labels))
 
 
 def rooms(fleet: Fleet, ask: Ask) -> list[Room]:

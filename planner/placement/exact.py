@@ -88,7 +88,7 @@ def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
 
 
 def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """Select several hosts: those that hold most first, or any for one device each; the policy picks their devices."""
+    """Select several hosts: those that hold most first, or any that hold one part; the policy picks their devices."""
     rooms: list[tuple[int, Host, HostState]] = []
     for host in allowed(fleet, ask):
         state = exact_state(fleet, host) if _is_near(host.state, ask) else host.state
@@ -102,10 +102,11 @@ def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
         if room >= left:
             # The last host: the smallest that holds the rest.
             room, host, state = next(entry for entry in reversed(rooms[at:]) if entry[0] >= left)
-        part = ask.part(min(room, left))
+        units = min(room, left)
+        part = ask.part(units)
         choice = policy.choose(state, part, candidates(state, part))
         picks.append(picked(host, state, part, choice))
-        left -= part.gpus
+        left -= units
         if not left:
             return picks
     return None

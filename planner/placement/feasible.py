@@ -186,8 +186,11 @@ def capacity(state: HostState, ask: Ask, usable: int) -> int:
 
 
 def room(cpus_free: int, memory_free: int, ask: Ask, usable: int) -> int:
-    """Number of the request's devices, of those that are usable, that so many cores and so much RAM suffice for."""
-    held = min(usable, ask.gpus)
+    """Number of the request's devices, of those that are usable, that so many cores and so much RAM suffice for.
+
+    With several devices on each host, the number of times that a host has these.
+    """
+    held = min(usable // ask.per_host, ask.gpus)
     # The part of k devices is rounded up: ceil(C·k/N) ≤ F exactly where k ≤ ⌊F·N/C⌋.
     if ask.cpus_milli and cpus_free < UNLIMITED:
         held = min(held, max(0, cpus_free) * ask.gpus // ask.cpus_milli)

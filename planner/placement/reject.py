@@ -131,7 +131,8 @@ def words(code: str, tally: CapacityTally, ask: Ask) -> str:
         wanted = ".".join(map(str, ask.min_compute_capability))
         return f"compute capability below {wanted} (highest {int(near) // 1000}.{int(near) % 1000})"
     if code == "host_devices":
-        return f"too few together (most on one host: {int(near)} of {ask.gpus})"
+        wanted = ask.gpus if ask.placement is Placement.SAME_HOST else ask.part(1).gpus
+        return f"too few together (most on one host: {int(near)} of {wanted})"
     if code == "devices":
         return f"could be used, but the request needs {_needs(ask)}"
     if code == "cpus":
@@ -169,7 +170,8 @@ WORDS: Final = {
 def _needs(ask: Ask) -> str:
     where = f" within one {' and one '.join(ask.within)}" if ask.within else ""
     if ask.placement is Placement.SPREAD:
-        return f"{ask.gpus} hosts{where}"
+        each = f" with {ask.per_host} devices each" if ask.per_host > 1 else ""
+        return f"{ask.gpus} hosts{each}{where}"
     return f"{ask.gpus}{where}"
 
 
@@ -186,10 +188,13 @@ def _nearest(fleet: Fleet, tally: CapacityTally, ask: Ask, fits: bool) -> str:
     near = domains.nearest(fleet, ask) if ask.within else None
     if near is not None:
         spread = ask.placement is Placement.SPREAD
+        held = near.held * ask.per_host
         if (tally.hosts if spread else tally.together) >= ask.gpus:
-            return f"ask for {near.held} devices, or with prefer_within (--prefer-within), which would fit now"
-        return f"ask for {near.held} devices, which {domains.words(ask, near.domain.values)} has free"
+            return f"ask for {held} devices, or with prefer_within (--prefer-within), which would fit now"
+        return f"ask for {held} devices, which {domains.words(ask, near.domain.values)} has free"
     most = tally.most("host_devices")
+    if most and ask.per_host > 1:
+        return f"ask for {most} devices on each host (gpus_per_host)"
     if most:
         if ask.placement is Placement.SAME_HOST and fits:
             return f"{most} of {ask.gpus} devices are free on one host; placement fewest_hosts may use several"

@@ -1,4 +1,4 @@
-"""Selection of hosts and devices for a request, all or nothing: one host, the fewest hosts, or one device on each."""
+"""Selection of hosts and devices for a request, all or nothing: one host, the fewest hosts, or as many on each."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _spread(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """Select one device on each of the best hosts."""
+    """Select the best hosts, each with one device or as many as the request wants on each."""
     picks = _top(fleet, policy, ask.part(1), ask.gpus, frozenset())
     return picks if len(picks) == ask.gpus else None
 

@@ -152,19 +152,20 @@ class _Returns:
         return None if best is None else best[2]
 
     def on_several(self, ask: Ask) -> dict[str, list[str]] | None:
-        """One device on each of as many hosts, or as many on each of a few hosts as there could be."""
+        """As many devices on each host as are asked for there, or on a few hosts as many as there could be."""
         spread = ask.placement is Placement.SPREAD
         able: list[tuple[int, str, list[Unit]]] = []
         for name, units in self._horizons.hosts(ask.part(1)):
-            count = 1 if spread else min(ask.gpus, sum(unit[0] < math.inf for unit in units))
+            count = ask.per_host if spread else min(ask.gpus, sum(unit[0] < math.inf for unit in units))
             back = sum(unit[0] > NOW for unit in units[:count])
             able.append((back if spread else -count, name, units))
         able.sort(key=lambda host: host[:2])
-        left, spare = ask.gpus, dict(self._spare)
+        left, spare = ask.devices, dict(self._spare)
         chosen: dict[str, list[str]] = {}
         for _, name, units in able:
-            for count in range(1 if spread else min(left, len(units)), 0, -1):
-                found = self._from(name, units, ask.part(count), count, spare)
+            for count in (ask.per_host,) if spread else range(min(left, len(units)), 0, -1):
+                part = ask.part(1 if spread else count)
+                found = self._from(name, units, part, count, spare)
                 if found is not None:
                     for lease_id, uuids in found[0].items():
                         chosen.setdefault(lease_id, []).extend(uuids)

@@ -628,8 +628,7 @@ class Line:
         """True if as many devices are idle in all as a request on several hosts asks for."""
         if ask.placement is Placement.SAME_HOST or not (ask.whole and ask.plain):
             return True
-        wanted = ask.gpus * ask.part(1).gpus if ask.placement is Placement.SPREAD else ask.gpus
-        return sum(count for model, count in self._idle.items() if model_allowed(model, ask)) >= wanted
+        return sum(count for model, count in self._idle.items() if model_allowed(model, ask)) >= ask.devices
 
     def _step(self, walk: _Walk, now: float) -> Start | None:
         """Go on along the line to the next that may start."""
@@ -909,8 +908,7 @@ class Ahead:
 
 def size_of(fleet: Fleet, ask: Ask) -> float:
     """Dominant share of a request in devices: its devices, or the part of a host's devices that its cores are."""
-    each = ask.part(1).gpus if ask.placement is Placement.SPREAD else 1
-    devices = ask.gpus * each * ask.share / WHOLE_SHARE
+    devices = ask.devices * ask.share / WHOLE_SHARE
     cores = _cores_per_device(fleet) if ask.cpus_milli else 0.0
     return max(devices, ask.cpus_milli / cores if cores else 0.0)
 

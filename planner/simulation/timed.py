@@ -15,7 +15,6 @@ from heapq import heappop, heappush
 from typing import Final, Protocol
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ...schemas.requests import Grant, Placement, WorkRequest
 from ..fleet.fleet import Fleet, free, hold
@@ -170,18 +169,18 @@ class Shapes:
         key = (size, count, request.cpus, request.host_memory_bytes, job.models, job.within)
         found = self._blocks.get(key)
         if found is None:
-            part = WorkRequest(
+            spread = WorkRequest(
                 owner=request.owner,
-                gpus=size,
-                cpus=request.cpus / count,
-                host_memory_bytes=-(-request.host_memory_bytes // count),
+                gpus=size * count,
+                gpus_per_host=size,
+                placement=Placement.SPREAD,
+                cpus=request.cpus,
+                host_memory_bytes=request.host_memory_bytes,
                 models=request.models,
                 host_labels={SIZE_LABEL: str(size)} if len(sizes) > 1 else {},
+                within=job.within or None,
             )
-            spread = replace(part, gpus=count, placement=Placement.SPREAD, within=job.within or None)
-            found = self._blocks[key] = Ask(ask_key(spread))
-            # "One device each on so many hosts" becomes one whole node each.
-            found.parts[1] = self._fleet.ask(ask_key(part))
+            found = self._blocks[key] = self._fleet.ask(ask_key(spread))
         return found
 
     def _nodes_by_size(self, job: Job) -> dict[int, int]:

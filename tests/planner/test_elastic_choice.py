@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from corral.planner.fleet.fleet import Fleet, free, hold
 from corral.planner.fleet.holdings import extend, give_back
@@ -22,6 +23,16 @@ leases = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(0, 2), st.sampled_from([0.0, 1.0, 3.0])),
     max_size=7,
 )
+
+
+def each_of_a_host(fields: dict[str, Any]) -> dict[str, Any]:
+    """A request for several devices on each of several hosts, where they are spread."""
+    each = fields.pop("each", 1)
+    if fields.get("placement") is not Placement.SPREAD or each == 1:
+        return fields
+    return {**fields, "gpus": fields["gpus"] * each, "gpus_per_host": each}
+
+
 requests = st.fixed_dictionaries(
     {"gpus": st.integers(1, 6)},
     optional={
@@ -29,8 +40,9 @@ requests = st.fixed_dictionaries(
         "models": st.sampled_from([["H100"], ["T4"]]),
         "hosts": st.sampled_from([["a"], ["a", "c"]]),
         "placement": st.sampled_from([Placement.FEWEST_HOSTS, Placement.SPREAD]),
+        "each": st.sampled_from([2, 3]),
     },
-)
+).map(each_of_a_host)
 
 
 def filled(asked: list[tuple[str, int, int, float]]) -> tuple[Fleet, list[Surplus], dict[str, list[Grant]]]:

@@ -62,7 +62,7 @@ NODES = [
     Node("c", 16_000, 1000, 2, "T4"),
     Node("d", 16_000, 1000, 4, "T4"),
 ]
-requests = st.fixed_dictionaries(
+on_one_or_few = st.fixed_dictionaries(
     {"gpus": st.sampled_from([1, 1, 1, 2, 3, 4, 6])},
     optional={
         "cpus": st.sampled_from([1.0, 4.0, 12.0]),
@@ -74,6 +74,15 @@ requests = st.fixed_dictionaries(
         "owner": st.sampled_from(["p", "q"]),
     },
 ).map(lambda fields: fields if "placement" in fields else {k: v for k, v in fields.items() if k != "within"})
+# Several devices on each of several hosts, where they are spread.
+several_each = st.tuples(on_one_or_few, st.sampled_from([2, 3])).map(
+    lambda made: (
+        {**made[0], "gpus": made[0]["gpus"] * made[1], "gpus_per_host": made[1]}
+        if made[0].get("placement") is Placement.SPREAD
+        else made[0]
+    )
+)
+requests = on_one_or_few | several_each
 of_one_model = st.fixed_dictionaries(
     {"gpus": st.sampled_from([1, 2, 4]), "models": st.sampled_from([["H100"], ["T4"]])},
     optional={"hosts": st.just(["a", "c"]), "priority": st.sampled_from([0, 5]), "cpus": st.sampled_from([1.0, 12.0])},

@@ -99,17 +99,24 @@ def needs(found: dict[str, int], world: dict[str, Inventory], request: WorkReque
         if "rack" in world[name].host.labels:
             racks.setdefault(world[name].host.labels["rack"], {})[name] = room
     inside = min((hosts for rack in racks.values() if (hosts := fits(rack, request))), default=0)
-    if request.gpus > 1 and request.within:
+    if several(request) and request.within:
         return inside
-    return inside if request.gpus > 1 and request.prefer_within and inside else fits(found, request)
+    return inside if several(request) and request.prefer_within and inside else fits(found, request)
+
+
+def several(request: WorkRequest) -> bool:
+    """Whether the request may be on several hosts."""
+    return request.placement is not Placement.SAME_HOST and request.gpus > (request.gpus_per_host or 1)
 
 
 def fits(found: dict[str, int], request: WorkRequest) -> int:
     """Number of hosts that the request needs at least, in any racks; 0 where it does not fit."""
     if not request.gpus:
         return 1 if any(room >= 0 for room in found.values()) else 0
-    if request.placement is Placement.SPREAD and request.gpus > 1:
-        return request.gpus if sum(room >= 1 for room in found.values()) >= request.gpus else 0
+    if request.placement is Placement.SPREAD and several(request):
+        each = request.gpus_per_host or 1
+        hosts = request.gpus // each
+        return hosts if sum(room >= each for room in found.values()) >= hosts else 0
     if request.placement is Placement.FEWEST_HOSTS:
         left = request.gpus
         for hosts, room in enumerate(sorted((room for room in found.values() if room > 0), reverse=True), start=1):
@@ -144,7 +151,9 @@ def check_grants(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRe
     assert sum(round(grant.cpus * 1000) for grant in placed.grants) == ceil(round(request.cpus * 1000, 6))
     assert sum(grant.host_memory_bytes for grant in placed.grants) == request.host_memory_bytes
     assert len(per_host) == needs(found, world, request)
-    if request.gpus > 1 and request.within:
+    if request.placement is Placement.SPREAD and several(request):
+        assert set(per_host.values()) == {request.gpus_per_host or 1}
+    if several(request) and request.within:
         assert len({world[name].host.labels["rack"] for name in per_host}) == 1
 
 

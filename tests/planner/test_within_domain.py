@@ -112,12 +112,15 @@ def test_a_label_is_for_several_hosts() -> None:
     st.dictionaries(st.sampled_from(["r1", "r2", "r3"]), st.lists(st.integers(1, 3), min_size=1, max_size=3)),
     st.lists(st.integers(1, 9), min_size=27, max_size=27),
     st.integers(2, 6),
-    st.sampled_from([FEWEST, Placement.SPREAD]),
+    st.sampled_from([0, 1, 2]),
 )
 def test_the_reservation_is_in_the_rack_that_comes_free_first(
-    sizes: dict[str, list[int]], ends: list[int], gpus: int, placement: Placement
+    sizes: dict[str, list[int]], ends: list[int], wanted: int, each: int
 ) -> None:
-    """Each device has a lease that ends at a time; one that ends at 9 is not expected to end."""
+    """Each device has a lease that ends at a time; one that ends at 9 is not expected to end.
+
+    `each` is the number of devices on each host; 0 for any, on as few hosts as can.
+    """
     fleet = racks(sizes)
     line = Line(fleet, Policies(), fifo)
     left = iter(ends)
@@ -129,19 +132,20 @@ def test_the_reservation_is_in_the_rack_that_comes_free_first(
             hold(fleet, device.uuid, [Grant(host=name, device=device.uuid)])
             if at < 9:
                 line.adopt(device.uuid, "o", 1.0, given(float(at)), 0.0)
-    request = WorkRequest(owner="me", gpus=gpus, placement=placement, within="rack")
+    wish = {"placement": Placement.SPREAD, "gpus_per_host": each, "gpus": wanted * each}
+    request = WorkRequest(owner="me", within="rack", **(wish if each else {"placement": FEWEST, "gpus": wanted}))
     plan = Horizons(fleet, line.ends).plan(ask_of(fleet, request), "me")
     best = 10
     for rack in times.values():
-        taken = sorted(at for host in rack for at in (host if placement is FEWEST else host[:1]))
-        if len(taken) >= gpus:
-            best = min(best, taken[gpus - 1])
+        taken = sorted(at for host in rack for at in (host[each - 1 : each] if each else host))
+        if len(taken) >= wanted:
+            best = min(best, taken[wanted - 1])
     assert (plan is None) == (best == 10)
     if plan is not None:
         assert plan.starts_at == (float("inf") if best == 9 else best)
         hosts = [name for name, _, _ in plan.reservation.hosts]
         assert len({fleet.hosts[name].labels["rack"] for name in hosts}) == 1
-        assert len(plan.reservation.devices) == gpus
+        assert len(plan.reservation.devices) == request.gpus
 
 
 def test_a_request_waits_for_one_rack_and_others_pass_in_the_rest() -> None:

@@ -176,9 +176,11 @@ def requests(draw: st.DrawFn, policies: Sequence[str] = ("best-fit",)) -> WorkRe
     gpus = 1 if share is not None else draw(st.integers(0, 7))
     placement = draw(st.sampled_from(list(Placement)))
     several = placement is not Placement.SAME_HOST
+    each = draw(st.integers(1, 3)) if placement is Placement.SPREAD and gpus and share is None else None
     return WorkRequest(
         owner="me",
-        gpus=gpus,
+        gpus=gpus * (each or 1),
+        gpus_per_host=each,
         gpu_share=share,
         gpu_memory_bytes=draw(amounts) if gpus else 0,
         cpus=draw(st.sampled_from([0.5, 1.0, 3.3, 8.0, 40.0] if not gpus else [0.0, 0.5, 3.3, 8.0, 40.0])),
