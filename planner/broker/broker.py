@@ -67,6 +67,7 @@ from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .resizer import Resizer
+from .site_rule import guarded
 from .stored_queue import Restored, StoredQueue, StoredRequest
 from .waiting_clients import ProbeClients, WaitingClients, probe_none
 from .windows import Booker, in_window, lease_limit
@@ -152,7 +153,7 @@ class RequestBroker:
         self.estimator = estimator
         self.group_accounts = accounts = GroupAccounts(fleet, usage)
         accounts.change(Tree(groups.tree), groups.revision, ledger.table)
-        self.line = Line(fleet, policies, rule_of(order), accounts.state, overdue_seconds)
+        self.line = Line(fleet, policies, guarded(rule_of(order)), accounts.state, overdue_seconds)
         self.queue = WaitingQueue(self.line)
         self.clients = WaitingClients(self.queue, silence_seconds, probe, self._answer, self.wake.set)
         self.forecaster = Forecaster(self.queue, estimator)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from types import ModuleType
 from typing import Any
 
+import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.planner.queue.order import Asked
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from nats.aio.client import Client as Bus
 from support.planner_rig import GIB, FakeHosts, ask, running, until_ready
@@ -141,4 +145,45 @@ async def test_a_stream_of_requests_for_cores_does_not_starve_one_for_a_device(s
         assert explained["granted"]  # its other device needs no cores
         stopped = True
         assert sum(await asyncio.gather(*streams)) >= 4
+    await hosts.stop()
+
+
+async def test_a_rule_of_the_site_that_fails_does_not_stop_the_queue(
+    server: EmbeddedServer, nc: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(asked: Asked) -> Any:
+        if asked.seconds == 77:  # also of an array, whose truth is an error
+            raise ZeroDivisionError("a rule of the site")
+        return float("nan")
+
+    site = ModuleType("site_order")
+    vars(site)["rule"] = rule
+    monkeypatch.setitem(sys.modules, "site_order", site)
+    hosts = MixedHosts(nc, hosts=1, devices=2)
+    await hosts.start()
+    async with running(server.url, order="site_order:rule"):
+        await until_ready(nc, 2)
+        lease = (await ask(nc, "request", {"owner": "bob", "gpus": 2}))["lease"]["lease_id"]
+        waiting = {
+            name: asyncio.create_task(
+                ask(nc, "request", {"owner": "ann", "gpus": 2, "wait_seconds": 60, **body}, timeout=60)
+            )
+            for name, body in {
+                "fails": {"request_id": "fails", "expected_seconds": 77},
+                "no number": {"request_id": "nan", "expected_seconds": 5},
+            }.items()
+        }
+
+        async def both() -> bool:
+            return len((await ask(nc, "queue"))["entries"]) == 2
+
+        await until(both)
+        while waiting:
+            await ask(nc, "release", {"owner": "bob" if len(waiting) == 2 else "ann", "lease_id": lease})
+            done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED, timeout=15)
+            assert done
+            for name in [name for name, task in waiting.items() if task in done]:
+                got = await waiting.pop(name)
+                assert got["type"] == "assignment", (name, got)
+                lease = got["lease"]["lease_id"]
     await hosts.stop()
