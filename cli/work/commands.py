@@ -304,7 +304,7 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
 
     entries = run(work())
     if json:
-        print_json(operations.Queue(entries=entries))
+        print_json(operations.Queue(entries=entries, total=len(entries)))
         return
     if not entries:
         console().print("[dim]the queue is empty[/]")

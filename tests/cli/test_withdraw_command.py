@@ -23,7 +23,9 @@ def full_host(cluster: LocalCluster) -> Any:
 
 
 def queued(cluster: LocalCluster, name: str) -> list[Any]:
-    return [entry for entry in cluster.json("queue")["entries"] if entry["name"] == name]
+    listed = cluster.json("queue")
+    assert listed["total"] == len(listed["entries"])
+    return [entry for entry in listed["entries"] if entry["name"] == name]
 
 
 @pytest.mark.parametrize("command", ["run", "request"])
