@@ -45,6 +45,7 @@ _SYNONYMS: Final[dict[str, str]] = {
     "locality placement_policy strategy topology": "placement",
     "duration expire expires expiry extend extend_by keep lease_duration lease_time lease_ttl life lifetime period "
     "time time_limit time_to_live timelimit ttl wall_time walltime": "ttl_seconds",
+    "estimate expect expected_duration expected_runtime expected_time": "expected_seconds",
     "max_wait patience queue_time time_out timeout wait wait_time wait_timeout": "wait_seconds timeout_seconds",
     "id idempotency_key key": "request_id lease_id query_id snapshot_id",
     "lease": "lease_id ttl_seconds",

@@ -24,6 +24,8 @@ MEANT = {
     "hosts": "host node nodes hostname",
     "ttl_seconds": "ttl timeToLive ttl_s lifetime time_limit walltime duration",
     "wait_seconds": "wait waitSeconds timeout",
+    "expected_seconds": "expect expected estimate expected_runtime",
+    "max_seconds": "max maxSeconds",
     "priority": "prio",
     "labels": "label tags",
     "distribution.items": "items",
