@@ -95,9 +95,9 @@ def _verdict(fleet: Fleet, ask: Ask, device: Device, place: _Place, taken: bool)
     reason = place.reason
     kept = fleet.reserved.get(device.uuid)
     if kept is not None and place.reserved:
-        reason = f"reserved for {', '.join(owners_of([kept]))}, who has waited longer"
+        reason = f"reserved for {', '.join(owners_of([kept]))}, who is ahead"
     elif kept is not None and reason == WORDS["leased"]:
-        reason = f"leased; then reserved for {', '.join(owners_of([kept]))}, who has waited longer"
+        reason = f"leased; then reserved for {', '.join(owners_of([kept]))}, who is ahead"
     elif reason == WORDS["booked"]:
         reason = booked_words(device.bookings, fleet.bookings, fleet.now)
     if place.near and device.memory_free < ask.gpu_memory_bytes:

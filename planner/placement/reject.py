@@ -117,7 +117,7 @@ def kept(fleet: Fleet) -> str:
     """Text that names the owners of applied reservations."""
     owners = owners_of([*fleet.reserved.values(), *fleet.reserved_hosts.values()])
     more = f" and {len(owners) - _OWNERS_NAMED} more" if len(owners) > _OWNERS_NAMED else ""
-    return f"reserved for requests that have waited longer, of {', '.join(owners[:_OWNERS_NAMED])}{more}"
+    return f"reserved for requests ahead of it, of {', '.join(owners[:_OWNERS_NAMED])}{more}"
 
 
 def words(code: str, tally: CapacityTally, ask: Ask) -> str:
@@ -155,7 +155,7 @@ WORDS: Final = {
     "drained": "drained",
     "mig_parent": "split into MIG instances",
     "host_lost": "on lost hosts",
-    "reserved": "reserved for requests that have waited longer",
+    "reserved": "reserved for requests ahead of it",
     "leased": "leased",
     "booked": "booked",
     "in_use": "in use by others without a lease",
