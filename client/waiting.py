@@ -22,7 +22,7 @@ from .rpc import RETRY_SECONDS, Waiting, no_service, raise_error
 
 FIRST_CHECK_SECONDS: Final = 1.0
 _LEADER_SECONDS: Final = 5.0
-"""Interval of checks for a new leader: only the leading planner keeps the queue, and it is lost with its term."""
+"""Interval of checks for a new leader: it grants a request that waits only once it has heard its client."""
 _PING_SECONDS: Final = 0.5
 _QUEUE_SECONDS: Final = 10.0
 """Interval of reading the queue without `on_wait`; with `on_wait` it is read every second while it is short."""
@@ -57,8 +57,7 @@ class QueuedRequest:
         nc: the connection.
         subject: subject that the request is sent on.
         request: the request, with its id. It is always sent with the same body, since a different body under the same
-            id would be a different request. A planner that takes over therefore counts the full wait again, so a
-            caller that gives up must withdraw the request.
+            id would be a different request. A caller that gives up must withdraw it.
         queue: reads the request's entry in the queue.
         timeout: seconds to wait for an answer beyond the request's wait.
         patience: seconds to keep retrying while there is no planner.
@@ -130,7 +129,7 @@ class QueuedRequest:
             if (reply.headers or {}).get("Status") == "503" and not reply.data:
                 raise no_service(self._subject)
             raise_error(reply, self._subject)
-        except NoService:  # the planner is stopping or has stopped: its successor doesn't have the queue
+        except NoService:  # the planner is stopping or has stopped, or has not heard this client for long
             now = self._loop.time()
             if now - self._absent_at > _ABSENCE_SECONDS:
                 self._absent_since = now
@@ -170,7 +169,7 @@ class QueuedRequest:
     async def _check_leader(self) -> None:
         leader = await self._leader_id()
         reconnects = self._nc.stats["reconnects"]
-        # After a reconnection an answer may be lost, and after a change of leader the queue.
+        # After a reconnection an answer may be lost, and a new leader waits to hear from its clients.
         if reconnects != self._reconnects or (leader and self._leader and leader != self._leader):
             await self._send()
         self._reconnects, self._leader = reconnects, leader or self._leader
