@@ -110,6 +110,7 @@ def plan(
     """
     from ...planner.limits import Limits
     from ...planner.placement.policies import POLICIES
+    from ...planner.queue.order import rule_of
     from ...planner.service import Settings
     from ...planner.service import plan as work
 
@@ -118,6 +119,7 @@ def plan(
     if policy is not None and policy not in POLICIES:
         raise typer.BadParameter(f"{policy!r} is not known: use one of {', '.join(POLICIES)}", param_hint="--policy")
     try:
+        rule_of(order)
         settings = Settings(
             policy=policy,
             order=order,

@@ -83,6 +83,7 @@ def test_without_a_part_the_missing_one_is_named(server: EmbeddedServer, command
         (["release"], "--all"),
         (["reqest"], "Did you mean"),
         (["up", "--source", "guesswork"], "guesswork"),
+        (["plan", "--order", "longest"], "'longest'"),
     ],
 )
 def test_wrong_usage_is_code_2_and_says_what(cluster: LocalCluster, command: list[str], said: str) -> None:
