@@ -455,7 +455,8 @@ class RequestBroker:
         pending.callers = list(callers or nobody)
         pending.is_stored = True
         request_id = request.request_id or ""
-        if pending.key in self._pending:
+        if pending.key in self._pending:  # of before it left the line and came back
+            self._stored.delete(stored.uid)
             return
         self._add_pending(pending)
         record = self.ledger.table.of_request(request.owner, request_id)

@@ -205,7 +205,7 @@ def decode_stored(entries: Iterable[tuple[str, bytes]], parts: Mapping[str, byte
     """Decode entries of the bucket, by arrival; one that can't be decoded is left out, with an error in the log.
 
     Args:
-        entries: by key.
+        entries: by key, as they were written.
         parts: of bodies, by key.
     """
     found: list[Restored] = []
@@ -219,4 +219,5 @@ def decode_stored(entries: Iterable[tuple[str, bytes]], parts: Mapping[str, byte
             found.append(Restored(stored, len(value), body))
         except (codec.DecodeError, KeyError) as error:
             log.error("a waiting request (%s) can't be read and is left out: %s", key, error)
+    found.reverse()  # of two of a request with its place the later counts
     return sorted(found, key=lambda one: one.stored.number)

@@ -162,6 +162,29 @@ async def test_what_was_answered_does_not_wait_again(server: EmbeddedServer, nc:
         assert {outcomes["granted"], outcomes["withdrawn"]} == {"granted", "withdrawn"}
 
 
+async def test_of_two_entries_of_a_request_the_later_stays_in_the_bucket(
+    server: EmbeddedServer, nc: Bus, hosts: FakeHosts
+) -> None:
+    """As of one that left the line, came back under its id, and whose first entry was not deleted when the planner died."""
+    waiter = Waiter(nc)
+    async with running(server.url):
+        await until_ready(nc, 2)
+        await ask(nc, "request", {"owner": "x", "gpus": 2, "ttl_seconds": 600})
+        await waiter.ask(gpus=1, request_id="waits")
+        await queued(nc, 1)
+    bucket = await nc.jetstream().key_value(subjects.PLANNER_BUCKET)
+    [key] = [key for key in await bucket.keys() if key.startswith("queue.")]
+    entry = json.loads((await bucket.get(key)).value or b"")
+    await bucket.put("queue.back", json.dumps({**entry, "uid": "back"}).encode())
+    async with running(server.url):
+        await until_ready(nc, 1)
+        await queued(nc, 1)
+        async with asyncio.timeout(10):
+            while len(kept := [key for key in await bucket.keys() if key.startswith("queue.")]) > 1:
+                await asyncio.sleep(0.05)
+        assert kept == ["queue.back"]
+
+
 async def test_a_lease_ends_at_its_limit_however_often_it_is_renewed(
     server: EmbeddedServer, nc: Bus, hosts: FakeHosts
 ) -> None:
