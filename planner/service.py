@@ -345,6 +345,7 @@ class Planner:
             self._term_tasks = self._leader_tasks(term, broker, publisher).start()
             ending.push_async_callback(self._stop_term_tasks)
             await self._endpoints.open(broker)
+            broker.ledger.service.tick(elapsed_seconds(), time.time(), serves=False)  # the takeover is over only now
             self.leading.set()
             log.info(
                 "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d waiting requests, "

@@ -131,7 +131,7 @@ class ServiceTime:
             serves: true if holders can renew now.
 
         Returns:
-            The outage that has just ended; None if none has.
+            The outage that has just ended, from the begin of the takeover on if that has just ended; None if none has.
         """
         gap = max(0.0, elapsed - self._elapsed)
         jump = wall - self._wall - gap
@@ -143,6 +143,9 @@ class ServiceTime:
         elif not self._away:
             self._seconds += gap
             return None
+        if self.outages and self.outages[-1].at == self._seconds:  # it goes on: no time was served since
+            self._away += self.outages[-1].seconds
+            self.outages = self.outages[:-1]
         outage = Outage(self._seconds, round(min(self._away, UNKNOWN_SECONDS), 3))
         self.outages = with_outage(self.outages, outage)
         self._away = 0.0

@@ -127,6 +127,19 @@ def test_outages_that_are_left_out_make_no_difference(gaps: list[tuple[float, fl
     assert ends_at(extended, life, kept) == ends_at(extended, life, whole) == ends
 
 
+def test_a_takeover_is_one_outage_up_to_the_moment_when_holders_can_renew() -> None:
+    """The time until the bucket was read, and that until the endpoints were there, are a tenth of a life together."""
+    service, _ = recover_service_time(Service(seconds=50.0), [], 0.0, 0.8)
+    world = World(service)
+    world.tick(0.4, serves=False)
+    world.tick(0.1)
+    assert ends_at(45.0, 10.0, world.time.outages) == 60.0
+    world.serve(1.0)
+    world.tick(0.4, serves=False)
+    world.tick(0.1)
+    assert ends_at(55.0, 10.0, world.time.outages) == 65.0, "another outage is short"
+
+
 def test_what_is_due_waits_for_an_outage_that_came_after() -> None:
     table = LeaseTable([record(10.0, 0.0, "unrenewed"), record(1000.0, 0.0, "long")])
     assert [one.lease.lease_id for one in table.due(8.0)] == ["unrenewed"]
