@@ -23,6 +23,8 @@ WARNINGS_HEADER: Final = "Corral-Warnings"
 LINE_HEADER: Final = "Corral-Line"
 """Header of a request that waits: identifies the client, so that the planner recognizes it when it sends the same
 request id again."""
+FORWARDED_HEADER: Final = "Corral-Forwarded"
+"""Header of a message that a planner which no longer leads forwards to the leader: the id of that planner."""
 
 _to_msgpack = msgspec.msgpack.Encoder(enc_hook=encodable)
 _to_json = msgspec.json.Encoder(enc_hook=encodable)

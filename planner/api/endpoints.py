@@ -441,11 +441,11 @@ class Endpoints:
         """
         if await self._election.confirm():
             return True
-        if not self._election.term:
-            self._context(request, None).forward_message()
-        else:
+        if self._election.term:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
             await self._context(request, None).answer(error)
+        elif codec.FORWARDED_HEADER not in (request.headers or {}):  # else it would come back until endpoints are gone
+            self._context(request, None).forward_message()
         return False
 
     def _context(self, request: Request, owner: str | None) -> RequestContext:
@@ -477,18 +477,20 @@ class Endpoints:
         reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
         if not reply:
             return
+        mark = {codec.FORWARDED_HEADER: self._planner}
+        headers = {**(request.headers or {}), **mark}
         for _ in range(20):
             try:
-                await self._nc.request(PlanSubject.QUEUE, b"", timeout=0.5)
+                await self._nc.request(PlanSubject.QUEUE, b"", timeout=0.5, headers=mark)
                 break
             except (NatsError, TimeoutError):
                 await asyncio.sleep(0.25)
         if not reply.startswith(ACROSS):
-            await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
+            await self._nc.publish(request.subject, body, reply=reply, headers=headers)
             return
         # A client in another account must be answered by this planner: the server lets no other use its reply subject.
         with contextlib.suppress(NatsError, TimeoutError):
-            answer = await self._nc.request(request.subject, body, timeout=_FORWARD_SECONDS, headers=request.headers)
+            answer = await self._nc.request(request.subject, body, timeout=_FORWARD_SECONDS, headers=headers)
             await self._nc.publish(reply, answer.data, headers=answer.headers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -124,6 +125,55 @@ async def test_a_planner_that_is_deposed_while_its_term_begins_stands_by(server:
         running_election.cancel()
         await asyncio.gather(running_election, return_exceptions=True)
         await store.close()
+
+
+async def test_a_deposed_leader_forwards_a_message_once_while_it_still_hears_itself(
+    server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its endpoints are closed one by one, with a round trip each: what it publishes meanwhile comes back to it."""
+    closing, close = asyncio.Event(), asyncio.Event()
+    standby = Endpoints.standby
+
+    async def late(endpoints: Endpoints) -> None:
+        closing.set()
+        await close.wait()
+        await standby(endpoints)
+
+    seen = Counter[str]()
+
+    async def lead(message: Any) -> None:
+        verb = message.subject.rpartition(".")[2]
+        seen[verb] += 1
+        if verb == "queue":
+            await message.respond(b"{}")
+
+    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
+    await until_laid_out(connections[0].jetstream())
+    planner = Planner(connections[0], connections[1], Settings())
+    await planner.start()
+    try:
+        async with asyncio.timeout(60):
+            await planner.leading.wait()
+            monkeypatch.setattr(Endpoints, "standby", late)
+            for verb in ("queue", "renew"):
+                await nc.subscribe(f"corral.v1.plan.{verb}", cb=lead)
+            store = Store(nc)
+            await store.open()
+            assert await store.claim(b"{}", planner._election.term) is not None
+            await closing.wait()
+            body = json.dumps({"owner": "ann", "lease_id": "l"}).encode()
+            await nc.publish("corral.v1.plan.renew", body, reply=nc.new_inbox())
+            while seen["renew"] < 2:
+                await asyncio.sleep(0.01)
+        for _ in range(20):
+            await connections[0].flush()
+            await nc.flush()
+        assert seen == {"renew": 2, "queue": 1}
+    finally:
+        close.set()
+        await planner.stop()
+        for connection in connections:
+            await connection.close()
 
 
 async def test_nobody_loses_anything_to_a_leader_that_can_not_be_asked_yet(
