@@ -165,7 +165,7 @@ async def test_what_was_answered_does_not_wait_again(server: EmbeddedServer, nc:
 async def test_of_two_entries_of_a_request_the_later_stays_in_the_bucket(
     server: EmbeddedServer, nc: Bus, hosts: FakeHosts
 ) -> None:
-    """As of one that left the line, came back under its id, and whose first entry was not deleted when the planner died."""
+    """As of one that left the line and came back, where the planner died before the first entry was deleted."""
     waiter = Waiter(nc)
     async with running(server.url):
         await until_ready(nc, 2)
@@ -180,7 +180,7 @@ async def test_of_two_entries_of_a_request_the_later_stays_in_the_bucket(
         await until_ready(nc, 1)
         await queued(nc, 1)
         async with asyncio.timeout(10):
-            while len(kept := [key for key in await bucket.keys() if key.startswith("queue.")]) > 1:
+            while len(kept := [key for key in await bucket.keys() if key.startswith("queue.")]) > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert kept == ["queue.back"]
 

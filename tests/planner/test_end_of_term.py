@@ -131,7 +131,7 @@ async def test_a_deposed_leader_forwards_a_message_once_while_it_still_hears_its
     server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its endpoints are closed one by one, with a round trip each: what it publishes meanwhile comes back to it."""
-    closing, close = asyncio.Event(), asyncio.Event()
+    closing, close, forwarded = asyncio.Event(), asyncio.Event(), asyncio.Event()
     standby = Endpoints.standby
 
     async def late(endpoints: Endpoints) -> None:
@@ -146,6 +146,8 @@ async def test_a_deposed_leader_forwards_a_message_once_while_it_still_hears_its
         seen[verb] += 1
         if verb == "queue":
             await message.respond(b"{}")
+        elif seen[verb] == 2:
+            forwarded.set()
 
     connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
     await until_laid_out(connections[0].jetstream())
@@ -163,8 +165,7 @@ async def test_a_deposed_leader_forwards_a_message_once_while_it_still_hears_its
             await closing.wait()
             body = json.dumps({"owner": "ann", "lease_id": "l"}).encode()
             await nc.publish("corral.v1.plan.renew", body, reply=nc.new_inbox())
-            while seen["renew"] < 2:
-                await asyncio.sleep(0.01)
+            await forwarded.wait()
         for _ in range(20):
             await connections[0].flush()
             await nc.flush()
