@@ -422,7 +422,6 @@ class RequestBroker:
                 has_client_id=pending.has_client_id,
                 position=arrival.position,
                 callers=callers,
-                forecast=queued.forecast,
                 age_from=arrival.age_from,
                 body_type=codec.JSON if items is None else items.body_type,
             ),
@@ -478,7 +477,6 @@ class RequestBroker:
         )
         arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position, stored.age_from)
         queued = self._add(pending, why, arrival)
-        queued.forecast = queued.last_forecast = stored.forecast
         self.clients.unheard(queued)
 
     # Leases

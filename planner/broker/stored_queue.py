@@ -22,7 +22,6 @@ from nats.errors import Error as NatsError
 from ...bus.permissions import NotAllowed
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec
-from ...schemas.request_events import Forecast
 from ...schemas.requests import WorkRequest
 from ..durable.store import Deposed, Store, WriteFailed
 
@@ -67,7 +66,6 @@ class StoredRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         has_client_id: true if the client gave the request id.
         position: position in the queue at its arrival.
         callers: that wait for the answer.
-        forecast: of its start, that was made first.
         age_from: see `queue.Arrival`.
         body_parts: number of parts of its message in the bucket; 0 if `request` is all of it.
         body_type: content type of the message.
@@ -82,7 +80,6 @@ class StoredRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     has_client_id: bool = True
     position: int = 0
     callers: list[StoredCaller] = []
-    forecast: Forecast | None = None
     age_from: float | None = None
     body_parts: int = 0
     body_type: str = codec.JSON

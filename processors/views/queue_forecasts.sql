@@ -1,5 +1,5 @@
 -- question: How good were the forecasts of when a waiting request would start?
--- detail: Granted requests that waited and had a forecast. The forecast is the first one that was made for the request.
+-- detail: Granted requests that waited and had a forecast. The forecast is the first one that the planner made which granted the request.
 -- request_id: id of the request.
 -- owner: who asked.
 -- name: of the workload.
