@@ -297,7 +297,7 @@ class Ledger:
             ended_at = _ended_at(at, now)
             if state is LeaseState.EVICTED:
                 return lifecycle.preempted(current, current.lease, now, self._planner, ended_at)
-            return lifecycle.end(current, state, _over(current), now, self._planner, ended_at)
+            return lifecycle.end(current, state, _limited(current.lease, at), now, self._planner, ended_at)
 
         while self._limits and self._limits[0][0] <= now.timestamp():
             _, lease_id = heappop(self._limits)
@@ -437,10 +437,15 @@ def _over(record: LeaseRecord) -> str:
     """Reason for which a lease expires."""
     lease = record.lease
     if lease.ends_at is not None and lease.expires_at >= lease.ends_at:
-        if lease.window:
-            return f"the booked window {lease.window} is over, or its max_seconds"
-        return f"its limit of {(lease.ends_at - lease.granted_at).total_seconds():g} s (max_seconds) is over"
+        return _limited(lease, lease.ends_at)
     return f"not renewed within {record.life_seconds:g} s"
+
+
+def _limited(lease: Lease, ends_at: datetime) -> str:
+    """Reason for which a lease expires at its limit."""
+    if lease.window:
+        return f"the booked window {lease.window} is over, or its max_seconds"
+    return f"its limit of {(ends_at - lease.granted_at).total_seconds():g} s (max_seconds) is over"
 
 
 def _json_bytes(value: object) -> int:

@@ -185,6 +185,22 @@ async def test_of_two_entries_of_a_request_the_later_stays_in_the_bucket(
         assert kept == ["queue.back"]
 
 
+async def test_a_lease_that_reaches_its_limit_after_an_outage_says_so(
+    server: EmbeddedServer, nc: Bus, hosts: FakeHosts
+) -> None:
+    """Its published end is before the limit, since it got the time of the outage again."""
+    async with running(server.url):
+        await until_ready(nc, 2)
+        await ask(nc, "request", {"owner": "ann", "max_seconds": 3.5, "ttl_seconds": 3})
+    await asyncio.sleep(0.5)  # more than a tenth of its time to live, which begins again then
+    async with running(server.url):
+        await until_ready(nc, 1)
+        async with asyncio.timeout(20):
+            while not (ended := (await ask(nc, "leases", {"states": ["expired"]}))["leases"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert "max_seconds" in ended[0]["reason"]
+
+
 async def test_a_lease_ends_at_its_limit_however_often_it_is_renewed(
     server: EmbeddedServer, nc: Bus, hosts: FakeHosts
 ) -> None:
