@@ -33,6 +33,7 @@ from .group_accounts import GroupAccounts
 from .lease_commands import LeaseCommands
 from .pending import Responder
 from .queue import QueuedRequest, WaitingQueue
+from .windows import in_window
 
 log = logging.getLogger("corral.planner.broker.resizer")
 
@@ -124,8 +125,10 @@ class Resizer:
         if most is None:
             return placement
         policy = self._policies.get(request.policy)
+        booked = in_window(self._fleet, request.owner, placement.grants)
+        inside = self._fleet.bookings.inside(request.owner) if booked else ()
         found = largest(
-            self._fleet, policy, lambda count: self._ask(request, count, frozenset()), request.gpus + 1, most
+            self._fleet, policy, lambda count: self._ask(request, count, (), inside), request.gpus + 1, most
         )
         return placement if found is None else self._placed(request, found)
 
@@ -134,7 +137,7 @@ class Resizer:
         plain = sized(request, count)
         return placed(plain, ask_of(self._fleet, plain), self._policies.get(request.policy), picks)
 
-    def _ask(self, request: WorkRequest, count: int, barred: Collection[str]) -> Ask | None:
+    def _ask(self, request: WorkRequest, count: int, barred: Collection[str], windows: tuple[str, ...]) -> Ask | None:
         """Devices that an elastic request may use without delaying others; None if there are none."""
         others = wanted(self._fleet, self._line.groups)
         if others is None and (request.cpus or request.host_memory_bytes):
@@ -143,12 +146,12 @@ class Resizer:
         if self._accounts.active:
             state = self._accounts.state
             state.note_fleet(self._fleet)
-            ask = growth_ask(self._fleet, request, count, ())
+            ask = growth_ask(self._fleet, request, count, (), windows)
             admission = state.admission(self._fleet, request.owner, ask, request.preemptible)
             if admission.barred is None:
                 return None
             found.update(admission.barred)
-        return growth_ask(self._fleet, request, count, found)
+        return growth_ask(self._fleet, request, count, found, windows)
 
     # Growth
 
@@ -195,10 +198,10 @@ class Resizer:
 
     def _found_for(self, record: LeaseRecord, now: datetime) -> list[Grant]:
         """Idle devices of the models that a lease has, on its hosts if possible."""
-        lease, request = record.lease, record.request
-        assert request is not None
-        if lease.ends_at is not None:
-            request = replace(request, max_seconds=max(1.0, (lease.ends_at - now).total_seconds()))
+        lease, request = record.lease, _left(record, now)
+        if request is None:
+            return []
+        windows = self._windows(lease)
         names = list(dict.fromkeys(grant.host for grant in lease.grants))
         if any(char in name for name in names for char in "*?["):  # not a pattern that means this host alone
             return []
@@ -208,13 +211,13 @@ class Resizer:
         if request.placement is not Placement.SAME_HOST:
             # Other hosts may not share the labels that its hosts have to share.
             wheres += [] if request.within else [request]
-        elif not any(host.state.whole_free for name in names if (host := self._fleet.hosts.get(name)) is not None):
+        elif not any(self._any_free(name) for name in names):
             return []
         for where in wheres:
             found = largest(
                 self._fleet,
                 self._policies.get(request.policy),
-                lambda count, where=where: self._ask(where, count, others),
+                lambda count, where=where: self._ask(where, count, others, windows),
                 1,
                 may_grow_by(lease),
             )
@@ -222,12 +225,24 @@ class Resizer:
                 return self._placed(where, found).grants
         return []
 
+    def _windows(self, lease: Lease) -> tuple[str, ...]:
+        """Windows that are now, whose devices a lease in one of them may have until it ends."""
+        bookings = self._fleet.bookings
+        if not lease.window or lease.ends_at is None:
+            return ()
+        ends_at = lease.ends_at.timestamp()
+        return tuple(each for each in bookings.inside(lease.owner) if ends_at <= bookings.ends_at((each,)))
+
+    def _any_free(self, name: str) -> bool:
+        host = self._fleet.hosts.get(name)
+        return host is not None and any(device.whole for device, _ in host.state.kinds)
+
     def _taken(self, record: LeaseRecord, grants: list[Grant]) -> str:
         """Reason why a lease can't have devices that were offered to it; empty if it can."""
-        request, fleet = record.request, self._fleet
+        request, fleet = _left(record, clock()), self._fleet
         if request is None:
             return "what was asked for is not known any more"
-        ask = self._ask(request, len(grants), ())
+        ask = self._ask(request, len(grants), (), self._windows(record.lease))
         if ask is None:
             return "quotas or requests in the queue are in the way"
         cpus: dict[str, tuple[int, int]] = {}
@@ -402,3 +417,11 @@ class Resizer:
         except (Refused, Deposed, WriteFailed) as error:
             log.info("lease %s gets no notice: %s", lease_id, error)
             return None
+
+
+def _left(record: LeaseRecord, now: datetime) -> WorkRequest | None:
+    """The request of a lease, with the `max_seconds` that are left; None if it is not known any more."""
+    ends_at = record.lease.ends_at
+    if record.request is None or ends_at is None:
+        return record.request
+    return replace(record.request, max_seconds=max(1.0, (ends_at - now).total_seconds()))

@@ -54,20 +54,24 @@ def sized(request: WorkRequest, devices: int) -> WorkRequest:
     )
 
 
-def growth_ask(fleet: Fleet, request: WorkRequest, devices: int, barred: Collection[str]) -> Ask:
+def growth_ask(
+    fleet: Fleet, request: WorkRequest, devices: int, barred: Collection[str], windows: tuple[str, ...] = ()
+) -> Ask:
     """The ask for further devices of an elastic lease.
 
-    Booked devices are left alone, unless the lease has ended before.
+    Booked devices are left alone, unless the lease has ended before, or is in their window.
 
     Args:
         fleet: live state.
         request: of the lease; its `max_seconds` are those that are left.
         devices: number of further devices.
         barred: names of models that it must not take.
+        windows: ids of the windows, of those that are now, whose devices it may have.
     """
     # A preemptible lease may be on booked devices until its notice; growth is not worth a notice.
     key = ask_of(fleet, replace(sized(request, devices), preemptible=False)).key
-    return fleet.ask(key._replace(windows=(), inside=False, outlasts=False, barred=tuple(sorted(barred))))
+    outlasts = bool(windows) and key.outlasts
+    return fleet.ask(key._replace(windows=windows, inside=False, outlasts=outlasts, barred=tuple(sorted(barred))))
 
 
 def wanted(fleet: Fleet, groups: Iterable[Group]) -> frozenset[str] | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,38 @@ async def test_a_declined_offer_is_not_repeated_and_one_that_others_want_is_with
         await until_noticed(nc, second["lease_id"])
         assert (await answer(nc, second, number=offered["resize"]["number"]))["code"] == "conflict"
         waiting.cancel()
+
+
+async def booked(nc: Bus, owner: str, begins: float, lasts: float, **fields: Any) -> None:
+    times = {"starts_at": begins, "ends_at": begins + lasts}
+    window = {name: datetime.fromtimestamp(time.time() + at, UTC).isoformat() for name, at in times.items()}
+    window |= {"owners": [owner], "lead_seconds": 1, "reason": "course", **fields}
+    assert (await ask(nc, "book", {"book": window}))["type"] == "windows"
+
+
+async def test_a_lease_grows_into_what_is_booked_for_its_owner_now_or_once_it_has_ended(
+    server: EmbeddedServer, nc: Bus, hosts: FakeHosts
+) -> None:
+    """No other lease grows there, and no offer is made that would have to be withdrawn."""
+    others = FakeHosts(nc, hosts=1, devices=4, prefix="old", model="NVIDIA A100")
+    await others.start()
+    async with running(server.url):
+        await until_ready(nc, 12)
+        body = {"owner": "bob", "gpus": 2, "hosts": ["old0"], "max_seconds": 30, "ttl_seconds": 600}
+        before = (await ask(nc, "request", body))["lease"]
+        later = (await ask(nc, "request", {**body, "gpus": {"min": 1, "max": 4}}))["lease"]
+        await booked(nc, "ann", 31.1, 600, gpus=4, hosts=["old0"])  # closes just after both have ended
+        await booked(nc, "ann", 0.5, 600, gpus=8, hosts=["node0"])
+        body = {"owner": "ann", "hosts": ["node0"], "ttl_seconds": 600, "wait_seconds": 60}
+        first = (await ask(nc, "request", body, 60))["lease"]
+        inside = (await ask(nc, "request", {**body, "gpus": {"min": 1, "max": 8}}))["lease"]
+        assert (len(inside["grants"]), inside["window"]) == (7, first["window"])
+        for other, lease, most in ((first, inside, 8), (before, later, 4)):
+            await ask(nc, "release", {"lease_id": other["lease_id"], "owner": other["owner"]})
+            offered = await until_noticed(nc, lease["lease_id"], "offer")
+            kept = await answer(nc, lease, number=offered["resize"]["number"])
+            assert (len(kept["grants"]), kept["ends_at"]) == (most, lease["ends_at"])
+    await others.stop()
 
 
 async def test_growth_counts_for_groups_and_goes_back_before_anything_is_preempted(
