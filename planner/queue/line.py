@@ -276,6 +276,7 @@ class Line:
         self.changes = 0
         self._shown: list[Held] = []
         self._seen = -1
+        self._shape = fleet.shape_version
         self._idle: dict[Model, int] = {}
         self._renewed_at = -math.inf
         self._bookings = fleet.bookings_version
@@ -472,6 +473,13 @@ class Line:
         for group in self._groups.values():
             group.opened = None
 
+    def _reopen_filtered(self) -> None:
+        """Have the requests tried again that name hosts, or labels of hosts."""
+        self.changes += 1
+        for group in self._groups.values():
+            if group.ask.filtered:
+                group.opened = None
+
     def started(self, lease_id: str, entry: Entry, now: float) -> None:
         """Note the lease of a request that has started; the fleet holds it already."""
         self.ends.started(lease_id, entry.estimate, now)
@@ -536,6 +544,9 @@ class Line:
         self.ends.advance(now)
         if fleet.bookings_version != self._bookings or fleet.now >= self._classes_until:
             self._classify()
+        if fleet.shape_version != self._shape:  # a label is no part of a host's state
+            self._shape = fleet.shape_version
+            self._reopen_filtered()
         if now - self._renewed_at >= self._keys_seconds and self._entries:
             self.renew(now)
         walk = self._walk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from corral.planner.fleet.fleet import Fleet, LeaseEnded, advance, apply, hold
 from corral.planner.placement.decide import InvalidRequest, Placed, Policies, ask_of, decide, explain
@@ -197,3 +199,15 @@ def test_what_is_reserved_moves_on_when_a_host_moves_to_another_rack() -> None:
     assert {name for name, _, _ in after.reservation.hosts} == {"r1-1", "r2-0"}
     assert hosts_of(decide(fleet, request, NOW, Policies())) == ["r1-1", "r2-0"]
     assert placed(decide(fleet, request, NOW, Policies())).grants
+
+
+@pytest.mark.parametrize("wish", [{"gpus": 2, "placement": FEWEST, "within": "rack"}, {"host_labels": {"rack": "r1"}}])
+def test_who_waits_starts_once_a_host_that_is_free_has_got_the_label(wish: dict[str, Any]) -> None:
+    fleet = racks({"r1": [1], "r2": [1]}, bare=1)
+    take(fleet, "r1-0", 1, "other")
+    line = Line(fleet, Policies(), fifo)
+    entry = line.arrive(WorkRequest(owner="me", **wish), given(50.0), NOW)
+    assert list(line.serve(NOW)) == []
+    apply(fleet, inventory("bare", [T4], labels={"rack": "r1" if "host_labels" in wish else "r2"}, time_ns=2), NOW)
+    (start,) = line.serve(NOW + 1.0)
+    assert start.entry is entry
