@@ -82,7 +82,8 @@ def fewest(
         wanted: units, over all hosts.
         most_tried: limit on the sets of leases that are tried.
     """
-    sites = [site for site in sites if site.units(frozenset(site.leases)) > 0]
+    # In one order, so that equal choices are the same whatever order they come in.
+    sites = sorted((site for site in sites if site.units(frozenset(site.leases)) > 0), key=lambda site: site.name)
     if sum(site.units(frozenset(site.leases)) for site in sites) < wanted:
         return None
     search = _Search(sites, prices, wanted, most_tried)

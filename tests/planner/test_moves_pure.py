@@ -77,6 +77,12 @@ def test_no_set_of_leases_is_smaller_or_as_small_and_cheaper(
     assert fewest(sites[::-1], prices, wanted) == fewest(sites, prices, wanted)
 
 
+def test_of_equal_choices_the_same_is_taken_whatever_the_order_of_the_hosts() -> None:
+    sites = [Site(f"h{number}", (lease,), len) for number, lease in enumerate(("l2", "l0", "l1"))]
+    prices = {"l0": 0.0, "l1": 0.0, "l2": 0.0}
+    assert fewest(sites, prices, 2) == fewest(sites[::-1], prices, 2)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     inventories(hosts=4, devices=3),
