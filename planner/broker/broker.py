@@ -159,7 +159,6 @@ class RequestBroker:
         self.forecaster = Forecaster(self.queue, estimator)
         self._changes = LeaseChanges(ledger, estimator, self.line, self.queue)
         self._tasks = BackgroundTasks()
-        self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred)
         self.requests = requests
         self._came_free = False
         self._stored = StoredQueue(store, term)
@@ -192,6 +191,7 @@ class RequestBroker:
         self.resizer = Resizer(
             fleet, ledger, accounts, self.line, self.queue, policies, self.lease_commands, planner, self._tasks.start
         )
+        self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred, self.resizer.asked_back)
         self.reclaimer = Reclaimer(
             fleet,
             ledger,

@@ -37,6 +37,7 @@ class MovePlanner:
         line: the waiting requests.
         queue: their clients.
         barred_of: returns the models that quotas keep from a request; or, if they let it take nothing, the reason.
+        asked_back: returns the number of devices that elastic leases have been asked to give back for a request.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class MovePlanner:
         line: Line,
         queue: WaitingQueue,
         barred_of: Callable[[WorkRequest], Barred | str],
+        asked_back: Callable[[QueuedRequest], int],
     ) -> None:
         self._fleet = fleet
         self._ledger = ledger
         self._line = line
         self._queue = queue
         self._barred_of = barred_of
+        self._asked_back = asked_back
 
     def plan(self, query: MovesQuery) -> Struct:
         """Answer a query: `Moves`, or an error about its fields."""
@@ -62,6 +65,8 @@ class MovePlanner:
             if query.request_id is not None or query.owner is not None:
                 return Error(code="invalid", message="Name free_hosts or a request, not both", field="$.free_hosts")
             return _Plan(self._fleet, self._ledger).hosts(query, query.free_hosts)
+        if query.request_id is None and query.owner is not None:
+            return Error(code="invalid", message="owner narrows request_id: name the request", field="$.owner")
         queued: QueuedRequest | Error | None = self._next() if query.request_id is None else self._named(query)
         if isinstance(queued, Error):
             return queued
@@ -90,13 +95,17 @@ class MovePlanner:
         made = _Plan(self._fleet, self._ledger)
         barred = self._barred_of(request)
         if isinstance(barred, str):
-            text = f"the request of {request.owner} can't start, whatever goes: {barred}"
+            text = f"the request of {request.owner} can't start, whatever leases of others go: {barred}"
             found = Moves(possible=False, message=text)
         else:
             key = entry.ask.key._replace(prefer_within="", barred=barred)
             choice = best_of(sites_for(self._fleet, self._fleet.ask(key), made.prices, made.going), made.prices)
             what = f"the request of {request.owner} for {_counted(request.gpus, 'device')} could start"
             found = made.answer(choice, what)
+        asked = self._asked_back(entry.payload)
+        if asked:
+            more = f"elastic leases have been asked to give {_counted(asked, 'device')} back for it"
+            found = replace(found, message=f"{found.message}; {more}")
         if ahead and found.possible:
             more = f"{_counted(ahead, 'request')} ahead of it may take what comes free"
             found = replace(found, message=f"{found.message}; {more}")
@@ -127,6 +136,8 @@ class _Plan:
     def hosts(self, query: MovesQuery, wanted: int) -> Moves:
         """Moves that free whole hosts."""
         hosts = [host for _, host in sorted(self._fleet.hosts.items()) if _matches(host, query)]
+        if not hosts:
+            return Moves(possible=False, message="the fleet has no host with such a name and such devices")
         sites = whole_hosts(self._fleet, hosts, self.prices, self.going)
         choice = best_of([(sites, wanted)], self.prices)
         what = f"{_counted(wanted, 'host')} would be free"

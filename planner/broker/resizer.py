@@ -117,6 +117,13 @@ class Resizer:
         """True if leases have been asked to give devices back for a request, and may still agree."""
         return (queued.request.owner, queued.request.request_id or "") in self._asked.values()
 
+    def asked_back(self, queued: QueuedRequest) -> int:
+        """Number of devices that leases have been asked to give back for a request, and may still."""
+        key = queued.request.owner, queued.request.request_id or ""
+        records = (self._ledger.table.get(lease_id) for lease_id, claim in self._asked.items() if claim == key)
+        notices = (record.lease.resize for record in records if record is not None)
+        return sum(len(each.grants) for each in notices if each is not None and each.kind is ResizeKind.REQUEST)
+
     # At the grant
 
     def with_more(self, request: WorkRequest, placement: Placed) -> Placed:

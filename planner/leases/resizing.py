@@ -156,6 +156,9 @@ def _gives_back(lease: Lease, action: ResizeAction) -> bool:
 
 
 def _given(lease: Lease, action: ResizeAction) -> list[Grant]:
+    if lease.preemption is not None:
+        text = f"Lease {lease.lease_id} is being preempted: release it to give its devices back before it ends"
+        raise Refused("refused", text, "$.lease_id")
     resize = lease.resize if lease.resize is not None and lease.resize.kind is ResizeKind.REQUEST else None
     if not action.devices and resize is None:
         raise Refused(

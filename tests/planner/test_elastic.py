@@ -131,6 +131,13 @@ def test_an_offer_that_is_over_is_not_accepted() -> None:
         resizing.answered(record, ResizeAction(lease_id="l1", owner="me"), late)
 
 
+def test_a_lease_that_is_being_preempted_gives_back_all_or_nothing() -> None:
+    grown = resizing.resized(elastic(), grants_of({0, 1, 2}), {}, {}, START, "p")
+    record = lifecycle.notify(grown, lifecycle.Preemption(notified_at=START, ends_at=START), START, "p")
+    with pytest.raises(Refused, match="is being preempted: release it"):
+        resizing.answered(record, ResizeAction(lease_id="l1", owner="me", devices=["d2"]), START)
+
+
 @pytest.fixture
 async def hosts(nc: Bus) -> AsyncIterator[FakeHosts]:
     made = FakeHosts(nc, hosts=1, devices=8)
@@ -189,6 +196,8 @@ async def test_a_lease_grows_and_gives_back_by_consent_alone(server: EmbeddedSer
         assert new < back  # those that came last go first
         assert devices(asked) == devices(grown)
         assert not waiting.done()
+        moves = await ask(nc, "moves")
+        assert moves["message"].endswith("; elastic leases have been asked to give 3 devices back for it")
         assert (await answer(nc, lease, devices=sorted(new)))["code"] == "invalid"  # three are asked for
         chosen = sorted(devices(lease))[:3]
         left = await answer(nc, lease, devices=chosen)

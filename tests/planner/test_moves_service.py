@@ -63,10 +63,14 @@ async def test_the_fewest_leases_are_named_and_taken_when_told(server: EmbeddedS
         assert (found["possible"], found["moves"]) == (False, [])
         text = f"at most 2 hosts could be freed: not node2 ({stays} is not preemptible (yet))"
         assert found["message"] == text
+        found = await ask(nc, "moves", {"free_hosts": 1, "hosts": ["nod"]})
+        assert (found["possible"], found["moves"]) == (False, [])
+        assert found["message"] == "the fleet has no host with such a name and such devices"
         for wrong, field in (
             ({"free_hosts": 1, "request_id": "two"}, "$.free_hosts"),
             ({"hosts": ["node1"]}, "$.hosts"),
             ({"free_hosts": 0}, "$.free_hosts"),
+            ({"owner": "ann"}, "$.owner"),
         ):
             answer = await ask(nc, "moves", wrong)
             assert (answer["type"], answer["field"]) == ("error", field)
