@@ -78,7 +78,10 @@ def test_no_set_of_leases_is_smaller_or_as_small_and_cheaper(
 
 
 def test_of_equal_choices_the_same_is_taken_whatever_the_order_of_the_hosts() -> None:
-    sites = [Site(f"h{number}", (lease,), len) for number, lease in enumerate(("l2", "l0", "l1"))]
+    def site(host: str, lease: str) -> Site:
+        return Site(host, (lease,), lambda gone: int(lease in gone))
+
+    sites = [site("h0", "l2"), site("h1", "l0"), site("h2", "l1")]
     prices = {"l0": 0.0, "l1": 0.0, "l2": 0.0}
     assert fewest(sites, prices, 2) == fewest(sites[::-1], prices, 2)
 
