@@ -178,7 +178,8 @@ class WindowStatus(Struct, frozen=True, kw_only=True):
         occurrences: number of occurrences that are not over.
         hosts: names of the hosts of its devices.
         leases: leases of before that may reach into this occurrence. Of a window for owners, these are preemptible, and
-            are preempted ahead of it. Those in the way of maintenance go on until they end, or an operator ends them.
+            are preempted ahead of it. Those that had devices when a maintenance was booked go on until they end, or
+            an operator ends them.
         missing: of a window for owners: devices that it is short of. They are replaced when others are free.
         replaced: devices that it got in place of others since it was booked, the latest last; 256 at most.
     """

@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from msgspec import Struct
@@ -185,7 +186,8 @@ class Booker:
     def granted(self, lease: Lease) -> None:
         """Note a new lease: if it is preemptible, it may be on devices that are booked later."""
         devices = (self._fleet.devices.get(grant.device) for grant in lease.grants)
-        if lease.preemptible and any(device is not None and device.bookings for device in devices):
+        hosts = (self._fleet.hosts.get(grant.host) for grant in lease.grants)
+        if lease.preemptible and any(held is not None and held.bookings for held in chain(devices, hosts)):
             self._notices = self._due_notices(_now())
 
     async def close(self) -> None:
@@ -486,16 +488,15 @@ class Booker:
         found: set[tuple[float, str, str]] = set()
         for window_id, window in self._windows.items():
             first = next((time for time in self._times[window_id] if time.ends_at > now), None)
-            if window.maintenance or first is None:
+            if first is None:
                 continue
-            for device in self._devices(window):
-                for lease_id in device.holders:
-                    lease = self._lease(lease_id)
-                    if lease is None or not lease.preemptible or self._in_own(lease, window):
-                        continue
-                    if self._ends_at(lease_id) > first.closes_at:
-                        at = first.closes_at - 2 * lease.grace_seconds - MARGIN_SECONDS
-                        found.add((at, lease_id, window_id))
+            for lease_id in self._held(window, self._devices(window)):
+                lease = self._lease(lease_id)
+                if lease is None or not _preempts(window, lease) or self._in_own(lease, window):
+                    continue
+                if self._ends_at(lease_id) > first.closes_at:
+                    at = first.closes_at - 2 * lease.grace_seconds - MARGIN_SECONDS
+                    found.add((at, lease_id, window_id))
         return sorted(found)
 
     async def _preempt(self, lease_id: str, window_id: str) -> None:
@@ -503,11 +504,11 @@ class Booker:
         lease, window = self._lease(lease_id), self._windows.get(window_id)
         if lease is None or window is None:
             return
-        now = clock()
+        now, words = clock(), party_of(window).words
         notice = Preemption(
             notified_at=now,
             ends_at=now + timedelta(seconds=lease.grace_seconds),
-            reason=f"its devices are booked for {party_of(window).words} ({window.reason})",
+            reason=f"{words} begins" if window.maintenance else f"its devices are booked for {words} ({window.reason})",
             claimant_owner=window.owners[0] if window.owners else "",
             claimant_group=window.group or "",
         )
@@ -561,19 +562,11 @@ class Booker:
 
     def _in_the_way(self, window: Window, devices: Iterable[Device], time: Booking) -> list[WindowLease]:
         """Leases that may reach into a time of a window, and are not in the window."""
-        found: dict[str, set[str]] = {}
-        for device in devices:
-            for lease_id in device.holders:
-                found.setdefault(lease_id, set()).add(device.host)
-        for name in self._hosts(window):
-            for record in self._ledger.table.on_host(name):
-                found.setdefault(record.lease.lease_id, set()).add(name)
         leases: list[WindowLease] = []
-        for lease_id, hosts in sorted(found.items()):
+        for lease_id, hosts in sorted(self._held(window, devices).items()):
             lease = self._lease(lease_id)
             if lease is None or self._in_own(lease, window) or self._ends_at(lease_id) <= time.starts_at:
                 continue
-            preempted = lease.preemptible and not window.maintenance
             leases.append(
                 WindowLease(
                     lease_id=lease_id,
@@ -581,14 +574,31 @@ class Booker:
                     name=lease.name,
                     hosts=sorted(hosts),
                     ends_at=lease.ends_at,
-                    preempted=preempted,
+                    preempted=_preempts(window, lease),
                 )
             )
         return leases
 
+    def _held(self, window: Window, devices: Iterable[Device]) -> dict[str, set[str]]:
+        """Leases that hold something of a window's devices, or of hosts in maintenance, each with these hosts."""
+        found: dict[str, set[str]] = {}
+        for device in devices:
+            for lease_id in device.holders:
+                found.setdefault(lease_id, set()).add(device.host)
+        for name in self._hosts(window):
+            for record in self._ledger.table.on_host(name):
+                found.setdefault(record.lease.lease_id, set()).add(name)
+        return found
+
     def _lease(self, lease_id: str) -> Lease | None:
         record = self._ledger.table.get(lease_id)
         return record.lease if record is not None and record.lease.state is LeaseState.ACTIVE else None
+
+
+def _preempts(window: Window, lease: Lease) -> bool:
+    """True if a lease is preempted for a window. Those from before a maintenance was booked go on."""
+    before = window.maintenance and (window.booked_at is None or lease.granted_at < window.booked_at)
+    return lease.preemptible and not before
 
 
 def _readable(window: Window) -> bool:

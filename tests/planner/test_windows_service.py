@@ -88,6 +88,30 @@ async def test_a_window_outlives_its_planner_and_begins_and_ends_by_itself(
         planner.kill()
 
 
+async def test_what_is_granted_before_a_maintenance_has_ended_when_it_begins_and_what_ran_before_goes_on(
+    server: EmbeddedServer, nc: Bus, hosts: FakeHosts
+) -> None:
+    async with running(server.url):
+        await until_ready(nc, 2)
+        preemptible = {"owner": "ann", "preemptible": True, "grace_seconds": 0.2, "ttl_seconds": 60}
+        before = (await ask(nc, "request", preemptible))["lease"]
+        fans = {"maintenance": True, "hosts": ["node0"], "lead_seconds": 1, "reason": "fans", **times(3, 60)}
+        begin = datetime.fromisoformat((await ask(nc, "book", {"book": fans}))["windows"][0]["starts_at"])
+        for body in ({}, {"gpus": 0, "cpus": 1}):
+            await ask(nc, "request", {**preemptible, **body})
+        listed = (await ask(nc, "windows"))["windows"][0]["leases"]
+        assert sorted(lease["preempted"] for lease in listed) == [False, True, True]
+        for _ in range(200):
+            active = (await ask(nc, "leases"))["leases"]
+            if len(active) == 1:
+                break
+            await asyncio.sleep(0.05)
+        assert [lease["lease_id"] for lease in active] == [before["lease_id"]]
+        assert datetime.now(UTC) < begin
+        ended = (await ask(nc, "leases", {"states": ["evicted"]}))["leases"]
+        assert {lease["reason"] for lease in ended} == {"preempted: maintenance (fans) begins"}
+
+
 async def test_booking_and_cancelling(server: EmbeddedServer, nc: Bus, hosts: FakeHosts) -> None:
     async with running(server.url), connect(server.url, owner="olga") as client:
         await until_ready(nc, 2)
