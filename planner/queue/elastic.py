@@ -20,8 +20,10 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.state import Ask
 from ..groups.state import models_of
+from ..placement.capacity import allowed
 from ..placement.decide import ask_of
 from ..placement.exact import Pick
+from ..placement.feasible import model_allowed
 from ..placement.policies import Policy
 from ..placement.select import select
 from .backfill import NOW, PRESENT, Horizons, Unit
@@ -82,8 +84,19 @@ def wanted(fleet: Fleet, groups: Iterable[Group]) -> frozenset[str] | None:
             continue
         if not group.ask.gpus:
             return None
-        found.update(models_of(fleet, group.ask))
+        found.update(_models_there(fleet, group.ask) if group.ask.filtered else models_of(fleet, group.ask))
     return frozenset(found)
+
+
+def _models_there(fleet: Fleet, ask: Ask) -> frozenset[str]:
+    """Models that a request could take on the hosts that it names; cached until hosts or labels change."""
+    key = ("models_there", ask)
+    kept = fleet.cache.get(key)
+    if kept is None or kept[0] != fleet.shape_version:
+        there = {device.model for host in allowed(fleet, ask) for device in host.devices}
+        names = frozenset(model.name for model in there if model_allowed(model, ask))
+        kept = fleet.cache.put(key, (fleet.shape_version, names))
+    return kept[1]
 
 
 def largest(

@@ -10,7 +10,9 @@ from corral.planner.fleet.fleet import Fleet, free, hold
 from corral.planner.fleet.holdings import extend, give_back
 from corral.planner.placement.decide import Policies, ask_of
 from corral.planner.placement.select import select
-from corral.planner.queue.elastic import Surplus, growth_ask, largest, returns
+from corral.planner.queue.durations import given as given_estimate
+from corral.planner.queue.elastic import Surplus, growth_ask, largest, returns, wanted
+from corral.planner.queue.line import Line
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.trace import Node
 from corral.schemas.requests import Grant, Placement, WorkRequest
@@ -108,6 +110,14 @@ def test_a_lease_starts_with_as_many_as_fit(
     if found is not None:
         assert sum(len(pick.devices) for pick in found[1]) == found[0]
         assert not barred & {device.model.name for pick in found[1] for device in pick.devices}
+
+
+def test_a_request_that_waits_for_some_hosts_keeps_leases_from_the_models_of_these_alone() -> None:
+    fleet = fleet_of(NODES)
+    line = Line(fleet, Policies("best-fit"))
+    for host, models in (("b", {"H100"}), ("c", {"H100", "T4"})):
+        line.arrive(WorkRequest(owner="me", gpus=5, hosts=[host]), given_estimate(60.0), 0.0)
+        assert wanted(fleet, line.groups) == models
 
 
 @settings(max_examples=60, deadline=None)
