@@ -184,11 +184,12 @@ class Resizer:
             grants = self._found_for(record, now)
             if grants and offered.isdisjoint(grant.device for grant in grants):
                 offered.update(grant.device for grant in grants)
-                await self._change(
-                    record.lease.lease_id,
-                    lambda current, grants=grants: resizing.offer(current, grants, clock(), self._planner),
-                )
+                await self._change(record.lease.lease_id, lambda current, grants=grants: self._offer(current, grants))
         return LOOK_SECONDS
+
+    def _offer(self, record: LeaseRecord, grants: list[Grant]) -> LeaseRecord:
+        """Offer devices, unless somebody has got one since they were chosen."""
+        return record if self._taken(record, grants) else resizing.offer(record, grants, clock(), self._planner)
 
     def _growing(self, now: datetime) -> list[LeaseRecord]:
         """Leases that may be offered devices: those of the groups with the least use first, then the oldest."""

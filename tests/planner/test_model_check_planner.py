@@ -9,6 +9,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from nats.aio.client import Client
+from support.elastic_model import (
+    FLEX,
+    FLEX_DEVICES,
+    FLEX_MODEL,
+    Answered,
+    Claim,
+    Closed,
+    ElasticHistory,
+    check_elastic,
+    crowd_of,
+)
 from support.groups_model import (
     GUESTS,
     MODEL,
@@ -34,6 +46,7 @@ from support.planner_model import (
     ABSENT_SECONDS,
     CPUS,
     HEARD_SECONDS,
+    RECOVERY_SECONDS,
     TRIES_MOST,
     History,
     Patience,
@@ -59,6 +72,7 @@ from support.queue_model import (
     check_queue,
     left_over,
     request_events,
+    seconds_away,
     watch_outages,
 )
 from support.stalling_proxy import StallingProxy
@@ -150,7 +164,8 @@ async def model_check(
     hosts = FakeHosts(nc, hosts=6, devices=4)
     slots = FakeHosts(nc, hosts=len(SLOTS), devices=1, prefix="slot")
     pool = FakeHosts(nc, hosts=len(POOL), devices=POOL_DEVICES, prefix="pool", model=MODEL)
-    for each in (hosts, slots, pool):
+    flex = FakeHosts(nc, hosts=len(FLEX), devices=FLEX_DEVICES, prefix="flex", model=FLEX_MODEL)
+    for each in (hosts, slots, pool, flex):
         await each.start()
     proxy = StallingProxy(server.port)
     await proxy.start()
@@ -159,13 +174,13 @@ async def model_check(
         PlannerProcess(url, folder / f"planner{number}.log", json.dumps(settings))
         for number, url in enumerate((proxy.url, server.url))
     ]
-    history, waits, groups = History(), QueueHistory(), GroupHistory()
+    history, waits, groups, elastic = History(), QueueHistory(), GroupHistory(), ElasticHistory()
     entries = StoredEntries(nc)
     await entries.start()
     try:
         for planner in planners:
             planner.start()
-        await until_ready(nc, 34)
+        await until_ready(nc, 34 + len(FLEX) * FLEX_DEVICES)
         assert (await persist(nc, "set_groups", {"replace": configured()}))["type"] == "groups"
         groups.set_at = time.time()
         crowd = [
@@ -174,6 +189,7 @@ async def model_check(
         ]
         queue = waiting_clients(rest, (history, waits), entries, rng)
         crowd.append(RandomBooker(rest[0], "booker", history, rng.getrandbits(32)))
+        crowd += crowd_of(rest, (history, elastic), flex.devices, rng)
         members = [
             GroupClient(rest[number % len(rest)], owner, (history, groups), entries, rng.getrandbits(32))
             for number, owner in enumerate(OWNERS)
@@ -210,9 +226,15 @@ async def model_check(
         bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
         events = [event for _, event in await lease_events(nc)]
-        wrong = check(history, events, active) + check_queue(waits, events, await request_events(nc), left)
-        devices = 26 + len(POOL) * POOL_DEVICES * PRICE
-        count = 6 + len(SLOTS) + len(POOL)
+
+        def disturbed(since: float, until: float) -> bool:
+            return seconds_away(waits.outages, since, until, RECOVERY_SECONDS) > 0
+
+        wrong = check(history, events, active, left=elastic.left, disturbed=disturbed)
+        wrong += check_queue(waits, events, await request_events(nc), left)
+        wrong += check_elastic(elastic, events, active, waits.outages)
+        devices = 26 + len(FLEX) * FLEX_DEVICES + len(POOL) * POOL_DEVICES * PRICE
+        count = 6 + len(SLOTS) + len(POOL) + len(FLEX)
         wrong += check_groups(groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB))
         (folder / "history.json").write_text(
             json.dumps(
@@ -234,12 +256,14 @@ async def model_check(
             f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
             f"{len(history.windows)} windows, {len(done)} faults, {dict(history.errors)}, "
             f"{sum(event['kind'] == 'preempting' for event in events)} notices, "
+            f"{sum(event['kind'].startswith('resize_') for event in events)} notices of a resize, "
+            f"{sum(event['kind'] == 'resized' for event in events)} resizes, {len(elastic.closed)} times closed, "
             f"{len(waits.asked)} in the queue, {sum(one.excused for one in waits.asked.values())} of them unheard"
         )
     finally:
         for planner in planners:
             planner.kill()
-        for each in (hosts, slots, pool):
+        for each in (hosts, slots, pool, flex):
             await each.stop()
         await proxy.stop()
         await close(connections)
@@ -440,3 +464,85 @@ def test_the_checker_of_groups_finds_what_it_looks_for() -> None:
     assert any("may use" in one for one in story(claim={"hosts": ["pool1"]}))
     assert any("not enough" in one for one in story(claim={"gpus": 2}))
     assert any("is not needed" in one for one in story(victims=2))
+
+
+def test_the_checker_of_elastic_leases_windows_and_drains_finds_what_it_looks_for() -> None:
+    """A sound story of an offer and of a request to give back passes; each of these lies is found."""
+    owners = {"owner": "ann", "preemptible": False, "grace_seconds": 1, "preemption": None, "ends_at": None}
+
+    def notice(number: int, kind: str, second: float, devices: str) -> dict[str, Any]:
+        ends = {"notified_at": second_of(second), "ends_at": second_of(second + 30)}
+        grants = [{"host": "flex0", "device": device} for device in devices]
+        return {"number": number, "kind": kind, "grants": grants, "claimant": "r-ben", **ends}
+
+    def story(
+        accepts: Sequence[float] = (4.0, 8.0),
+        named: str = "",
+        grown: str = "abc",
+        returned: str = "c",
+        asked: str = "c",
+        limits: tuple[int, int] = (1, 3),
+        claimed: float | None = None,
+        closed: Closed | None = None,
+        reply: str = "ab",
+        other: float = 9.0,
+        **fields: Any,
+    ) -> list[str]:
+        lease: dict[str, Any] = {
+            "lease_id": "l1",
+            "request_id": "r-ann",
+            "granted_at": second_of(1),
+            **owners,
+            **fields,
+        }
+        lease["elastic"] = {"min": limits[0], "max": limits[1]}
+        events: list[dict[str, Any]] = []
+
+        def tell(kind: str, second: float, devices: str, resize: dict[str, Any] | None = None, **rest: Any) -> None:
+            now = {**lease, "grants": [{"host": "flex0", "device": device} for device in devices], "resize": resize}
+            back = [{"host": "flex0", "device": device} for device in rest.pop("returned", "")]
+            events.append({"kind": kind, "time": second_of(second), "lease": {**now, **rest}, "returned": back})
+
+        tell("granted", 1, "ab")
+        tell("resize_offered", 3, "ab", notice(2, "offer", 3, "c"))
+        tell("resized", 5, grown)
+        tell("resize_requested", 7, grown, notice(4, "request", 7, asked))
+        tell("resized", 9, "ab", returned=returned)
+        tell("released", 20, "ab", ended_at=second_of(20))
+        ben = {**lease, **owners, "lease_id": "l2", "request_id": "r-ben", "elastic": None, "resize": None}
+        ben |= {"granted_at": second_of(other), "grants": [{"host": "flex0", "device": "c"}], "owner": "ben"}
+        events.append({"kind": "granted", "time": second_of(other), "lease": ben})
+        ended = {**ben, "ended_at": second_of(12)}
+        events.append({"kind": "released", "time": second_of(12), "lease": ended})
+        numbers = zip((2, 4), accepts, (named, ""), strict=True)
+        answered = [
+            Answered({"lease_id": "l1", "number": number, **({"devices": list(some)} if some else {})}, START + at)
+            for number, at, some in numbers
+        ]
+        answered[1].answered_at = START + 9.5
+        grants = [{"host": "flex0", "device": device} for device in reply]
+        answered[1].reply = {"type": "lease", "lease_id": "l1", "state": "active", "grants": grants}
+        history = ElasticHistory({"r-ben": START + 6.0}, answered, [closed] if closed else [])
+        if claimed is not None:
+            times = {"starts_at": second_of(claimed), "ends_at": second_of(30), "booked_at": second_of(0)}
+            history.claims.append(Claim({"devices": ["c"], **times}, "r-ben", START))
+        return check_elastic(history, events, [], []) + check(History(), events, [])
+
+    assert story() == []
+    assert any("did not agree" in one for one in story(accepts=(6.0, 8.0)))
+    assert any("did not agree" in one for one in story(named="d"))
+    assert any("did not agree" in one for one in story(grown="abd"))
+    assert any("leaves 3 devices" in one for one in story(limits=(1, 2)))
+    assert any("in addition to" in one for one in story(limits=(1, 2)))
+    assert any("has a device twice" in one for one in story(grown="abb"))
+    assert any("and says" in one for one in story(returned=""))
+    assert any("resize_requested" in one for one in story(limits=(3, 3)))
+    assert any("of what l2 holds" in one for one in story(other=2.0))
+    assert any("share of c" in one for one in story(other=8.0))
+    assert any("no event has" in one for one in story(reply="a"))
+    assert any("between" in one for one in story(closed=Closed({"c"}, START + 4.5, START + 5.5)))
+    assert any("take no work" in one for one in story(closed=Closed({"c"}, START + 2.5, START + 3.5)))
+    assert any("into maintenance" in one for one in story(closed=Closed({"c"}, START + 8, START + 9, START + 4)))
+    assert any("being preempted" in one for one in story(preemption={}))
+    assert story(claimed=7) == []
+    assert any("after the begin" in one for one in story(claimed=5))

@@ -17,7 +17,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from .planner_model import ENDS, History, RandomClient, grants_of, stamp
+from .planner_model import ENDS, RECOVERY_SECONDS, History, RandomClient, grants_of, stamp
 from .queue_model import Outage, StoredEntries, seconds_away
 
 POOL = ("pool0", "pool1")
@@ -38,8 +38,6 @@ GROUP_OF = {owner: name for name, group in GROUPS.items() for owner in group.get
 GUESTS = "guests"
 LATE_SECONDS = 3.0
 """Time for a claim: leases are looked for once a second, and a planner may have to start."""
-RECOVERY_SECONDS = 2.0
-"""Time after an outage until a planner leads and its clients have been heard."""
 _TINY = 1e-6
 _USAGE_ERROR = 0.005
 
@@ -203,6 +201,7 @@ class Story:
         until: when it ended; infinite if it has not.
         seen_until: when its end was seen by a planner, which may have been away; infinite if it has not ended.
         notices: each with the time until which it was out.
+        shapes: what it held from when on, in order of time.
     """
 
     lease: dict[str, Any]
@@ -210,6 +209,7 @@ class Story:
     until: float = math.inf
     seen_until: float = math.inf
     notices: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+    shapes: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
 
     @property
     def devices(self) -> dict[str, float]:
@@ -250,6 +250,10 @@ def stories_of(events: Iterable[dict[str, Any]]) -> dict[str, Story]:
         lease_id = lease["lease_id"]
         story = found.setdefault(lease_id, Story(lease, stamp(lease["granted_at"])))
         story.lease = lease
+        if not story.shapes:
+            story.shapes.append((story.since, grants_of(lease)))
+        elif event["kind"] == "resized":
+            story.shapes.append((stamp(event["time"]), grants_of(lease)))
         ended = event["kind"] in ENDS
         if ended:
             story.until, story.seen_until = stamp(lease["ended_at"]), stamp(event["time"])
@@ -387,7 +391,8 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
         notices.sort(key=lambda pair: pair[0])
         together: list[tuple[float, list[Story]]] = []
         for at, story in notices:
-            if not together or at > together[-1][0] + 0.2:
+            # More are taken back at once if others have got what the first of them gave.
+            if not together or at > together[-1][0] + 0.2 or any(one.until <= at for one in together[-1][1]):
                 together.append((at, []))
             together[-1][1].append(story)
         for at, victims in together:
@@ -501,13 +506,15 @@ def _held(
     """
     sums: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0, 0.0]) for _ in range(2)]
     for story in stories:
-        begin = max(story.since, since)
-        ends = (story.until, story.seen_until)
-        seconds = [_decayed(begin, min(end, at), at) for end in ends for at in times]
-        for past, extreme in zip(sums, (min(seconds), max(seconds)), strict=True):
-            for number, rate in enumerate(_rates(story)):
-                for name in story.path:
-                    past[name][number] += rate * extreme
+        begins = [*(at for at, _ in story.shapes), math.inf]
+        for (at, grants), following in zip(story.shapes, begins[1:], strict=True):
+            begin = max(at, since)
+            ends = [min(end, following) for end in (story.until, story.seen_until)]
+            seconds = [_decayed(begin, min(end, now), now) for end in ends for now in times]
+            for past, extreme in zip(sums, (min(seconds), max(seconds)), strict=True):
+                for number, rate in enumerate(_rates(grants)):
+                    for name in story.path:
+                        past[name][number] += rate * extreme
     least, most = (
         {name: max(one / total for one, total in zip(amounts, fleet, strict=True)) for name, amounts in past.items()}
         for past in sums
@@ -524,8 +531,7 @@ def _part_of(name: str, own: dict[str, float], others: dict[str, float]) -> floa
     return used / everything if everything else 0.0
 
 
-def _rates(story: Story) -> tuple[float, float, float]:
-    grants = grants_of(story.lease)
+def _rates(grants: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
     devices = [grant for grant in grants if grant.get("device")]
     return (
         sum(grant.get("share", 1.0) * (PRICE if grant["host"] in POOL else 1.0) for grant in devices),

@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,10 @@ ENDS = frozenset({"released", "expired", "lost", "evicted"})
 TRIES_MOST = 40
 HEARD_SECONDS = 60.0
 ABSENT_SECONDS = 120.0
+RECOVERY_SECONDS = 2.0
+"""Time after an outage until a planner leads and its clients have been heard."""
+NOTICE_SECONDS = 8.0
+"""Longer ahead than leases of these clients get their notice for a window."""
 
 
 @dataclass
@@ -145,8 +149,8 @@ class RandomClient:
             "wait_seconds": self.random.choice([0, 0, 1, 3]),
             "priority": self.random.choice([0, 0, 1]),
         }
-        if self.random.random() < 0.9:  # the others compete with those that wait for one host
-            body["hosts"] = ["node*"]
+        # Some compete with those that wait for one host, and with groups.
+        body["hosts"] = ["node*"] if self.random.random() < 0.9 else ["node*", "slot*", "pool*"]
         if self.random.random() < 0.5:
             body["max_seconds"] = self.random.choice([1, 2, 4])
         kind = self.random.random()
@@ -279,6 +283,8 @@ def check(
     events: list[dict[str, Any]],
     active: list[dict[str, Any]],
     lost_hosts: frozenset[str] = frozenset(),
+    left: Sequence[tuple[float, str]] = (),
+    disturbed: Callable[[float, float], bool] = lambda since, until: False,
 ) -> list[str]:
     """Everything that is wrong; empty if nothing is.
 
@@ -287,6 +293,8 @@ def check(
         events: lease events in the order of the stream.
         active: leases that are listed in the end.
         lost_hosts: that were silent for too long: their leases end with that, and no others do.
+        left: devices that windows could not count on any more, each with the time.
+        disturbed: says whether a planner may have stood still between two times: notices are late then.
     """
     wrong = [f"{asked} was never answered" for asked in history.unanswered]
     wrong += history.betrayed
@@ -299,7 +307,7 @@ def check(
         answers = [answer for answer in answers if answer.get("code") != "ended"]
         if not answers:
             continue
-        if any(answer != answers[0] for answer in answers):
+        if any(_as_granted(answer) != _as_granted(answers[0]) for answer in answers):
             wrong.append(f"request {request_id} got {len(answers)} answers that differ: {answers[:2]}")
         if answers[0]["type"] == "assignment":
             lease = answers[0]["lease"]
@@ -313,14 +321,11 @@ def check(
         elif answers[0]["request_id"] != request_id:
             wrong.append(f"request {request_id} got the answer of another: {answers[0]}")
     wrong += check_events(events, leases, history, active)
-    planned = [
-        (grants_of(event["lease"]), stamp(event["lease"]["granted_at"]), stamp(event["lease"]["ended_at"]))
-        for event in events
-        if event["kind"] in ENDS
+    spans = spans_of(events, active)
+    wrong += [
+        f"planned: {problem}" for problem in overcommitted((span.grants, span.since, span.until) for span in spans)
     ]
-    planned += [(grants_of(lease), stamp(lease["granted_at"]), float("inf")) for lease in active]
-    wrong += [f"planned: {problem}" for problem in overcommitted(planned)]
-    wrong += late(history.windows, [*(event["lease"] for event in events if event["kind"] in ENDS), *active])
+    wrong += late(history.windows, spans, left, disturbed)
     lost_at: dict[str, float] = {}
     for event in events:
         if event["kind"] == "lost":
@@ -336,29 +341,118 @@ def check(
     return wrong
 
 
-def late(windows: list[dict[str, Any]], leases: list[dict[str, Any]]) -> list[str]:
-    """Leases of others on the devices of a window, from when these close to its end; two windows on one device."""
+@dataclass
+class Span:
+    """Devices that a lease held from one change of them to the next.
+
+    Attributes:
+        lease: as last seen.
+        grants: all that it held.
+        added: devices that it got at the begin.
+        since: seconds since the epoch.
+        until: likewise; infinite if it holds them still.
+    """
+
+    lease: dict[str, Any]
+    grants: list[dict[str, Any]]
+    added: set[str]
+    since: float
+    until: float = float("inf")
+
+    @property
+    def devices(self) -> set[str]:
+        """UUIDs of its devices."""
+        return {grant["device"] for grant in self.grants if grant.get("device")}
+
+    @property
+    def ends(self) -> float:
+        """Time by which it has surely ended."""
+        limit = self.lease.get("ends_at")
+        return min(self.until, stamp(limit) if limit else float("inf"))
+
+
+def devices_of(lease: dict[str, Any]) -> set[str]:
+    """UUIDs of a lease's devices."""
+    return {grant["device"] for grant in lease["grants"] if grant.get("device")}
+
+
+def spans_of(events: Iterable[dict[str, Any]], active: Iterable[dict[str, Any]]) -> list[Span]:
+    """What leases held and when, from their events in the order of the stream, and those that are listed in the end."""
+    by_lease: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        by_lease[event["lease"]["lease_id"]].append(event)
+    listed = {lease["lease_id"]: lease for lease in active}
+    found = [
+        Span(lease, grants_of(lease), devices_of(lease), stamp(lease["granted_at"]))
+        for lease_id, lease in listed.items()
+        if lease_id not in by_lease
+    ]
+    for lease_id, told in by_lease.items():
+        last = told[-1]["lease"]
+        ended = next((event["lease"] for event in told if event["kind"] in ENDS), None)
+        if ended is None and lease_id not in listed:
+            continue
+        own = [Span(last, grants_of(told[0]["lease"]), devices_of(told[0]["lease"]), stamp(last["granted_at"]))]
+        for event in told:
+            if event["kind"] == "resized":
+                own[-1].until = stamp(event["time"])
+                added = devices_of(event["lease"]) - own[-1].devices
+                own.append(Span(last, grants_of(event["lease"]), added, own[-1].until))
+        if ended is not None:
+            own[-1].until = stamp(ended["ended_at"])
+        found += own
+    return found
+
+
+def late(
+    windows: list[dict[str, Any]],
+    spans: Iterable[Span],
+    left: Sequence[tuple[float, str]] = (),
+    disturbed: Callable[[float, float], bool] = lambda since, until: False,
+) -> list[str]:
+    """Leases of others on the devices of a window, from when these close to its end; two windows on one device.
+
+    Args:
+        windows: as booked; `canceled_at`, in seconds, is when they were canceled.
+        spans: what leases held.
+        left: devices that windows could not count on any more, each with the time.
+        disturbed: says whether a planner may have stood still between two times.
+    """
     wrong: list[str] = []
     taken: list[tuple[str, float, float, str]] = []
+    spans = list(spans)
     for window in windows:
-        begin, end = stamp(window["starts_at"]), stamp(window["ends_at"])
+        begin = stamp(window["starts_at"])
         # What had ended by the booking was in nobody's way: a window may be booked when its begin is past already.
         booked_at = stamp(window["booked_at"])
         closed, begin = max(begin - 1, booked_at), max(begin, booked_at)
-        for lease in leases:
-            limits = [stamp(lease[name]) for name in ("ended_at", "ends_at") if lease.get(name)]
-            since, until = stamp(lease["granted_at"]), min(limits, default=float("inf"))
-            shared = {grant.get("device") for grant in grants_of(lease)} & set(window["devices"])
-            if shared and lease["owner"] not in window["owners"] and since < end and closed < until:
-                wrong.append(f"lease {lease['lease_id']} of {lease['owner']} is in the way of {window}: {lease}")
         for uuid in window["devices"]:
+            gone = [at for at, device in left if device == uuid and at > booked_at - RECOVERY_SECONDS]
+            end = min([stamp(window["ends_at"]), window.get("canceled_at", float("inf")), *gone])
+            for span in spans:
+                lease = span.lease
+                if uuid not in span.devices or lease["owner"] in window["owners"]:
+                    continue
+                late_notice = lease.get("preemptible") and disturbed(closed - NOTICE_SECONDS, span.ends)
+                if span.since < end and closed < span.ends and not late_notice:
+                    wrong.append(f"lease {lease['lease_id']} of {lease['owner']} is in the way of {window}: {lease}")
             wrong += [
                 f"{uuid} is booked for {window['window_id']} and {other}"
                 for device, since, until, other in taken
                 if device == uuid and since < end and begin < until
             ]
-        taken += [(uuid, begin, end, window["window_id"]) for uuid in window["devices"]]
+            taken.append((uuid, begin, end, window["window_id"]))
     return wrong
+
+
+def _as_granted(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what changes of a lease afterwards: its notices, and the devices of an elastic one."""
+    lease = answer.get("lease", {})
+    if answer["type"] != "assignment":
+        return answer
+    if lease.get("elastic") is not None:
+        return {"type": "assignment", "lease_id": lease["lease_id"]}
+    return {**answer, "lease": {**lease, "preemption": None}}
 
 
 def check_events(
@@ -393,6 +487,8 @@ def check_events(
     for lease_id, lease in answered.items():
         # An answer that is repeated has the notice of a preemption that came meanwhile.
         told = by_lease.get(lease_id, [])
+        if told and lease.get("elastic") is not None:
+            continue
         notices = [None, *(event["lease"].get("preemption") for event in told)]
         granted = [event["lease"] for event in told if event["kind"] == "granted"]
         answer = {**lease, "preemption": lease.get("preemption")}
