@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec
-from ...schemas.requests import Error, Rejection, WorkRequest
+from ...schemas.requests import Distribution, Error, Rejection, WorkItem, WorkRequest
 from ..durable.store import Deposed, Store, WriteFailed, answer_key
 from .stored_rejections import StoredRejections
 
@@ -167,11 +167,32 @@ _DEFAULTS: Final = tuple(
 )
 
 
+_ITEM_COST: Final = WorkItem(id="item").cost
+
+
 def digest_of(request: WorkRequest) -> str:
     """Digest of a request's body. Order of fields, defaults that are written out, and `holder` make no difference."""
     given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
     given.pop("holder", None)  # a process that was started again may ask again
+    if request.distribution is not None:
+        given["distribution"] = _without_default_costs(request.distribution)
     return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
+
+
+def _without_default_costs(distribution: Distribution) -> Distribution:
+    """A distribution whose encoding has no default cost of an item.
+
+    msgspec leaves a field out only if it is the very object of the default, and a number that was decoded never is.
+    """
+    if isinstance(distribution.items, int):
+        return distribution
+    items = [
+        WorkItem(id=item.id, memory_bytes=item.memory_bytes)
+        if isinstance(item, WorkItem) and item.cost == _ITEM_COST
+        else item
+        for item in distribution.items
+    ]
+    return msgspec.structs.replace(distribution, items=items)
 
 
 def _size_of(rejection: Rejection) -> int:

@@ -139,8 +139,10 @@ async def test_the_subject_makes_the_owner_certain(nc: Client, fleet: FakeHosts)
 
 
 async def test_one_id_has_one_answer(nc: Client, fleet: FakeHosts) -> None:
-    body = {"owner": "ann", "gpus": 1, "request_id": "job-1", "labels": {"a": "1", "b": "2"}}
-    same = {"labels": {"b": "2", "a": "1"}, "request_id": "job-1", "gpus": 1, "owner": "ann", "wait_seconds": 0}
+    job = {"owner": "ann", "gpus": 1, "request_id": "job-1"}
+    body = job | {"labels": {"a": "1", "b": "2"}, "distribution": {"items": ["a", {"id": "b"}]}}
+    written_out = {"method": "uniform", "items": ["a", {"cost": 1.0, "id": "b"}], "memory_per_item_bytes": 0}
+    same = {"labels": {"b": "2", "a": "1"}, "wait_seconds": 0, "distribution": written_out} | job
     answers = await asyncio.gather(*(ask(nc, "request", body if n % 2 else same) for n in range(20)))
     assert all(answer == answers[0] for answer in answers)
     lease_id = answers[0]["lease"]["lease_id"]
