@@ -219,7 +219,7 @@ class LeaderElection:
 
 
 def heartbeat(now: float) -> bytes:
-    """Value of the heartbeat: of constant size, so that a full bucket takes it in place of the one before."""
+    """Value of the heartbeat: of constant size. A full bucket without replicas takes it in place of the one before."""
     return f"{now:.6f}".encode()
 
 
