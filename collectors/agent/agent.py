@@ -108,6 +108,7 @@ class Agent:
         self._packer = Packer(readings_per_batch)
         self._readings: asyncio.Queue[list[Reading] | SourceEvent | None] = asyncio.Queue()
         self._reported_drops = 0
+        self._leases: set[str] = set()
         self._attribution = Attribution(settings.grace_seconds, self._forward, here=isinstance(source, HostSource))
         self._hangs = False
         self._published_inventory: Inventory | None = None
@@ -212,6 +213,11 @@ class Agent:
     def set_leases(self, leases: list[Lease] | None) -> None:
         """Set all leases that are active now, on this agent's hosts at least; None while they are not known."""
         self._attribution.set_leases(leases)
+        if leases is None:
+            return
+        before, self._leases = self._leases, {lease.lease_id for lease in leases}
+        if before - self._leases:
+            self._reader.want_processes()
 
     def limit_message_bytes(self, max_payload: int) -> None:
         """Keep batches well below the server's limit of a message, so that headers and names fit, too."""

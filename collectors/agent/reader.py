@@ -6,6 +6,7 @@ A source that can't be read is closed and opened again, with backoff, for as lon
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -21,6 +22,10 @@ from .pacing import Pace
 log = logging.getLogger("corral.collector")
 
 INVENTORY_SECONDS: Final = 60.0
+PROCESSES_AFTER_SECONDS: Final = 0.6
+"""Time after the end of a lease when processes are listed: a driver frees what they held within half a second."""
+PROCESSES_LEAST_SECONDS: Final = 2.0
+"""Least time between two lists of processes, however many leases end."""
 RETRY_SECONDS: Final = 1.0
 RETRY_MAX_SECONDS: Final = 60.0
 MAX_WAITING: Final = 4
@@ -99,6 +104,7 @@ class Reader:
         self._patient = isinstance(source, PatientSource)
         self._stop = threading.Event()
         self._inventory_wanted = threading.Event()
+        self._processes_wanted_at = math.inf
         self._durations: list[float] = []
         self._durations_lock = threading.Lock()
         self._reading_since: float | None = None
@@ -144,6 +150,10 @@ class Reader:
     def want_inventory(self) -> None:
         """Request that the inventory is read with the next tick: something has changed on a device."""
         self._inventory_wanted.set()
+
+    def want_processes(self) -> None:
+        """Request a list of processes soon: a lease has ended, and its devices count as in use until it is seen."""
+        self._processes_wanted_at = time.monotonic() + PROCESSES_AFTER_SECONDS
 
     def durations(self) -> tuple[float, float]:
         """Mean and maximum of the reading times since the last call, in seconds; a read that hangs is included."""
@@ -201,6 +211,7 @@ class Reader:
         start = time.monotonic()
         pace = self._pace = Pace(start, self.interval_seconds)
         inventory_due = processes_due = start
+        processes_read = -math.inf
         while not self._stop.is_set():
             now = time.monotonic()
             if self._patient and (self._full() or self._delivered > self.taken):
@@ -226,8 +237,13 @@ class Reader:
             processes = None
             unreadable: tuple[str, ...] = ()
             ancestry: dict[int, list[str]] = {}
-            if self.processes_seconds > 0 and now >= processes_due:
-                processes_due = max(processes_due + self.processes_seconds, now)
+            due = min(processes_due, max(self._processes_wanted_at, processes_read + PROCESSES_LEAST_SECONDS))
+            if self.processes_seconds > 0 and now >= due:
+                if now >= processes_due:
+                    processes_due = max(processes_due + self.processes_seconds, now)
+                if now >= self._processes_wanted_at:
+                    self._processes_wanted_at = math.inf
+                processes_read = now
                 processes = self.source.processes()
                 unreadable = tuple(getattr(self.source, "unreadable", ()))
                 if isinstance(self.source, HostSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -77,7 +78,10 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(server: EmbeddedServer, nc: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def rig(
+    server: EmbeddedServer, nc: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Rig]:
+    """A host with its collector, which lists processes each 0.1 s, or each `request.param`."""
     nvml = FakeNvml()
     nvml.install(monkeypatch)
     stop = asyncio.Event()
@@ -88,7 +92,7 @@ async def rig(server: EmbeddedServer, nc: Bus, tmp_path: Path, monkeypatch: pyte
             name=HOST,
             nats_url=server.url,
             interval_seconds=0.1,
-            processes_seconds=0.1,
+            processes_seconds=getattr(request, "param", 0.1),
             grace_seconds=0.4,
             state=tmp_path,
         )
@@ -106,6 +110,18 @@ async def rig(server: EmbeddedServer, nc: Bus, tmp_path: Path, monkeypatch: pyte
     await asyncio.gather(agent, return_exceptions=True)
     stop.set()
     await planner
+
+
+@pytest.mark.parametrize("rig", [3600.0], indirect=True)
+async def test_processes_are_listed_soon_after_a_lease_has_ended(rig: Rig) -> None:
+    """Until then its device counts as in use: the lease was taken from its holder, whose processes may go on."""
+    lease = (await rig.client.request(gpus=1, allow_in_use=True)).lease
+    # The host learns of the lease, and that it has ended, by asking for its leases.
+    await asyncio.sleep(1.5)
+    left = os.getpid()
+    next(d for d in rig.nvml.devices if d.uuid == lease.grants[0].device).compute = [(left, GIB)]
+    await rig.client.evict(lease.lease_id, reason="maintenance")
+    await rig.until(lambda: rig.lease_of(left) == "")
 
 
 GRANDCHILD = """
