@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from . import codec, columns, subjects
     from .groups import Group, Groups, GroupStatus, GroupTree, Resources
     from .idle import IdleAction, IdleRule
+    from .jobs import (
+        Condition,
+        Dependency,
+        Job,
+        JobAction,
+        JobDetails,
+        JobEvent,
+        JobFilter,
+        JobListing,
+        Jobs,
+        JobSpec,
+        JobState,
+        JobTask,
+        JobVerb,
+        TaskPart,
+    )
     from .metrics import DeviceSample
     from .moves import Move, Moves
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
@@ -48,6 +64,8 @@ __all__ = [
     "Addition",
     "Assignment",
     "AttributionKind",
+    "Condition",
+    "Dependency",
     "DeviceEvent",
     "DeviceSample",
     "DeviceStatus",
@@ -63,6 +81,17 @@ __all__ = [
     "IdleAction",
     "IdleNotice",
     "IdleRule",
+    "Job",
+    "JobAction",
+    "JobDetails",
+    "JobEvent",
+    "JobFilter",
+    "JobListing",
+    "JobSpec",
+    "JobState",
+    "JobTask",
+    "JobVerb",
+    "Jobs",
     "Lease",
     "LeaseEvent",
     "LeaseEventKind",
@@ -85,6 +114,7 @@ __all__ = [
     "Resources",
     "ResultFormat",
     "SampleBatch",
+    "TaskPart",
     "WeightBy",
     "Window",
     "WindowStatus",
@@ -95,7 +125,7 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("groups", "idle", "metrics", "moves", "operations", "query", "requests", "telemetry", "windows")
+_SOURCES = ("groups", "idle", "jobs", "metrics", "moves", "operations", "query", "requests", "telemetry", "windows")
 """Modules that define the messages, searched in this order."""
 
 

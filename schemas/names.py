@@ -8,12 +8,14 @@ from typing import Final
 OWNER: Final = r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)"
 IDENTIFIER: Final = r"^[A-Za-z0-9_-]+$(?!\n)"
 GROUP: Final = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)"
+JOB: Final = r"^[0-9]+$(?!\n)"
 VERSION: Final = r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)"
 
 WORDS: Final = {
     OWNER: "a name of letters, digits and _ @ . : / + - (with none of . : / + first)",
     IDENTIFIER: "an id of letters, digits, - and _",
     GROUP: "the name of a group: letters, digits, _ . and -, with / between the levels, as in lab/vision",
+    JOB: "the id of a job: a number, such as 1234",
     VERSION: "a version, such as 8.0",
 }
 """Description of the texts that match each pattern."""

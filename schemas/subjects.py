@@ -25,6 +25,12 @@ LEASE_EVENTS: Final = f"{PREFIX}.leases"
 """`corral.v1.leases.<kind>.<lease id>`, published by the planner."""
 REQUEST_EVENTS: Final = f"{PREFIX}.requests"
 """`corral.v1.requests.<planner>`, published by the planner."""
+JOB_EVENTS: Final = f"{PREFIX}.jobs"
+"""`corral.v1.jobs.<job id>`, published by the planner."""
+LOGS: Final = f"{PREFIX}.logs"
+"""`corral.v1.logs.<host>.<job id>.<index>.<part>.<owner>`, published by runners; the owner may contain dots."""
+RUNS: Final = f"{PREFIX}.runs"
+"""`corral.v1.runs.<host>`: orders of the planner for the runner of a host."""
 DEAD_LETTERS: Final = f"{PREFIX}.dead"
 """`corral.v1.dead.<code>`, published by processors."""
 
@@ -49,9 +55,9 @@ HISTORY_SERVICE: Final = "corral-history"
 class PlanSubject:
     """Subjects of the planner.
 
-    It answers `request`, `withdraw`, `renew`, `release`, `checkpoint` and `resize` on `<subject>.<owner>`, too: a
-    server that lets a client publish only under its own name vouches for the owner then, and a body that names another
-    is refused.
+    It answers `request`, `withdraw`, `renew`, `release`, `checkpoint`, `resize`, `submit` and `job` on
+    `<subject>.<owner>`, too: a server that lets a client publish only under its own name vouches for the owner then,
+    and a body that names another is refused.
     It answers `explain` on `<subject>.<user>`, too, and counts the requests of each user. It answers `drain`, `evict`,
     `preempt` and `set_groups` on `<subject>.<operator>`, too.
     """
@@ -75,6 +81,14 @@ class PlanSubject:
     WINDOWS: Final = f"{PLAN}.windows"
     MOVES: Final = f"{PLAN}.moves"
     BOOK: Final = f"{PLAN}.book"
+    SUBMIT: Final = f"{PLAN}.submit"
+    JOBS: Final = f"{PLAN}.jobs"
+    JOB: Final = f"{PLAN}.job"
+    """Commands about a job of one's own: `<subject>.<owner>`."""
+    JOB_OVERRIDE: Final = f"{PLAN}.job_override"
+    """Commands of operators about any job: `<subject>.<operator>`."""
+    RUNNER: Final = f"{PLAN}.runner"
+    """Reports of runners, which are answered with orders: `<subject>.<host>`."""
 
 
 def unnamed(subject: str) -> str:
@@ -92,6 +106,8 @@ TELEMETRY_STREAM: Final = "CORRAL_TELEMETRY"
 INVENTORY_STREAM: Final = "CORRAL_INVENTORY"
 FACTS_STREAM: Final = "CORRAL_FACTS"
 REQUESTS_STREAM: Final = "CORRAL_REQUESTS"
+JOBS_STREAM: Final = "CORRAL_JOBS"
+LOGS_STREAM: Final = "CORRAL_LOGS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
 PLANNER_BUCKET: Final = "corral_planner"
@@ -177,6 +193,24 @@ STREAMS: Final = (
         description="Work requests with their outcomes",
         optional=True,
     ),
+    Stream(
+        name=JOBS_STREAM,
+        subjects=(f"{JOB_EVENTS}.*",),
+        max_age_seconds=30 * _DAY,
+        max_bytes=_GIB // 4,
+        description="Changes of jobs",
+        optional=True,
+    ),
+    # Each piece has a subject of its own: begin and end of each output are kept, and the rest is replaced.
+    Stream(
+        name=LOGS_STREAM,
+        subjects=(f"{LOGS}.>",),
+        max_age_seconds=30 * _DAY,
+        max_bytes=_GIB // 2,
+        max_messages_per_subject=1,
+        description="Begin and end of what jobs print",
+        optional=True,
+    ),
     # Each host publishes its inventory every minute: only the last few are of use.
     Stream(
         name=INVENTORY_STREAM,
@@ -259,6 +293,34 @@ def events_subject(host: str) -> str:
 def request_events_subject(planner: str) -> str:
     """Subject of the events of work requests."""
     return f"{REQUEST_EVENTS}.{planner}"
+
+
+def job_events_subject(job_id: str) -> str:
+    """Subject of the events of a job."""
+    return f"{JOB_EVENTS}.{job_id}"
+
+
+def runs_subject(host: str) -> str:
+    """Subject of the orders for the runner of a host."""
+    return f"{RUNS}.{host}"
+
+
+def runner_subject(host: str) -> str:
+    """Subject of the reports of the runner of a host."""
+    return f"{PlanSubject.RUNNER}.{host}"
+
+
+def log_subject(host: str, job_id: str, index: int, part: str, owner: str) -> str:
+    """Subject of a piece of a run's output.
+
+    Args:
+        host: of the run.
+        job_id: of the job.
+        index: of the task; 0 without an array.
+        part: `h0` and so on for the pieces of the begin, `t0` and so on for those of the end; `*` for any.
+        owner: of the job.
+    """
+    return f"{LOGS}.{host}.{job_id}.{index}.{part}.{owner}"
 
 
 def lease_subject(kind: str, lease_id: str) -> str:
