@@ -173,9 +173,9 @@ def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
 
 
 def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import groups, health, moves, operations, query, requests, telemetry, windows
+    from corral.schemas import groups, health, jobs, moves, operations, query, requests, runs, telemetry, windows
 
-    return [telemetry, requests, operations, groups, windows, moves, query, health]
+    return [telemetry, requests, operations, groups, windows, moves, jobs, runs, query, health]
 
 
 def _is_struct(value: object) -> bool:

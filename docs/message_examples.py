@@ -11,11 +11,13 @@ from corral.schemas import (
     groups,
     health,
     instruments,
+    jobs,
     moves,
     operations,
     query,
     request_events,
     requests,
+    runs,
     telemetry,
     windows,
 )
@@ -48,6 +50,27 @@ _FULL = requests.Rejection(
     nearest="wait for a lease to end",
 )
 
+_TASK = jobs.JobTask(
+    index=7,
+    attempt=1,
+    state=jobs.JobState.RUNNING,
+    lease_id="51d4ec4d9b-1-7",
+    parts=[jobs.TaskPart(host="node1", state=jobs.JobState.RUNNING, started_at=_AT, executor="systemd")],
+    pending_since=_AT - timedelta(minutes=2),
+    started_at=_AT,
+    progress=0.42,
+)
+_JOB = jobs.Job(
+    job_id="1234",
+    owner="ann",
+    name="sweep",
+    state=jobs.JobState.RUNNING,
+    submitted_at=_AT - timedelta(minutes=2),
+    array="0-99%10",
+    counts={"running": 1, "pending": 99},
+    gpus=1,
+)
+
 REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "WorkRequest": [
         ("Two GPUs for a minute", {"gpus": 2, "gpu_memory_bytes": 21474836480, "ttl_seconds": 60}),
@@ -65,6 +88,53 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "ExplainRequest": [
         ("Why not", {"request": {"gpus": 64}}),
         ("With more", {"request": {"gpus": 64}, "with_more": [{"model": _MODEL, "devices": 64}]}),
+    ],
+    "JobSpec": [
+        ("A script on one GPU", {"request": {"gpus": 1, "name": "train"}, "script": "#!/bin/bash\npython train.py\n"}),
+        (
+            "A hundred tasks, ten at a time, once another job is done",
+            {
+                "request": {"gpus": 1, "gpu_memory_bytes": 21474836480},
+                "command": ["python", "sweep.py"],
+                "array": "0-99%10",
+                "after": [{"job_id": "1233"}],
+                "retries": 1,
+            },
+        ),
+        (
+            "Two hosts with eight GPUs each",
+            {"request": {"gpus": 16}, "hosts": 2, "tasks_per_host": 8, "command": ["python", "ddp.py"]},
+        ),
+    ],
+    "JobAction": [
+        ("End it", {"job_id": "1234", "verb": "cancel"}),
+        ("Queue two tasks again", {"job_id": "1234", "verb": "resubmit", "indexes": [3, 7]}),
+    ],
+    "OverrideAction": [
+        ("End it", {"action": {"job_id": "1234", "verb": "cancel", "reason": "maintenance"}}),
+    ],
+    "JobFilter": [
+        ("One's own that have not ended", {"owner": "ann", "active": True}),
+        ("The tasks of one that failed", {"job_ids": ["1234"], "tasks": True, "task_states": ["failed"]}),
+    ],
+    "RunnerReport": [
+        (
+            "One job runs",
+            {
+                "host": "node1",
+                "runner": "0f3c",
+                "token": "dG9rZW4gb2YgYSBydW5uZXI",
+                "executors": ["systemd", "process"],
+                "runs": [
+                    {
+                        "run_id": "1234_7.1",
+                        "lease_id": "51d4ec4d9b-1-7",
+                        "part": {"host": "node1", "state": "running", "started_at": "2026-01-01T12:00:00.123456Z"},
+                        "progress": 0.42,
+                    }
+                ],
+            },
+        )
     ],
     "LeaseFilter": [("All that hold devices", {}), ("Those of one owner", {"owner": "ann", "limit": 100})],
     "DeviceFilter": [("All", {}), ("Some models", {"models": ["*H100*"]})],
@@ -288,6 +358,37 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
                     ),
                 )
             ],
+        ),
+    ),
+    ("One task runs", _JOB),
+    ("One task runs", jobs.Jobs(jobs=[jobs.JobListing(job=_JOB, tasks=[_TASK], total_tasks=100)], total=1)),
+    ("Ten tasks were ended", jobs.JobDetails(job=_JOB, changed=10)),
+    (
+        "A task was started",
+        jobs.JobEvent(
+            kind=jobs.JobEventKind.CHANGED, time=_AT, job=_JOB, version=3, tasks=[_TASK], planner="51d4ec4d9b"
+        ),
+    ),
+    (
+        "Start a task",
+        runs.RunOrders(
+            planner="51d4ec4d9b",
+            term=12,
+            token="dG9rZW4gb2YgYSBydW5uZXI",
+            runs=[
+                runs.Run(
+                    run_id="1234_7.1",
+                    verb=runs.RunVerb.START,
+                    owner="ann",
+                    job_id="1234",
+                    index=7,
+                    lease_id="51d4ec4d9b-1-7",
+                    grants=[_GRANT],
+                    hosts=["node1"],
+                    spec=jobs.JobSpec(request=requests.WorkRequest(owner="ann"), command=["python", "sweep.py"]),
+                )
+            ],
+            complete=True,
         ),
     ),
     (

@@ -11,11 +11,13 @@ from . import (
     durations,
     groups,
     health,
+    jobs,
     moves,
     operations,
     query,
     request_events,
     requests,
+    runs,
     subjects,
     telemetry,
     windows,
@@ -57,6 +59,7 @@ class Channel(Struct, frozen=True, kw_only=True):
 
 
 _HOST: Final = {"host": "name of the host, letters, digits, `-` and `_`"}
+_JOB: Final = "id of the job, a decimal number"
 _JSON_FIRST: Final = (codec.JSON, codec.MSGPACK)
 
 
@@ -87,12 +90,13 @@ def _plan(
     replies: tuple[Message, ...],
     summary: str,
     who: str = "",
+    said: str | None = None,
 ) -> Channel:
     return Channel(
         name=name,
         subject=f"{subject}.{{{who}}}" if who else subject,
         parameters={who: _NAMES[who]} if who else {},
-        said_by_subject="" if who == "user" else who,
+        said_by_subject=said if said is not None else "" if who == "user" else who,
         name_optional=not who,
         publisher="client",
         subscriber="planner",
@@ -104,7 +108,7 @@ def _plan(
 
 
 _HEALTH: Final = {
-    "service": "`planner`, `processor`, `collector`, `exporter` or `dashboard`",
+    "service": "`planner`, `processor`, `collector`, `runner`, `exporter` or `dashboard`",
     "instance": "id of the instance, as its health reply gives it",
 }
 
@@ -115,7 +119,7 @@ def _health(name: str, summary: str, *tokens: str) -> Channel:
         subject=".".join([subjects.HEALTH, *(f"{{{token}}}" for token in tokens)]),
         parameters={token: _HEALTH[token] for token in tokens},
         publisher="client",
-        subscriber="planner, processor, collector, exporter, dashboard",
+        subscriber="planner, processor, collector, runner, exporter, dashboard",
         message=None,
         replies=(health.ServiceHealth,),
         content_types=_JSON_FIRST,
@@ -174,6 +178,53 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         summary="Final answers to work requests.",
         content_types=(codec.JSON,),
         stream=subjects.REQUESTS_STREAM,
+    ),
+    Channel(
+        name="job_events",
+        subject=f"{subjects.JOB_EVENTS}.{{job}}",
+        parameters={"job": _JOB},
+        publisher="planner",
+        subscriber="processor, client",
+        message=jobs.JobEvent,
+        summary="Change of a job, with its tasks that have changed.",
+        content_types=(codec.JSON,),
+        stream=subjects.JOBS_STREAM,
+    ),
+    Channel(
+        name="runs",
+        subject=f"{subjects.RUNS}.{{host}}",
+        parameters=_HOST,
+        publisher="planner",
+        subscriber="runner",
+        message=runs.RunOrders,
+        summary="Orders for the runner of a host, between those that answer its reports.",
+    ),
+    Channel(
+        name="runner",
+        subject=f"{subjects.PlanSubject.RUNNER}.{{host}}",
+        parameters=_HOST,
+        publisher="runner",
+        subscriber="planner",
+        message=runs.RunnerReport,
+        replies=(runs.RunOrders, requests.Error),
+        content_types=(codec.MSGPACK, codec.JSON),
+        summary="Report of a host's runner; the reply has all runs that the host shall have.",
+    ),
+    Channel(
+        name="logs",
+        subject=f"{subjects.LOGS}.{{host}}.{{job}}.{{index}}.{{part}}.{{owner}}",
+        parameters={
+            **_HOST,
+            "job": _JOB,
+            "index": "index of the task; 0 for a job without an array",
+            "part": "`h0` to `h3` for the pieces of the begin, `t0` to `t15` for those of the end, in turns",
+            "owner": _NAMES["owner"],
+        },
+        publisher="runner",
+        subscriber="client",
+        message=runs.LogChunk,
+        summary="Piece of what a run prints.",
+        stream=subjects.LOGS_STREAM,
     ),
     Channel(
         name="dead_letters",
@@ -241,6 +292,24 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "Answer the notice that an elastic lease may have more devices or shall give some back.",
         "owner",
     ),
+    _plan("submit", subjects.PlanSubject.SUBMIT, jobs.JobSpec, (jobs.Job,), "Queue a job.", "owner", said=""),
+    _plan(
+        "job",
+        subjects.PlanSubject.JOB,
+        jobs.JobAction,
+        (jobs.JobDetails,),
+        "Cancel, hold, release, resubmit or show a job of one's own.",
+        "owner",
+    ),
+    _plan(
+        "job_override",
+        subjects.PlanSubject.JOB_OVERRIDE,
+        jobs.OverrideAction,
+        (jobs.JobDetails,),
+        "Cancel, hold, release, resubmit or show a job of anybody.",
+        "operator",
+    ),
+    _plan("jobs", subjects.PlanSubject.JOBS, jobs.JobFilter, (jobs.Jobs,), "List jobs, with their tasks if asked."),
     _plan("leases", subjects.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
     _plan("devices", subjects.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
     _plan(

@@ -14,7 +14,7 @@ from typing import Annotated, Final, NamedTuple
 from msgspec import Meta, Struct
 
 from . import names
-from .requests import Identifier, Labels, OwnerName, ShortText, Time, WorkRequest
+from .requests import Count, Identifier, Labels, OwnerName, ShortText, Time, WorkRequest
 
 MAX_TASKS: Final = 100_000
 """Limit on the tasks of a job."""
@@ -329,8 +329,8 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     tasks: bool = False
     indexes: Annotated[list[TaskIndex], Meta(max_length=1024)] = []
     task_states: list[JobState] = []
-    offset: Annotated[int, Meta(ge=0)] = 0
-    limit: Annotated[int, Meta(ge=1)] | None = None
+    offset: Count = 0
+    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
 
 
 class JobListing(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 A run is what runs of one attempt of a task on one host. Orders are levels, not edges: each answer to a report has all
 runs that the host shall have, so that an order that was lost comes again, and one that comes twice changes nothing.
+Orders are valid only with the token of the runner that they are for.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class RunOrders(Struct, frozen=True, kw_only=True, tag="run_orders", tag_field="
     Attributes:
         planner: id of the planner.
         term: of the planner; a runner ignores orders of an earlier term than it has seen.
+        token: that of the runner's last report. A runner ignores orders with another one, since a host can have an
+            answer to a request of its own delivered to the subject of any other's orders.
         runs: runs with what to do.
         complete: true if these are all runs that the host shall have: any other one is stopped. False for orders
             between reports, which only add to the last complete ones.
@@ -112,6 +115,7 @@ class RunOrders(Struct, frozen=True, kw_only=True, tag="run_orders", tag_field="
 
     planner: str
     term: int
+    token: str = ""
     runs: list[Run] = []
     complete: bool = False
     known: list[RunId] = []
@@ -143,6 +147,7 @@ class RunnerReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     Attributes:
         host: name of the host, as its collector gives it.
         runner: id of this start of the runner.
+        token: secret of this start of the runner, 128 bits or more at random, which nothing else may show.
         boot_id: of the host's start: runs of an earlier one are over.
         version: of Corral.
         executors: what can confine jobs here, best first: `systemd`, `podman`, `docker`, `process`.
@@ -152,6 +157,7 @@ class RunnerReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
     host: ShortText
     runner: ShortText
+    token: ShortText = ""
     boot_id: ShortText = ""
     version: ShortText = ""
     executors: Annotated[list[ShortText], Meta(max_length=16)] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, durations, groups, moves, operations, query, requests, windows
+from corral.schemas import codec, durations, groups, jobs, moves, operations, query, requests, runs, windows
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -41,8 +41,17 @@ BASE: dict[type[Any], dict[str, Any]] = {
     query.SnapshotRequest: {},
     query.SnapshotRead: {"snapshot_id": "s"},
     durations.DurationsRequest: {},
+    jobs.JobSpec: {"request": {}},
+    jobs.JobAction: {"job_id": "1234", "verb": "show"},
+    jobs.OverrideAction: {"action": {"job_id": "1234", "verb": "show"}},
+    jobs.JobFilter: {},
+    runs.RunnerReport: {"host": "h", "runner": "r"},
 }
 """The least that each request says."""
+
+
+WITH_REQUEST = (operations.ExplainRequest, jobs.JobSpec)
+"""Messages with a request whose owner the subject says."""
 
 
 def resolved(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def test_a_schema_takes_what_the_service_takes(message: type[Any]) -> None:
         for value in boundaries(part, schema):
             body = {**BASE[message], field: value}
             whole = {**subject, **body}
-            if message is operations.ExplainRequest and isinstance(whole["request"], dict):
+            if message in WITH_REQUEST and isinstance(whole["request"], dict):
                 whole["request"] = {"owner": "ann", **whole["request"]}
             for content in (codec.JSON, codec.MSGPACK):
                 try:
@@ -106,14 +115,14 @@ def test_examples_are_valid_and_taken() -> None:
             if name in taken:
                 said = next(channel.said_by_subject for channel in CHANNELS if channel.message is taken[name])
                 body = {**({said: "ann"} if said else {}), **example["payload"]}
-                if name == "ExplainRequest":
+                if taken[name] in WITH_REQUEST:
                     body["request"]["owner"] = "ann"
                 _, warnings = codec.decode_request(codec.encode(body, codec.JSON), taken[name])
                 assert warnings == []
             shown += 1
     without = {name for name, message in ASYNCAPI["components"]["messages"].items() if "examples" not in message}
-    assert without == {"SampleBatch", "DeadLetter"}, "only bytes can't be shown"
-    assert shown >= len(ASYNCAPI["components"]["messages"]) - 2
+    assert without == {"SampleBatch", "DeadLetter", "LogChunk"}, "only bytes can't be shown"
+    assert shown >= len(ASYNCAPI["components"]["messages"]) - 3
 
 
 def nodes(node: Any) -> list[dict[str, Any]]:
@@ -156,8 +165,8 @@ def test_every_column_has_its_type_in_the_schema_and_on_the_page() -> None:
 def test_addresses_say_who_asks() -> None:
     addresses = {channel["address"] for channel in ASYNCAPI["channels"].values() if channel["address"]}
     for what, name in (
-        *((f"plan.{verb}", "owner") for verb in ("request", "withdraw", "renew", "release")),
-        *((f"plan.{verb}", "operator") for verb in ("drain", "evict", "set_groups", "book")),
+        *((f"plan.{verb}", "owner") for verb in ("request", "withdraw", "renew", "release", "submit", "job")),
+        *((f"plan.{verb}", "operator") for verb in ("drain", "evict", "set_groups", "book", "job_override")),
         *((what, "user") for what in ("plan.explain", "query", "history.snapshot", "history.read")),
     ):
         assert f"corral.v1.{what}.{{{name}}}" in addresses
