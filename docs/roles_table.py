@@ -10,6 +10,7 @@ BEGIN = "<!-- roles: made by docs/generate.py -->"
 END = "<!-- end of roles -->"
 _SHOWN = (
     Role.COLLECTOR,
+    Role.RUNNER,
     Role.PROCESSOR,
     Role.PLANNER,
     Role.REQUESTER,

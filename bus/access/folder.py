@@ -33,7 +33,7 @@ from ...schemas.requests import OwnerName
 from ..credentials import ANY_OWNER, read
 from . import certificates, server_config
 from .certificates import Certified
-from .roles import ASKING, Role, User
+from .roles import ASKING, ON_HOSTS, Role, User
 
 CONFIG_NAME: Final = "nats-auth.conf"
 SERVER_NAME: Final = "nats-server.conf"
@@ -175,7 +175,7 @@ class Authority:
             role: see `Role`.
             name: of the user.
             owner: name that it makes requests under; the user's name by default, `*` for any.
-            hosts: that a collector publishes for; its name by default, `*` for any, `gpu[01-16]` for many.
+            hosts: that a collector or a runner speaks for; its name by default, `*` for any, `gpu[01-16]` for many.
             follows_leases: for a collector of simulated GPUs.
             serves: for an exporter or a dashboard.
             group: group of the owner; empty for none.
@@ -424,7 +424,7 @@ def _group(owner: str, group: str) -> str:
 
 
 def _hosts(role: Role, name: str, hosts: Sequence[str]) -> tuple[str, ...]:
-    if role is not Role.COLLECTOR:
+    if role not in ON_HOSTS:
         if hosts:
             raise AuthorityError(f"a {role} speaks for no host")
         return ()

@@ -5,7 +5,8 @@ Anything else is refused.
 The server's configuration, the table in docs/security.md and what `corral auth show` prints derive from it.
 
 Users belong to three NATS accounts. Streams, buckets and services are in the account CORRAL, with the planner and the
-processor. Collectors are in CORRAL_HOSTS, people in CORRAL_PEOPLE. These two see only what CORRAL exports to them.
+processor. Collectors and runners are in CORRAL_HOSTS, people in CORRAL_PEOPLE. These two see only what CORRAL exports
+to them.
 
 One account with permissions would not be safe. A server checks the subject that a client publishes on, but not the
 reply subject, and JetStream answers there. In one account, a client that may publish a sample could have the
@@ -31,6 +32,8 @@ class Role(StrEnum):
 
     COLLECTOR = "collector"
     """Publishes the telemetry of its hosts."""
+    RUNNER = "runner"
+    """Runs the jobs of its hosts."""
     PROCESSOR = "processor"
     """Reads the streams and answers SQL."""
     PLANNER = "planner"
@@ -55,6 +58,7 @@ class Account(StrEnum):
 
 ACCOUNTS: Final[dict[Role, Account]] = {
     Role.COLLECTOR: Account.HOSTS,
+    Role.RUNNER: Account.HOSTS,
     Role.PROCESSOR: Account.CORE,
     Role.PLANNER: Account.CORE,
     Role.REQUESTER: Account.PEOPLE,
@@ -108,6 +112,8 @@ SERVICES: Final = frozenset({Role.PROCESSOR, Role.PLANNER})
 PEOPLE: Final = frozenset({Role.REQUESTER, Role.VIEWER, Role.OPERATOR})
 ASKING: Final = frozenset({Role.REQUESTER, Role.OPERATOR})
 EVERYBODY: Final = frozenset(Role)
+ON_HOSTS: Final = frozenset({Role.COLLECTOR, Role.RUNNER})
+"""Roles of users that speak for hosts."""
 
 _TELEMETRY: Final = (bus.SAMPLES, bus.PROCESSES, bus.AGENTS)
 _FACTS: Final = (bus.INVENTORY, bus.EVENTS)
@@ -125,6 +131,7 @@ _READ_BY_PROCESSORS: Final = (
     bus.INVENTORY_STREAM,
     bus.FACTS_STREAM,
     bus.REQUESTS_STREAM,
+    bus.JOBS_STREAM,
     _PARTITIONS,
 )
 _READ_BY_PLANNERS: Final = (
@@ -138,11 +145,15 @@ _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
 """A request may wait in the queue for a day, and the answer gets an hour more."""
 _QUERY_SECONDS: Final = 3600.0
+_OWN_LOGS: Final = f"{bus.LOGS}.*.*.*.*.{{owner}}"
+_ALL_LOGS: Final = f"{bus.LOGS}.*.*.*.*.>"
+"""As an account imports the other: with two imports that overlap, a subscriber would get each message twice."""
 _FLEET_WIDE: Final = (
     PlanSubject.LEASES,
     PlanSubject.DEVICES,
     PlanSubject.FLEET,
     PlanSubject.QUEUE,
+    PlanSubject.JOBS,
     PlanSubject.GROUPS,
     PlanSubject.WINDOWS,
     PlanSubject.MOVES,
@@ -247,6 +258,35 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_PUB, "durations of past leases", [Role.PLANNER], bus.DURATIONS),
     _may(_PUB, "messages that could not be stored", [Role.PROCESSOR], f"{bus.DEAD_LETTERS}.*"),
     _may(_SUB, "messages that could not be stored, live", [Role.OPERATOR], f"{bus.DEAD_LETTERS}.*"),
+    # Jobs
+    _may(_PUB, "reports of a host's runner", [Role.RUNNER], f"{PlanSubject.RUNNER}.{{host}}"),
+    _may(_PUB, "what the jobs of a host print", [Role.RUNNER], f"{bus.LOGS}.{{host}}.>"),
+    _may(_SUB, "orders for a host's runner", [Role.RUNNER], f"{bus.RUNS}.{{host}}"),
+    _may(_PUB, "orders for runners", [Role.PLANNER], f"{bus.RUNS}.*"),
+    _may(_PUB, "changes of jobs", [Role.PLANNER], f"{bus.JOB_EVENTS}.*"),
+    _may(_SUB, "changes of jobs, live", PEOPLE, f"{bus.JOB_EVENTS}.*"),
+    _may(
+        _PUB,
+        "jobs under its own name",
+        ASKING,
+        f"{PlanSubject.SUBMIT}.{{owner}}",
+        f"{PlanSubject.JOB}.{{owner}}",
+    ),
+    _may(
+        _PUB,
+        "commands about anybody's jobs, under its own name",
+        [Role.OPERATOR],
+        f"{PlanSubject.JOB_OVERRIDE}.{{operator}}",
+    ),
+    _may(_SUB, "what its own jobs print, live", [Role.REQUESTER], _OWN_LOGS, asked_of=(Account.HOSTS,)),
+    _may(_SUB, "what all jobs print, live", [Role.OPERATOR], _ALL_LOGS, asked_of=(Account.HOSTS,)),
+    _may(
+        _PUB,
+        "what its own jobs have printed",
+        [Role.REQUESTER],
+        f"$JS.API.DIRECT.GET.{bus.LOGS_STREAM}.{_OWN_LOGS}",
+    ),
+    _may(_PUB, "what all jobs have printed", [Role.OPERATOR], f"$JS.API.DIRECT.GET.{bus.LOGS_STREAM}.{_ALL_LOGS}"),
     # Asking the planner
     _may(
         _PUB,
@@ -329,6 +369,9 @@ MATRIX: Final[tuple[Access, ...]] = (
         PlanSubject.EVICT,
         PlanSubject.PREEMPT,
         PlanSubject.SET_GROUPS,
+        PlanSubject.SUBMIT,
+        PlanSubject.JOB,
+        PlanSubject.JOB_OVERRIDE,
         bus.QUERY,
         bus.SNAPSHOT,
         bus.SNAPSHOT_READ,
@@ -349,7 +392,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(
         _PUB,
         "discovery of services",
-        EVERYBODY - {Role.COLLECTOR},
+        EVERYBODY - ON_HOSTS,
         "$SRV.PING",
         "$SRV.PING.>",
         "$SRV.INFO",
@@ -371,6 +414,15 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _SUB,
+        "health checks of itself (a runner)",
+        [Role.RUNNER],
+        bus.HEALTH,
+        f"{bus.HEALTH}.runner",
+        f"{bus.HEALTH}.runner.{{host}}",
+        within=True,
+    ),
+    _may(
+        _SUB,
         "health checks of itself (an exporter, a dashboard)",
         [Role.VIEWER, Role.OPERATOR],
         bus.HEALTH,
@@ -388,16 +440,17 @@ MATRIX: Final[tuple[Access, ...]] = (
         asked_of=(Account.CORE, Account.HOSTS),
     ),
     _may(_PUB, "its own health (a collector)", [Role.COLLECTOR], f"{bus.HEALTH}.collector.{{host}}", within=True),
+    _may(_PUB, "its own health (a runner)", [Role.RUNNER], f"{bus.HEALTH}.runner.{{host}}", within=True),
     _may(_SUB, "answers to its own requests", EVERYBODY, "_INBOX.{user}.>", within=True),
     _may(_PUB, "answers to requests", SERVICES, "_INBOX.*.>", "_R_.>", within=True),
-    _may(_PUB, "answers to health checks", [Role.COLLECTOR], "_INBOX.{user}.>", "_R_.>", within=True),
+    _may(_PUB, "answers to health checks", ON_HOSTS, "_INBOX.{user}.>", "_R_.>", within=True),
     _may(_PUB, "acknowledging parts of an answer", PEOPLE, "_R_.>", within=True),
     # JetStream
     _may(_PUB, "whether JetStream is enabled", EVERYBODY, "$JS.API.INFO"),
     _may(
         _PUB,
         "state of the streams",
-        EVERYBODY - {Role.COLLECTOR},
+        EVERYBODY - ON_HOSTS,
         *_api(*(f"STREAM.INFO.{name}" for name in _STREAMS)),
     ),
     _may(
@@ -445,6 +498,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"$JS.API.STREAM.UPDATE.{bus.FACTS_STREAM}",
         f"$JS.API.STREAM.MSG.GET.KV_{bus.PLANNER_BUCKET}",
         f"$JS.API.STREAM.MSG.GET.{bus.FACTS_STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{bus.JOBS_STREAM}",
         *_consuming(_READ_BY_PLANNERS),
     ),
     # Emergencies
@@ -462,7 +516,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         role: see `Role`.
         key: public NKey.
         owner: name that it makes requests under; `*` for any; empty for roles that make none.
-        hosts: that a collector publishes for; `*` for any.
+        hosts: that a collector or a runner speaks for; `*` for any.
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
         serves: of an exporter or a dashboard, which answer health checks. The server lets it answer each request once.
         group: group of its owner (`schemas/groups.py`), which `corral group apply` can take over; empty for none.

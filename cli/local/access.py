@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ...bus import config_files
 from ...bus.access.folder import Authority
-from ...bus.access.roles import Account, Role
+from ...bus.access.roles import ON_HOSTS, Account, Role
 from ...bus.credentials import ANY_OWNER, CREDENTIALS_VARIABLE
 from ...client.config import Context
 from .. import config
@@ -27,6 +27,7 @@ _ROLES: Final[dict[str, Role]] = {
     "planner": Role.PLANNER,
     "processor": Role.PROCESSOR,
     "collector": Role.COLLECTOR,
+    "runner": Role.RUNNER,
     "exporter": Role.VIEWER,
     "dashboard": Role.OPERATOR,
 }
@@ -57,7 +58,7 @@ class LocalAccess(Struct, frozen=True, kw_only=True):
                 role,
                 part.name,
                 # A simulated fleet has many hosts, and they may differ at each start.
-                hosts=["*"] if role is Role.COLLECTOR else [],
+                hosts=["*"] if role in ON_HOSTS else [],
                 owner=ANY_OWNER if role is Role.OPERATOR else "",
                 follows_leases=True,
                 serves=True,

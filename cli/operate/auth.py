@@ -44,11 +44,12 @@ Keep = Annotated[bool, typer.Option("--exist-ok", help="Succeed without a change
 def authority() -> None:
     """Manage the users of the bus and their roles, and generate the server's configuration.
 
-    Roles: collector, processor, planner, requester, viewer, operator (docs/security.md has the whole table).
+    Roles: collector, runner, processor, planner, requester, viewer, operator (docs/security.md has the whole table).
 
     Examples:
       corral auth init --dir /etc/corral/auth --tls-host bus.example
       corral auth add collector node-7
+      corral auth add runner runner-7 --host node-7
       corral auth add requester alice
       corral auth revoke alice
     """
@@ -140,7 +141,8 @@ def init(
 def add(
     role: Annotated[Role, typer.Argument(help="Role of the user.")],
     name: Annotated[
-        str, typer.Argument(help="Name of the user; for a collector the host's name, unless --host is given.")
+        str,
+        typer.Argument(help="Name of the user; for a collector or a runner the host's name, unless --host is given."),
     ],
     owner: Annotated[
         str,
@@ -151,7 +153,9 @@ def add(
     host: Annotated[
         list[str] | None,
         typer.Option(
-            "--host", metavar="NAME", help="Host that a collector may report: gpu-1, gpu[01-16], '*'. Repeatable."
+            "--host",
+            metavar="NAME",
+            help="Host that a collector or a runner may speak for: gpu-1, gpu[01-16], '*'. Repeatable.",
         ),
     ] = None,
     simulated: Annotated[
@@ -175,6 +179,7 @@ def add(
     Examples:
       corral auth add collector node-7
       corral auth add collector rack-3 --host 'gpu[01-16]'
+      corral auth add runner runner-7 --host node-7
       corral auth add requester alice --group lab/vision
       corral auth add requester portal --owner '*'
       corral auth add operator olga --out ./olga

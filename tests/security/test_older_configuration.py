@@ -13,11 +13,24 @@ from corral.bus.access.roles import Role
 from corral.schemas import subjects
 from support.secured_bus import SecuredBus
 
-ADDED = re.compile(rf"CORRAL_REQUESTS|{re.escape(subjects.REQUEST_EVENTS)}|{re.escape(subjects.DURATIONS)}")
+ADDED = re.compile(
+    "|".join(
+        [
+            *(subjects.REQUESTS_STREAM, subjects.JOBS_STREAM, subjects.LOGS_STREAM),
+            *(
+                re.escape(subject)
+                for subject in (
+                    *(subjects.REQUEST_EVENTS, subjects.DURATIONS, subjects.JOB_EVENTS, subjects.RUNS, subjects.LOGS),
+                    *(subjects.PlanSubject.SUBMIT, subjects.PlanSubject.JOB, subjects.PlanSubject.RUNNER),
+                )
+            ),
+        ]
+    )
+)
 
 
 def make_older(config: Path) -> None:
-    """Take out of a configuration what came with the stream of requests."""
+    """Take out of a configuration what came with the streams of requests and of jobs."""
     lines = [
         re.sub(rf'"[^"]*({ADDED.pattern})[^"]*",? ?', "", line)
         for line in config.read_text().splitlines()
@@ -29,7 +42,7 @@ def make_older(config: Path) -> None:
 
 
 @pytest.mark.long
-async def test_parts_go_on_without_the_stream_of_requests(tmp_path: Path) -> None:
+async def test_parts_go_on_without_the_streams_that_were_added(tmp_path: Path) -> None:
     secured = SecuredBus(tmp_path)
     for role, name in ((Role.PLANNER, "p"), (Role.PROCESSOR, "h"), (Role.COLLECTOR, "c"), (Role.OPERATOR, "olga")):
         secured.add(role, name, **({"hosts": ["*"]} if role is Role.COLLECTOR else {}))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from corral.bus.access.roles import Role
 from corral.bus.connect import BusUnavailable, connect
 from corral.bus.layout import ensure_layout
+from corral.schemas import codec
+from corral.schemas.runs import RunOrders
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support.secured_bus import SecuredBus
@@ -30,10 +32,12 @@ STREAM_OF = {
     "events": "CORRAL_FACTS",
 }
 STREAMS = ("CORRAL_TELEMETRY", "CORRAL_INVENTORY", "CORRAL_FACTS", "CORRAL_DEAD", "CORRAL_PARTITIONS")
+OF_JOBS = ("CORRAL_JOBS", "CORRAL_LOGS")
 BUCKETS = ("corral_planner", "corral_hosts", "corral_processors")
-KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS")
+KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS", *OF_JOBS)
 USERS = {
     Role.COLLECTOR: "node-7",
+    Role.RUNNER: "runner-7",
     Role.PROCESSOR: "processor",
     Role.PLANNER: "planner",
     Role.REQUESTER: "alice",
@@ -41,8 +45,30 @@ USERS = {
     Role.OPERATOR: "olga",
 }
 PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
-LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows", "moves")
+LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows", "moves", "jobs")
 NAMES = (*USERS.values(), "bob")
+NAMED = (
+    "request",
+    "renew",
+    "release",
+    "withdraw",
+    "drain",
+    "evict",
+    "set_groups",
+    "book",
+    "submit",
+    "job",
+    "job_override",
+)
+
+
+def logs(host: str, owner: str) -> str:
+    """Subject of a piece of what a job prints."""
+    return f"{V}.logs.{host}.12.0.h0.{owner}"
+
+
+LOGS = [logs(host, owner) for host in HOSTS for owner in (*NAMES, "team.alice", "alice.team")]
+READ_LOGS = [f"$JS.API.DIRECT.GET.CORRAL_LOGS.{subject}" for subject in LOGS]
 
 
 def publish_probes() -> list[str]:
@@ -50,14 +76,16 @@ def publish_probes() -> list[str]:
     found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
     found += [f"{V}.leases.granted.l-1", f"{V}.dead.invalid", f"{V}.unknown", "corral.v2.samples.node-7", "hello"]
     found += [f"{V}.plan.{what}{rest}" for what in (*LISTS, "unknown") for rest in ("", ".alice")]
-    for what in ("request", "renew", "release", "withdraw", "drain", "evict", "set_groups", "book"):
+    for what in NAMED:
         found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
     for what in ("plan.explain", "query", "history.snapshot", "history.read"):
         found += [f"{V}.{what}", *(f"{V}.{what}.{name}" for name in NAMES)]
     found += [f"{V}.history.{what}{rest}" for what in ("cancel", "status") for rest in ("", ".alice")]
     found += [f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
-    found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector"]
-    found += [f"{V}.health.collector.{host}" for host in HOSTS]
+    found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", f"{V}.health.runner"]
+    found += [f"{V}.health.{kind}.{host}" for kind in ("collector", "runner") for host in HOSTS]
+    found += [f"{V}.plan.runner", *(f"{V}.{kind}.{host}" for kind in ("plan.runner", "runs") for host in HOSTS)]
+    found += [f"{V}.jobs.12", f"{V}.logs", *LOGS, *READ_LOGS]
     found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
     found += [f"_INBOX.{name}.x" for name in NAMES] + ["_INBOX.x", "_R_.a.b", "$SYS.REQ.SERVER.PING", "$G"]
     found += [f"$KV.corral_hosts.{host}" for host in HOSTS]
@@ -97,7 +125,12 @@ def subscribe_probes() -> list[str]:
     found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice"]
     found += [f"{V}.query", f"{V}.query.*", f"{V}.query.alice", f"{V}.history.snapshot.*", f"{V}.history.read.olga"]
     found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
-    found += [f"{V}.health.exporter.x", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)]
+    found += [f"{V}.health.exporter.x"]
+    for kind in ("collector", "runner"):
+        found += [f"{V}.health.{kind}", *(f"{V}.health.{kind}.{host}" for host in HOSTS)]
+    found += [f"{V}.jobs.*", f"{V}.runs.*", f"{V}.logs.>", f"{V}.logs.*.*.*.*.>", f"{V}.logs.node-7.>", *LOGS]
+    found += [f"{V}.runs.{host}" for host in HOSTS] + [f"{V}.plan.runner.*", f"{V}.plan.submit.alice"]
+    found += [f"{V}.logs.*.*.*.*.{name}" for name in (*NAMES, "*")]
     found += ["$KV.corral_planner.>", f"$KV.corral_hosts.{HOSTS[0]}", "$SRV.PING", "$JS.EVENT.ADVISORY.>"]
     return found
 
@@ -120,11 +153,10 @@ def consuming(*streams: str) -> set[str]:
 
 SERVICE_QUESTIONS = {f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")}
 FOUR = STREAMS[:4]
-STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in FOUR)}
-HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
+STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in (*FOUR, *OF_JOBS))}
+HEALTH = {subject for subject in publish_probes() if subject.startswith(f"{V}.health")}
 UNNAMED = {
-    *(f"{V}.plan.{what}" for what in ("request", "renew", "release", "withdraw", "explain")),
-    *(f"{V}.plan.{what}" for what in ("drain", "evict", "set_groups", "book")),
+    *(f"{V}.plan.{what}" for what in (*NAMED, "explain")),
     *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
 }
 SEEING = {
@@ -146,14 +178,19 @@ SERVING = {
     *STATE_OF_STREAMS,
     *HEALTH,
     *(f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in BUCKETS[:2]),
-    *(f"$JS.API.STREAM.CREATE.{stream}" for stream in (*FOUR, "KV_corral_planner", "KV_corral_hosts")),
+    *(f"$JS.API.STREAM.CREATE.{stream}" for stream in (*FOUR, *OF_JOBS, *KEPT[5:7])),
     *(f"_INBOX.{name}.x" for name in NAMES),
     "_R_.a.b",
 }
 
 
 def asking(name: str) -> set[str]:
-    return {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw")}
+    return {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw", "submit", "job")}
+
+
+def reading_logs(name: str) -> set[str]:
+    """Those of this owner alone: not those of one whose name begins or ends as this one does."""
+    return {f"$JS.API.DIRECT.GET.CORRAL_LOGS.{logs(host, name)}" for host in HOSTS}
 
 
 def seeing(name: str) -> set[str]:
@@ -173,12 +210,20 @@ PUBLISH: dict[Role, set[str]] = {
         "_INBOX.node-7.x",
         "_R_.a.b",
     },
+    Role.RUNNER: {
+        f"{V}.plan.runner.node-7",
+        *(subject for subject in LOGS if subject.startswith(f"{V}.logs.node-7.")),
+        f"{V}.health.runner.node-7",
+        "$JS.API.INFO",
+        "_INBOX.runner-7.x",
+        "_R_.a.b",
+    },
     Role.PROCESSOR: {
         *SERVING,
         f"{V}.dead.invalid",
         *(f"{V}.history.status{rest}" for rest in ("", ".alice")),
-        *consuming(*STREAMS[:3], "CORRAL_PARTITIONS", "KV_corral_processors"),
-        *(f"$JS.ACK.{stream}.c.1.1.1.1.1" for stream in (*STREAMS[:3], "CORRAL_PARTITIONS")),
+        *consuming(*STREAMS[:3], "CORRAL_PARTITIONS", "KV_corral_processors", "CORRAL_JOBS"),
+        *(f"$JS.ACK.{stream}.c.1.1.1.1.1" for stream in (*STREAMS[:3], "CORRAL_PARTITIONS", "CORRAL_JOBS")),
         *(f"$JS.API.STREAM.{verb}.{name}" for verb in ("INFO", "CREATE") for name in ("CORRAL_PARTITIONS", KEPT[7])),
         "$KV.corral_processors.h.part.x",
         "$JS.API.DIRECT.GET.KV_corral_processors.$KV.corral_processors.x",
@@ -192,6 +237,9 @@ PUBLISH: dict[Role, set[str]] = {
     Role.PLANNER: {
         *SERVING,
         f"{V}.leases.granted.l-1",
+        f"{V}.jobs.12",
+        *(f"{V}.runs.{host}" for host in HOSTS),
+        "$JS.API.STREAM.MSG.GET.CORRAL_JOBS",
         *(subject for subject in publish_probes() if subject.startswith(f"{V}.plan.")),
         "$KV.corral_planner.leader",
         "$KV.corral_planner.lease.l-1",
@@ -202,11 +250,13 @@ PUBLISH: dict[Role, set[str]] = {
         "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
         *consuming(*STREAMS[:3], "KV_corral_planner"),
     },
-    Role.REQUESTER: seeing("alice") | asking("alice"),
+    Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice"),
     Role.VIEWER: seeing("vera"),
     Role.OPERATOR: {
         *seeing("olga"),
         *asking("olga"),
+        *READ_LOGS,
+        f"{V}.plan.job_override.olga",
         f"{V}.plan.drain.olga",
         f"{V}.plan.evict.olga",
         f"{V}.plan.set_groups.olga",
@@ -216,6 +266,8 @@ PUBLISH: dict[Role, set[str]] = {
     },
 }
 LIVE = {*(f"{V}.{kind}.*" for kind in TELEMETRY), f"{V}.samples.node-7"}
+EVENTS = LIVE | {f"{V}.leases.>", f"{V}.jobs.*"}
+ALL_LOGS = {*LOGS, *(f"{V}.logs.*.*.*.*.{name}" for name in (*NAMES, "*", ">"))}
 SUBSCRIBE: dict[Role, set[str]] = {
     Role.COLLECTOR: {
         f"{V}.leases.>",
@@ -223,6 +275,7 @@ SUBSCRIBE: dict[Role, set[str]] = {
         f"{V}.health.collector",
         f"{V}.health.collector.node-7",
     },
+    Role.RUNNER: {f"{V}.runs.node-7", f"{V}.health", f"{V}.health.runner", f"{V}.health.runner.node-7"},
     Role.PROCESSOR: {
         *(f"{V}.query{rest}" for rest in ("", ".*", ".alice")),
         *(f"{V}.history.{rest}" for rest in (">", "snapshot.*", "read.olga")),
@@ -235,12 +288,13 @@ SUBSCRIBE: dict[Role, set[str]] = {
         *LIVE,
         f"{V}.plan.>",
         f"{V}.plan.request.alice",
+        *(f"{V}.plan.runner.*", f"{V}.plan.submit.alice"),
         *("$SRV.>", "$SRV.PING"),
         *(s for s in subscribe_probes() if s.startswith(f"{V}.health")),
     },
-    Role.REQUESTER: LIVE | {f"{V}.leases.>"},
-    Role.VIEWER: LIVE | {f"{V}.leases.>"},
-    Role.OPERATOR: LIVE | {f"{V}.leases.>", f"{V}.dead.*"},
+    Role.REQUESTER: EVENTS | {f"{V}.logs.*.*.*.*.alice", *(logs(host, "alice") for host in HOSTS)},
+    Role.VIEWER: EVENTS,
+    Role.OPERATOR: EVENTS | {f"{V}.dead.*", *ALL_LOGS},
 }
 
 
@@ -248,7 +302,8 @@ SUBSCRIBE: dict[Role, set[str]] = {
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
     made = SecuredBus(tmp_path_factory.mktemp("matrix"))
     for role, name in USERS.items():
-        made.add(role, name)
+        made.add(role, name, **({"hosts": ["node-7"]} if role is Role.RUNNER else {}))
+    made.add(Role.RUNNER, "runner-8", hosts=["node-8"])
     made.add(Role.REQUESTER, "bob")
     made.add(Role.ADMIN, "root-of-all")
     made.server.start()
@@ -334,6 +389,11 @@ PRIZES = (
     f"{V}.plan.book.olga",
     f"{V}.leases.evicted.l-1",
     f"{V}.samples.node-8",
+    f"{V}.jobs.12",
+    f"{V}.runs.node-8",
+    f"{V}.plan.runner.node-8",
+    f"{V}.plan.job_override.olga",
+    logs("node-8", "bob"),
     "$KV.corral_hosts.node-8",
     *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),
     *(f"{V}.query{whose}" for whose in ("", ".bob")),
@@ -349,7 +409,7 @@ async def forge(nc: Client, subjects: set[str]) -> None:
     await nc.flush(10)
 
 
-@pytest.mark.parametrize("role", [Role.COLLECTOR, *PEOPLE])
+@pytest.mark.parametrize("role", [Role.COLLECTOR, Role.RUNNER, *PEOPLE])
 async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus, role: Role) -> None:
     """A server does not check where an answer is wanted. Within one account JetStream would write it over a lease."""
     seen: list[str] = []
@@ -419,3 +479,64 @@ async def test_an_answer_is_read_by_who_asked_alone(layout: SecuredBus) -> None:
     finally:
         await alice.close()
         await bob.close()
+
+
+async def test_what_a_job_prints_reaches_its_owner_once_and_nobody_else(layout: SecuredBus) -> None:
+    """Neither live nor stored, whatever subject one asks for: a server takes wildcards there, too."""
+    found: dict[str, list[str]] = {name: [] for name in ("alice", "bob", "olga")}
+    both = asyncio.Event()
+    people = {name: await layout.connect(name) for name in found}
+    runner = await layout.connect("runner-7")
+
+    def see(name: str) -> Callable[[Msg], Awaitable[None]]:
+        async def seen(message: Msg) -> None:
+            found[name].append(message.data.decode())
+            if len(found["olga"]) == 2:
+                both.set()
+
+        return seen
+
+    try:
+        for name, nc in people.items():
+            await nc.subscribe(f"{V}.logs.*.*.*.*.{'>' if name == 'olga' else name}", cb=see(name))
+            await nc.flush()
+        for owner in ("alice", "bob"):
+            await runner.jetstream().publish(logs("node-7", owner), f"of {owner}".encode())
+        async with asyncio.timeout(10):
+            await both.wait()
+        for nc in people.values():
+            await nc.flush()
+        assert found == {"alice": ["of alice"], "bob": ["of bob"], "olga": ["of alice", "of bob"]}
+        stored = "$JS.API.DIRECT.GET.CORRAL_LOGS."
+        answer = await people["alice"].request(stored + logs("node-7", "alice"), timeout=5)
+        assert answer.data == b"of alice"
+        for subject in (f"{V}.logs.>.12.0.h0.alice", f"{V}.logs.node-7.12.0.>.alice", f"{V}.logs.*.*.*.*.alice"):
+            answer = await people["alice"].request(stored + subject, timeout=5)
+            assert b"bob" not in answer.data
+    finally:
+        for nc in (*people.values(), runner):
+            await nc.close()
+
+
+async def test_orders_need_a_token(layout: SecuredBus) -> None:
+    """Within an account an answer goes wherever the one who asks wants it: to the subject of another's orders, too."""
+    came: asyncio.Queue[bytes] = asyncio.Queue()
+    runner = await layout.connect("runner-8")
+    node = await layout.connect("node-7")
+
+    async def see(message: Msg) -> None:
+        came.put_nowait(message.data)
+
+    try:
+        await runner.subscribe(f"{V}.runs.node-8", cb=see)
+        await runner.flush()
+        forged = codec.encode(RunOrders(planner="p", term=99, complete=True))
+        await node.jetstream().publish(f"{V}.events.node-7", forged)
+        stored = f"$JS.API.DIRECT.GET.CORRAL_FACTS.{V}.events.node-7"
+        await node.publish(stored, b"", reply=f"{V}.runs.node-8")
+        await node.flush()
+        async with asyncio.timeout(5):
+            assert await came.get() == forged
+    finally:
+        await runner.close()
+        await node.close()
