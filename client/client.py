@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from ..bus.connect import BusUnavailable
 from ..bus.connect import connect as bus_connect
-from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
@@ -31,7 +30,7 @@ from . import subscriptions
 from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
-from .errors import InvalidRequest, NoService, QueryFailed, Refused, Rejected, Unavailable
+from .errors import NoService, QueryFailed, Refused, Rejected, Unavailable
 from .lease import Lost, Noticed, OnOutage, Resizing
 from .lease_context import LeaseContext
 from .notebook import DeviceList
@@ -413,30 +412,12 @@ class Client(RequestCalls):
         """
         return subscriptions.samples(self.nc, hosts, devices)
 
-    # Signatures of operator actions
-
-    def _operator(self, operator: str | None) -> str:
-        """Name that signs an action: `operator` if given, else the credentials' user, else the client's owner.
-
-        The server checks the name against the credentials. Credentials for any owner sign with the client's owner.
-        """
-        if operator or self.identity.owner == ANY_OWNER:
-            return operator or self.owner
-        return self.identity.user or self.owner
-
     def _signed(
         self,
         subject: str,
         action: operations.DrainAction | operations.EvictAction | operations.PreemptAction | GroupChange | WindowAction,
     ) -> str:
-        if not self.owned_subjects:
-            return subject
-        try:
-            msgspec.convert(action.operator, requests.OwnerName)
-        except msgspec.ValidationError:
-            text = f"{action.operator!r} can't sign an action: use letters, digits and _ @ . : / + - only"
-            raise InvalidRequest(text, "invalid", "$.operator") from None
-        return f"{subject}.{action.operator}"
+        return self._signed_by(subject, action.operator)
 
 
 class Connecting:

@@ -5,50 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import nats.aio.client
-
-from ..bus.credentials import ANY_OWNER
-from ..bus.permissions import identity_of
 from ..schemas import operations, plain, requests
 from ..schemas.subjects import PlanSubject
 from . import subscriptions
-from .errors import Refused
+from .owned_calls import OwnedCalls
 from .paging import all_leases
-from .request import default_owner
-from .rpc import Calls
 
 
-class LeaseCalls(Calls):
-    """Calls over a connection on behalf of an owner.
-
-    Args:
-        nc: a connected client of the bus.
-        owner: owner of requests and leases where a call names none; None takes the owner that the environment names,
-            then that of the credentials, then the name of the user account.
-        timeout: as in `Calls`.
-        patience: as in `Calls`.
-        owned_subjects: send requests on subjects that end with the owner; None does so if the connection has
-            credentials.
-
-    Attributes:
-        identity: identity in the connection's credentials.
-    """
-
-    def __init__(
-        self,
-        nc: nats.aio.client.Client,
-        *,
-        owner: str | None,
-        timeout: float,
-        patience: float,
-        owned_subjects: bool | None,
-    ) -> None:
-        super().__init__(nc)
-        self.identity = identity_of(nc)
-        self.owner = owner or default_owner(self.identity.owner)
-        self.timeout = timeout
-        self.patience = patience
-        self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
+class LeaseCalls(OwnedCalls):
+    """Calls on leases; see `OwnedCalls`."""
 
     async def renew(
         self, lease_id: str, *, ttl: float | None = None, owner: str | None = None, holder: str = ""
@@ -169,14 +134,3 @@ class LeaseCalls(Calls):
     def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> AsyncIterator[requests.LeaseEvent]:
         """Stream lease events from now on; of one lease or one kind, if given."""
         return subscriptions.lease_events(self.nc, lease_id, kind)
-
-    def _owned(self, subject: str, owner: str) -> str:
-        named = self.identity.owner
-        if named not in ("", ANY_OWNER, owner):
-            # The server would refuse the message without a reply, so the caller would wait until the timeout.
-            raise Refused(
-                f"these credentials can make requests for the owner {named!r} only, not for {owner!r}",
-                "refused",
-                "$.owner",
-            )
-        return f"{subject}.{owner}" if self.owned_subjects else subject
