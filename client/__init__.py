@@ -1,4 +1,4 @@
-"""Corral from Python: `SyncClient` and `lease` for scripts and notebooks, `connect` for asyncio.
+"""Corral from Python: `SyncClient`, `lease` and `submit` for scripts and notebooks, `connect` for asyncio.
 
 from corral.client import lease
 
@@ -29,9 +29,12 @@ from .errors import (
     TooManyRequests,
     Unavailable,
 )
+from .job_logs import LogPiece
+from .job_results import progress
 from .lease import HeldLease, OnOutage
 from .notebook import load_ipython_extension
 from .result import QueryResult
+from .submitted import SubmittedJob, as_completed, map, submit  # noqa: A004
 from .sync import SyncClient, lease
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "HeldLease",
     "InvalidRequest",
     "LeaseLost",
+    "LogPiece",
     "NoService",
     "NotFound",
     "NotOwner",
@@ -52,13 +56,18 @@ __all__ = [
     "Refused",
     "Rejected",
     "ServiceError",
+    "SubmittedJob",
     "SyncClient",
     "TimedOut",
     "TooManyRequests",
     "Unavailable",
+    "as_completed",
     "connect",
     "lease",
     "load_ipython_extension",
+    "map",
+    "progress",
+    "submit",
 ]
 
 # In a notebook, devices and leases show as tables without being asked to.

@@ -31,6 +31,7 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
 from .errors import NoService, QueryFailed, Refused, Rejected, Unavailable
+from .jobs import JobCalls
 from .lease import Lost, Noticed, OnOutage, Resizing
 from .lease_context import LeaseContext
 from .notebook import DeviceList
@@ -66,6 +67,17 @@ class Client(RequestCalls):
     ) -> None:
         super().__init__(nc, owner=owner, timeout=timeout, patience=patience, owned_subjects=owned_subjects)
         self._person = ""
+
+    @property
+    def jobs(self) -> JobCalls:
+        """Calls about jobs: `await client.jobs.submit(["python", "train.py"], gpus=2)`."""
+        return JobCalls(
+            self.nc,
+            owner=self.owner,
+            timeout=self.timeout,
+            patience=self.patience,
+            owned_subjects=self.owned_subjects,
+        )
 
     def speaking_for(self, person: str) -> Self:
         """A client on the same connection whose queries and explanations are queued under the name of `person`.

@@ -27,6 +27,7 @@ from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
 from .rpc import Waiting
+from .sync_jobs import SyncJobCalls
 
 T = TypeVar("T")
 N = TypeVar("N")
@@ -86,6 +87,23 @@ class _Loop:
                 with contextlib.suppress(Exception):
                     asyncio.run_coroutine_threadsafe(undo(made[0]), self.loop).result(_ENDING_SECONDS)
             raise
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Iterate over an asynchronous iterator, which is closed at the end."""
+
+        async def following() -> T:
+            return await anext(source)
+
+        try:
+            while True:
+                try:
+                    yield self.run(following())
+                except StopAsyncIteration:
+                    return
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None and self.loop.is_running() and not self.forked:
+                self.run(close())
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -179,6 +197,11 @@ class SyncClient:
     def owner(self) -> str:
         """Owner of requests and leases where a call names none."""
         return self._client.owner
+
+    @property
+    def jobs(self) -> SyncJobCalls:
+        """Calls about jobs: `client.jobs.submit(["python", "train.py"], gpus=2)`."""
+        return SyncJobCalls(self._loop, self._client.jobs)
 
     def __enter__(self) -> Self:
         return self
@@ -418,11 +441,11 @@ class SyncClient:
 
     def watch(self, *, hosts: Sequence[str] = (), devices: Sequence[str] = ()) -> Iterator[DeviceSample]:
         """See `Client.watch`."""
-        return self._iterate(self._client.watch(hosts=hosts, devices=devices))
+        return self._loop.iterate(self._client.watch(hosts=hosts, devices=devices))
 
     def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> Iterator[requests.LeaseEvent]:
         """See `Client.lease_events`."""
-        return self._iterate(self._client.lease_events(lease_id=lease_id, kind=kind))
+        return self._loop.iterate(self._client.lease_events(lease_id=lease_id, kind=kind))
 
     def hold(
         self,
@@ -469,21 +492,6 @@ class SyncClient:
                 await held.release()
 
         self._loop.run(released())
-
-    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
-        async def following() -> T:
-            return await anext(source)
-
-        try:
-            while True:
-                try:
-                    yield self._loop.run(following())
-                except StopAsyncIteration:
-                    return
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None and not self._closed and not self._loop.forked:
-                self._loop.run(close())
 
 
 def _in_thread(callback: Callable[[N], object] | None, name: str) -> Callable[[N], None] | None:

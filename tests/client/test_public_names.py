@@ -20,6 +20,7 @@ PUBLIC = {
         *("CorralError", "Unavailable", "NoService", "TimedOut", "Rejected", "LeaseLost", "Forked"),
         *("ServiceError", "InvalidRequest", "NotFound", "Ended", "NotOwner", "Conflict", "Refused"),
         *("TooManyRequests", "QueryFailed", "load_ipython_extension"),
+        *("submit", "map", "as_completed", "progress", "SubmittedJob", "LogPiece"),
     },
     "corral.schemas": {
         *("WorkRequest", "WorkItem", "Distribution", "Placement", "Method", "WeightBy", "Preemption"),
@@ -29,6 +30,8 @@ PUBLIC = {
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),
         *("Group", "GroupTree", "Resources", "Groups", "GroupStatus"),
         *("Window", "WindowStatus", "Repeat", "IdleRule", "IdleAction", "IdleNotice", "Moves", "Move"),
+        *("Job", "JobSpec", "JobState", "JobTask", "TaskPart", "JobListing", "Jobs", "JobFilter", "JobDetails"),
+        *("JobAction", "JobVerb", "JobEvent", "Dependency", "Condition"),
         *("DeviceSample", "SampleBatch", "ProcessBatch", "ProcessSample", "DeviceEvent", "AttributionKind"),
         *("codec", "columns", "subjects"),
     },

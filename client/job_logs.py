@@ -1,0 +1,278 @@
+"""What jobs print: the begin and the end that the bus keeps of each run, put together, and what comes live.
+
+A run's output is published in pieces, each on a subject of its own; a later piece of the end takes the place of an
+earlier one. So there may be a hole between begin and end, and pieces of an earlier attempt may still be stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Final
+
+import nats.aio.client
+import nats.errors
+from msgspec import Struct
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.errors import APIError, NotFoundError
+
+from ..bus import stream_reader
+from ..bus.permissions import NotAllowed
+from ..schemas import codec, subjects
+from ..schemas.jobs import FINAL, JobListing, JobTask, TaskPart
+from ..schemas.runs import LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
+from .errors import NotFound, Refused, Unavailable
+from .job_names import Selection
+
+log = logging.getLogger("corral.client")
+
+_POLL_SECONDS: Final = 1.0
+_AT_ONCE: Final = 64
+"""Pieces that are asked for at a time."""
+_LAST_TRIES: Final = 10
+_LAST_TRY_SECONDS: Final = 0.2
+"""Time between the tries to get the last pieces of a run that has ended."""
+_PIECES: Final = (
+    *(f"h{number}" for number in range(LOG_HEAD_CHUNKS)),
+    *(f"t{number}" for number in range(LOG_TAIL_CHUNKS)),
+)
+_HOST_TOKEN: Final = len(subjects.LOGS.split("."))
+_INDEX_TOKEN: Final = _HOST_TOKEN + 2
+
+Ask = Callable[[], Awaitable[JobListing]]
+
+
+class LogPiece(Struct, frozen=True):
+    """Something that a run has printed.
+
+    Attributes:
+        index: of its task; 0 without an array.
+        host: that it runs on.
+        rank: of the host among those of the task.
+        attempt: of the task, from 1.
+        offset: of the first byte in the output.
+        data: bytes, as they were printed: a line may be cut.
+        missed: bytes before these that the bus has not kept; they are in `file` alone.
+        file: of the whole output, on the host; empty if unknown.
+    """
+
+    index: int
+    host: str
+    rank: int
+    attempt: int
+    offset: int
+    data: bytes
+    missed: int = 0
+    file: str = ""
+
+
+class Output:
+    """The output of a task on one host, from pieces that come in any order, and more than once.
+
+    Args:
+        index: of the task.
+        part: what runs there, as it was listed last.
+
+    Attributes:
+        position: offset of the next byte.
+        ended: true once the last piece was seen.
+    """
+
+    def __init__(self, index: int, part: TaskPart) -> None:
+        self.index = index
+        self.part = part
+        self.attempt = 0
+        self.position = 0
+        self.ended = False
+
+    def follows(self, chunk: LogChunk) -> bool:
+        """True if nothing is missing before this piece."""
+        return attempt_of(chunk) == max(self.attempt, 1) and chunk.offset <= self.position
+
+    def take(self, chunk: LogChunk) -> LogPiece | None:
+        """What is new in a piece; None if nothing is."""
+        attempt = attempt_of(chunk)
+        if attempt < self.attempt:
+            return None
+        if attempt > self.attempt:
+            self.attempt, self.position, self.ended = attempt, 0, False
+        self.ended = self.ended or chunk.ended
+        known = max(0, self.position - chunk.offset)
+        data = chunk.data[known:]
+        missed = max(0, chunk.offset - self.position)
+        if not data:
+            return None
+        self.position = chunk.offset + known + len(data)
+        return LogPiece(
+            index=self.index,
+            host=self.part.host,
+            rank=self.part.rank,
+            attempt=attempt,
+            offset=chunk.offset + known,
+            data=data,
+            missed=missed,
+            file=self.part.log_file,
+        )
+
+    def take_all(self, chunks: Iterable[LogChunk]) -> Iterator[LogPiece]:
+        """What is new in stored pieces: of the newest attempt among them, in the order of the output."""
+        known = list(chunks)
+        newest = max((attempt_of(chunk) for chunk in known), default=0)
+        for chunk in sorted(known, key=lambda chunk: chunk.offset):
+            if attempt_of(chunk) == newest and (piece := self.take(chunk)) is not None:
+                yield piece
+
+
+def attempt_of(chunk: LogChunk) -> int:
+    """Number of the attempt that printed a piece, from its run id; 1 if that has none."""
+    _, _, number = chunk.run_id.rpartition(".")
+    return int(number) if number.isdecimal() else 1
+
+
+async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = None) -> AsyncIterator[LogPiece]:
+    """What the bus has kept of tasks, one after the other.
+
+    Args:
+        nc: connection; it needs direct access to the owner's pieces in `CORRAL_LOGS`.
+        ask: lists the job with these tasks.
+        host: only of this host.
+
+    Raises:
+        Refused: the connection may not read them.
+        NotFound: the bus keeps no output.
+    """
+    listing = await ask()
+    for output in _outputs(listing.tasks, host):
+        for piece in output.take_all(await _stored(nc, listing, output)):
+            yield piece
+
+
+async def follow_logs(
+    nc: nats.aio.client.Client, ask: Ask, chosen: Selection, host: str | None = None
+) -> AsyncIterator[LogPiece]:
+    """What the bus has kept of tasks, and then what they print, until all of them have ended.
+
+    A piece that the subscription loses is fetched from the stream, within two seconds.
+
+    Args:
+        nc: connection; as for `stored_logs`.
+        ask: lists the job with the tasks.
+        chosen: the job, and the tasks.
+        host: only of this host.
+
+    Raises:
+        Refused: the connection may not read them.
+        NotFound: the bus keeps no output.
+    """
+    listing = await ask()
+    known: dict[tuple[int, str], Output] = {}
+    everything = subjects.log_subject("*", chosen.job_id, -1, "*", listing.job.owner).replace(".-1.", ".*.")
+    subscription = await nc.subscribe(everything, pending_bytes_limit=-1, pending_msgs_limit=-1)
+    try:
+        fresh: set[tuple[int, str]] = set()
+        while True:
+            for output in _outputs(listing.tasks, host):
+                key = (output.index, subjects.host_token(output.part.host))
+                current = known.setdefault(key, output)
+                current.part = output.part
+                if current is output or (current.position < output.part.log_bytes and key not in fresh):
+                    for piece in current.take_all(await _stored(nc, listing, current)):
+                        yield piece
+            if all(task.state in FINAL for task in listing.tasks):
+                break
+            fresh.clear()
+            end = asyncio.get_running_loop().time() + _POLL_SECONDS
+            while (message := await _next(subscription, end)) is not None:
+                found = _live(message, known)
+                if found is None:
+                    continue
+                key, chunk = found
+                current = known[key]
+                fresh.add(key)
+                if not current.follows(chunk):
+                    for piece in current.take_all(await _stored(nc, listing, current)):
+                        yield piece
+                if (piece := current.take(chunk)) is not None:
+                    yield piece
+            listing = await ask()
+        for output in known.values():
+            async for piece in _rest(nc, listing, output):
+                yield piece
+    finally:
+        with contextlib.suppress(nats.errors.Error):  # the connection may be closed already
+            await subscription.unsubscribe()
+
+
+async def _rest(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> AsyncIterator[LogPiece]:
+    """The last pieces of a run that has ended: its runner may still be publishing them."""
+    for _ in range(_LAST_TRIES):
+        if output.ended or (output.part.log_bytes and output.position >= output.part.log_bytes):
+            return
+        for piece in output.take_all(await _stored(nc, listing, output)):
+            yield piece
+        if not output.part.log_bytes and not output.position:  # it has printed nothing, as far as is known
+            return
+        await asyncio.sleep(_LAST_TRY_SECONDS)
+
+
+def _outputs(tasks: Iterable[JobTask], host: str | None) -> Iterator[Output]:
+    for task in tasks:
+        for part in task.parts:
+            if host in (None, part.host):
+                yield Output(task.index, part)
+
+
+def _live(message: Msg, known: dict[tuple[int, str], Output]) -> tuple[tuple[int, str], LogChunk] | None:
+    """A piece of a known output; None for any other message."""
+    tokens = message.subject.split(".")
+    key = (int(tokens[_INDEX_TOKEN]) if tokens[_INDEX_TOKEN].isdecimal() else -1, tokens[_HOST_TOKEN])
+    chunk = _decoded(message.data) if key in known else None
+    return None if chunk is None else (key, chunk)
+
+
+async def _next(subscription: Subscription, end: float) -> Msg | None:
+    """The next message; None if none came by then."""
+    left = end - asyncio.get_running_loop().time()
+    if left <= 0:
+        return None
+    try:
+        return await subscription.next_msg(timeout=left)
+    except nats.errors.TimeoutError:
+        return None
+    except nats.errors.Error:  # the subscription is refused or closed: what is stored is read all the same
+        await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
+        return None
+
+
+async def _stored(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> list[LogChunk]:
+    job = listing.job
+    host = subjects.host_token(output.part.host)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def piece(name: str) -> LogChunk | None:
+        subject = subjects.log_subject(host, job.job_id, output.index, name, job.owner)
+        async with gate:
+            found = await stream_reader.last(nc, subjects.LOGS_STREAM, subject)
+        return None if found is None else _decoded(found.data)
+
+    try:
+        return [chunk for chunk in await asyncio.gather(*map(piece, _PIECES)) if chunk is not None]
+    except NotAllowed as error:
+        raise Refused(f"what job {job.job_id} prints is for its owner, {job.owner}: {error}", "refused") from None
+    except NotFoundError:
+        raise NotFound(
+            f"this bus keeps no output of jobs: there is no stream {subjects.LOGS_STREAM}", "not_found"
+        ) from None
+    except (nats.errors.Error, APIError, OSError) as error:
+        raise Unavailable(f"what job {job.job_id} has printed can't be read: {type(error).__name__} {error}") from error
+
+
+def _decoded(data: bytes) -> LogChunk | None:
+    try:
+        return codec.decode(data, LogChunk, codec.JSON if data[:1] == b"{" else codec.MSGPACK)
+    except codec.DecodeError as error:
+        log.debug("a piece of output: %s", error)
+        return None

@@ -1,0 +1,333 @@
+"""Jobs: submit, list, command and wait for them, and read what they print."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Unpack
+
+from msgspec.structs import replace
+
+from ..schemas import requests
+from ..schemas.jobs import (
+    FINAL,
+    Job,
+    JobAction,
+    JobDetails,
+    JobFilter,
+    JobListing,
+    Jobs,
+    JobSpec,
+    JobState,
+    JobTask,
+    JobVerb,
+    OverrideAction,
+)
+from ..schemas.subjects import PlanSubject
+from .errors import InvalidRequest, NotFound, Rejected
+from .job_functions import script_of_map, shell_map
+from .job_logs import LogPiece, follow_logs, stored_logs
+from .job_names import Selection, parse_selection
+from .job_spec import JobFields, Work, job_spec, name_of
+from .owned_calls import OwnedCalls
+
+_FIRST_POLL_SECONDS: Final = 0.1
+_LONGEST_POLL_SECONDS: Final = 2.0
+_IDS_PER_CALL: Final = 1000
+_TASKS_PER_CALL: Final = 2000
+
+Which = str | Job | Selection
+"""A job, or some of its tasks: `"1234"`, `"1234_7"`, `"1234_[0-9]"`, or what `submit` returned."""
+
+
+class JobCalls(OwnedCalls):
+    """Calls about jobs, as `client.jobs`.
+
+    `operator` of a command makes it one of an operator's, for a job of any owner: True signs it with the credentials'
+    user, and a name with that.
+    """
+
+    async def submit(self, work: Work, *arguments: Any, **fields: Unpack[JobFields]) -> Job:
+        """Submit a job. It is durable once this returns.
+
+        Args:
+            work: the words of a command; a `Path` of a script, or its text, which begins with `#!`; or a function.
+                `#CORRAL` lines of a script are those of the command line, and are not read here.
+            arguments: of the script or function, or further words of the command.
+            fields: what each task needs and how it is queued; see `JobFields`.
+
+        Raises:
+            InvalidRequest: a field is wrong, or the function can't be sent to another host.
+            Rejected: the fleet could never hold it.
+            TooManyRequests: the owner has too many jobs.
+            Unavailable, NoService, TimedOut: no planner answered.
+        """
+        return await self.send(job_spec(self.owner, work, arguments, fields))
+
+    async def map(self, work: Work, inputs: Iterable[Any], **fields: Unpack[JobFields]) -> Job:
+        """Submit an array with a task for each input: a function is called with it, a command gets it as a last word.
+
+        Args:
+            work: a function, or the words of a command.
+            inputs: plain values, in the order of the tasks' indexes from 0.
+            fields: as in `submit`. `array` may be `%10`, so that at most 10 tasks run at a time.
+        """
+        values = list(inputs)
+        if not values:
+            raise InvalidRequest("there are no inputs: an array has a task for each", "invalid", "$.array")
+        limit = fields.get("array", "")
+        if limit and not (isinstance(limit, str) and limit.startswith("%")):
+            text = f"array={limit!r}: the inputs number the tasks; only how many may run at a time goes here, as %10"
+            raise InvalidRequest(text, "invalid", "$.array")
+        if callable(work):
+            script = script_of_map(work, values, fields.get("python"))
+            fields.setdefault("directory", Path.cwd())
+        elif isinstance(work, str | Path):
+            text = "map takes a function or the words of a command; a script has its index in CORRAL_ARRAY_INDEX"
+            raise InvalidRequest(text, "invalid", "$.script")
+        else:
+            script = shell_map(work, values)
+        fields.setdefault("name", name_of(work))
+        fields["array"] = f"0-{len(values) - 1}{limit}"
+        return await self.send(job_spec(self.owner, script, (), fields))
+
+    async def send(self, spec: JobSpec) -> Job:
+        """Submit a `JobSpec`; otherwise as `submit`."""
+        owner = spec.request.owner
+        expected: Any = Job | requests.Rejection
+        answer: Job | requests.Rejection = await self._plan(self._owned(PlanSubject.SUBMIT, owner), spec, expected)
+        if isinstance(answer, requests.Rejection):
+            raise Rejected(answer)
+        return answer
+
+    async def find(
+        self,
+        *,
+        ids: Sequence[str] = (),
+        owner: str | None = None,
+        states: Sequence[JobState | str] = (),
+        name: str = "",
+        active: bool = False,
+    ) -> list[Job]:
+        """Jobs that have not ended and those that ended lately, the newest first.
+
+        Args:
+            ids: only these.
+            owner: only of this owner.
+            states: only in these states.
+            name: glob over names.
+            active: only jobs that have not ended.
+        """
+        wanted = JobFilter(owner=owner, states=[JobState(one) for one in states], name=name, active=active)
+        parts = [list(ids[at : at + _IDS_PER_CALL]) for at in range(0, len(ids), _IDS_PER_CALL)] or [[]]
+        found: dict[str, Job] = {}
+        for part in parts:
+            async for listing in self._listings(replace(wanted, job_ids=part)):
+                found[listing.job.job_id] = listing.job
+        return sorted(found.values(), key=lambda job: int(job.job_id), reverse=True)
+
+    async def get(self, which: Which, *, tasks: bool = True, task_states: Sequence[JobState | str] = ()) -> JobListing:
+        """A job with its tasks, in the order of their indexes.
+
+        Args:
+            which: the job, or some of its tasks.
+            tasks: with its tasks; else with none.
+            task_states: only tasks in these states.
+
+        Raises:
+            NotFound: there is no such job, or it ended too long ago.
+        """
+        job_id, indexes = selection(which)
+        wanted = JobFilter(
+            job_ids=[job_id], tasks=tasks, indexes=list(indexes), task_states=[JobState(one) for one in task_states]
+        )
+        if not tasks:
+            async for listing in self._listings(wanted):
+                return listing
+            raise _no_job(job_id)
+        found: dict[int, JobTask] = {}
+        offset = 0
+        while True:
+            answer = await self._plan(PlanSubject.JOBS, replace(wanted, offset=offset, limit=_TASKS_PER_CALL), Jobs)
+            if not answer.jobs:
+                raise _no_job(job_id)
+            listing = answer.jobs[0]
+            found.update((task.index, task) for task in listing.tasks)
+            offset += len(listing.tasks)
+            if not listing.tasks or offset >= listing.total_tasks:
+                return replace(listing, tasks=[found[index] for index in sorted(found)])
+
+    async def _listings(self, wanted: JobFilter) -> AsyncIterator[JobListing]:
+        offset = 0
+        while True:
+            answer = await self._plan(PlanSubject.JOBS, replace(wanted, offset=offset), Jobs)
+            for listing in answer.jobs:
+                yield listing
+            offset += len(answer.jobs)
+            if not answer.jobs or offset >= answer.total:
+                return
+
+    # Commands
+
+    async def show(self, which: Which, *, operator: bool | str = False) -> JobDetails:
+        """A job as it was submitted, with its command or script: for its owner and operators."""
+        return await self._command(which, JobVerb.SHOW, operator)
+
+    async def cancel(
+        self, which: Which, *, reason: str = "", signal: str = "", operator: bool | str = False
+    ) -> JobDetails:
+        """End a job, or some of its tasks, or take them from the queue.
+
+        Args:
+            which: the job, or some of its tasks.
+            reason: why, for the history.
+            signal: to send first, in place of SIGTERM; SIGKILL follows after the grace.
+            operator: as an operator, for a job of any owner.
+
+        Raises:
+            NotFound: there is no such job.
+            NotOwner: it belongs to another owner.
+        """
+        return await self._command(which, JobVerb.CANCEL, operator, reason=reason, signal=signal)
+
+    async def hold(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """Keep what waits of a job from being started; what runs goes on."""
+        return await self._command(which, JobVerb.HOLD, operator, reason=reason)
+
+    async def release(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """Let what is held of a job be started again."""
+        return await self._command(which, JobVerb.RELEASE, operator, reason=reason)
+
+    async def resubmit(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """Queue tasks that have ended again: those named, or all that have not ended well."""
+        return await self._command(which, JobVerb.RESUBMIT, operator, reason=reason)
+
+    async def _command(self, which: Which, verb: JobVerb, operator: bool | str, **more: str) -> JobDetails:
+        job_id, indexes = selection(which)
+        action = JobAction(job_id=job_id, verb=verb, indexes=list(indexes), **more)
+        if operator:
+            signer = self._operator(None if operator is True else operator)
+            body = OverrideAction(operator=signer, action=action)
+            return await self._plan(self._signed_by(PlanSubject.JOB_OVERRIDE, signer), body, JobDetails)
+        own = replace(action, owner=self.owner)
+        return await self._plan(self._owned(PlanSubject.JOB, self.owner), own, JobDetails)
+
+    # Waiting
+
+    async def wait(self, which: Which, *, timeout: float | None = None) -> JobListing:
+        """Wait until a job, or tasks of it, have ended; returns it with these tasks.
+
+        Args:
+            which: the job, or some of its tasks.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            TimeoutError: it has not ended by then.
+            NotFound: there is no such job.
+        """
+        async with asyncio.timeout(timeout):
+            pause = _FIRST_POLL_SECONDS
+            chosen = selection(which)
+            while True:
+                found = await self.get(chosen, tasks=bool(chosen.indexes))
+                ended = all(task.state in FINAL for task in found.tasks) if chosen.indexes else ended_job(found.job)
+                if ended:
+                    return found if chosen.indexes else await self.get(chosen)
+                await asyncio.sleep(pause)
+                pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
+
+    async def as_completed(self, jobs: Iterable[str | Job], *, timeout: float | None = None) -> AsyncIterator[Job]:
+        """Jobs in the order in which they end, each once.
+
+        Args:
+            jobs: the jobs.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            TimeoutError: not all have ended by then.
+            NotFound: one of them does not exist.
+        """
+        waiting = {selection(job).job_id for job in jobs}
+        end = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        pause = _FIRST_POLL_SECONDS
+        while waiting:
+            found = {job.job_id: job for job in await self.find(ids=sorted(waiting))}
+            if missing := waiting - set(found):
+                raise _no_job(min(missing))
+            ended = sorted(
+                (job for job in found.values() if ended_job(job)),
+                key=lambda job: (job.ended_at or job.submitted_at, int(job.job_id)),
+            )
+            for job in ended:
+                waiting.discard(job.job_id)
+                pause = _FIRST_POLL_SECONDS
+                yield job
+            if not waiting:
+                return
+            if end is not None and asyncio.get_running_loop().time() + pause > end:
+                raise TimeoutError(f"{len(waiting)} jobs have not ended within {timeout:g} s")
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
+
+    async def tasks_as_completed(self, which: Which, *, timeout: float | None = None) -> AsyncIterator[JobTask]:
+        """Tasks of a job in the order in which they end, each once; otherwise as `as_completed`."""
+        chosen = selection(which)
+        end = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        pause = _FIRST_POLL_SECONDS
+        seen: set[int] = set()
+        while True:
+            everything = await self.get(chosen, tasks=bool(chosen.indexes))
+            over = all(t.state in FINAL for t in everything.tasks) if chosen.indexes else ended_job(everything.job)
+            ended = (await self.get(chosen, task_states=sorted(FINAL))).tasks
+            fresh = [task for task in ended if task.index not in seen]
+            for task in sorted(fresh, key=lambda task: (task.ended_at or everything.job.submitted_at, task.index)):
+                seen.add(task.index)
+                pause = _FIRST_POLL_SECONDS
+                yield task
+            if over:
+                return
+            if end is not None and asyncio.get_running_loop().time() + pause > end:
+                raise TimeoutError(f"not all tasks of job {chosen.job_id} have ended within {timeout:g} s")
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
+
+    # Output
+
+    def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> AsyncIterator[LogPiece]:
+        """What a job's tasks print: the begin and the end that the bus has kept, and with `follow` all that comes.
+
+        Args:
+            which: the job, or some of its tasks.
+            follow: go on until all of these tasks have ended.
+            host: only of this host, for tasks on several hosts.
+
+        Raises:
+            NotFound: there is no such job.
+            Refused: the job is another owner's.
+        """
+        chosen = selection(which)
+        ask = self.get
+        if follow:
+            return follow_logs(self.nc, lambda: ask(chosen), chosen, host)
+        return stored_logs(self.nc, lambda: ask(chosen), host)
+
+
+def selection(which: Which) -> Selection:
+    """Job and indexes of what names them.
+
+    Raises:
+        InvalidRequest: it names none.
+    """
+    if isinstance(which, Selection):
+        return which
+    return Selection(which.job_id) if isinstance(which, Job) else parse_selection(str(which))
+
+
+def ended_job(job: Job) -> bool:
+    """True if all tasks of a job have reached a final state."""
+    return job.ended_at is not None or job.state in FINAL
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id}, or it ended too long ago: the history has it", "not_found", "$.job_id")

@@ -1,0 +1,102 @@
+"""Jobs for programs without asyncio: the twin of `JobCalls`, and functions over a connection of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, Unpack
+
+from ..schemas.jobs import Job, JobDetails, JobListing, JobSpec, JobState, JobTask
+from .job_logs import LogPiece
+from .job_spec import JobFields, Work
+from .jobs import JobCalls, Which
+
+T = TypeVar("T")
+
+
+class Runs(Protocol):
+    """An event loop in another thread."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and wait for its result."""
+        ...
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Iterate over an asynchronous iterator."""
+        ...
+
+
+class SyncJobCalls:
+    """Calls about jobs, as `client.jobs` of a `SyncClient`. The methods are those of `JobCalls`.
+
+    Args:
+        loop: runs the calls.
+        calls: the asynchronous ones.
+    """
+
+    def __init__(self, loop: Runs, calls: JobCalls) -> None:
+        self._loop = loop
+        self._calls = calls
+
+    def submit(self, work: Work, *arguments: Any, **fields: Unpack[JobFields]) -> Job:
+        """See `JobCalls.submit`."""
+        return self._loop.run(self._calls.submit(work, *arguments, **fields))
+
+    def map(self, work: Work, inputs: Iterable[Any], **fields: Unpack[JobFields]) -> Job:
+        """See `JobCalls.map`."""
+        return self._loop.run(self._calls.map(work, inputs, **fields))
+
+    def send(self, spec: JobSpec) -> Job:
+        """See `JobCalls.send`."""
+        return self._loop.run(self._calls.send(spec))
+
+    def find(
+        self,
+        *,
+        ids: Sequence[str] = (),
+        owner: str | None = None,
+        states: Sequence[JobState | str] = (),
+        name: str = "",
+        active: bool = False,
+    ) -> list[Job]:
+        """See `JobCalls.find`."""
+        return self._loop.run(self._calls.find(ids=ids, owner=owner, states=states, name=name, active=active))
+
+    def get(self, which: Which, *, tasks: bool = True, task_states: Sequence[JobState | str] = ()) -> JobListing:
+        """See `JobCalls.get`."""
+        return self._loop.run(self._calls.get(which, tasks=tasks, task_states=task_states))
+
+    def show(self, which: Which, *, operator: bool | str = False) -> JobDetails:
+        """See `JobCalls.show`."""
+        return self._loop.run(self._calls.show(which, operator=operator))
+
+    def cancel(self, which: Which, *, reason: str = "", signal: str = "", operator: bool | str = False) -> JobDetails:
+        """See `JobCalls.cancel`."""
+        return self._loop.run(self._calls.cancel(which, reason=reason, signal=signal, operator=operator))
+
+    def hold(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """See `JobCalls.hold`."""
+        return self._loop.run(self._calls.hold(which, reason=reason, operator=operator))
+
+    def release(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """See `JobCalls.release`."""
+        return self._loop.run(self._calls.release(which, reason=reason, operator=operator))
+
+    def resubmit(self, which: Which, *, reason: str = "", operator: bool | str = False) -> JobDetails:
+        """See `JobCalls.resubmit`."""
+        return self._loop.run(self._calls.resubmit(which, reason=reason, operator=operator))
+
+    def wait(self, which: Which, *, timeout: float | None = None) -> JobListing:
+        """See `JobCalls.wait`."""
+        return self._loop.run(self._calls.wait(which, timeout=timeout))
+
+    def as_completed(self, jobs: Iterable[str | Job], *, timeout: float | None = None) -> Iterator[Job]:
+        """See `JobCalls.as_completed`."""
+        return self._loop.iterate(self._calls.as_completed(jobs, timeout=timeout))
+
+    def tasks_as_completed(self, which: Which, *, timeout: float | None = None) -> Iterator[JobTask]:
+        """See `JobCalls.tasks_as_completed`."""
+        return self._loop.iterate(self._calls.tasks_as_completed(which, timeout=timeout))
+
+    def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> Iterator[LogPiece]:
+        """See `JobCalls.logs`."""
+        return self._loop.iterate(self._calls.logs(which, follow=follow, host=host))
