@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from . import processes
+from ..bus import processes
 from .holder import held_by_this_process
 
 CHILDREN_GRACE_SECONDS: Final = 10.0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ...bus import processes
 from .. import exits
 from . import reaper
 
@@ -99,7 +100,7 @@ class Child:
             "ignored": [int(number) for number in ignored],
         }
         # If the reaper is killed, its descendants become children of this process.
-        reaper.become_subreaper()
+        processes.become_subreaper()
         await self._start_reaper()
         message = await self._next()
         if message is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from ...client import processes
+from ...bus import processes
 from ..options import cancel_until_done
 
 T = TypeVar("T")

@@ -10,8 +10,6 @@ It is started by its path and uses only the standard library, so that it starts 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import importlib.util
 import json
 import math
@@ -26,15 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING or __package__:
-    from ...client import processes
+    from ...bus import processes
 else:
-    _PLACE = Path(__file__).resolve().parents[2] / "client" / "processes.py"
+    _PLACE = Path(__file__).resolve().parents[2] / "bus" / "processes.py"
     _SPEC = importlib.util.spec_from_file_location("processes", _PLACE)
     processes = importlib.util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(processes)
 
 LOOK_SECONDS: Final = 1.0
-"""Interval of checks whether `corral run` is stopped, and for processes that name the lease but aren't descendants."""
+"""Interval of checks whether `corral run` is stopped."""
 SCAN_SECONDS: Final = 0.05
 UNKILLABLE_SECONDS: Final = 3.0
 """Time after SIGKILL when remaining processes are reported: they are another user's, or stuck in the kernel."""
@@ -42,24 +40,8 @@ GIVE_UP_SECONDS: Final = 60.0
 """Maximum wait for processes that can't be killed once `corral run` has ended."""
 AT_ONCE_SECONDS: Final = 1.0
 """A signal that this process got within this time was sent to the process group, and has reached the command too."""
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Clock that includes the time in which the machine is suspended, as in `bus/elapsed.py`."""
-_UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
-_FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
-
-
-def become_subreaper() -> None:
-    """Make this process adopt orphans among its descendants. Works on Linux only; elsewhere it does nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _named_for_lists_of_processes() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"corral-reaper", 0, 0, 0)
 
 
 class Reaper:
@@ -77,7 +59,6 @@ class Reaper:
         self, control: socket.socket, lease_id: str, owner: int, asked: dict[str, Any], rest: bytes = b""
     ) -> None:
         self._control = control
-        self._lease_id = lease_id
         self._owner: int | None = owner
         self._grace: float = asked["grace_seconds"]
         self._ttl: float = asked["ttl_seconds"]
@@ -85,9 +66,9 @@ class Reaper:
         self._own_group: bool = asked["own_group"]
         self._start_by: float = asked["start_by"] or math.inf
         # Root of the process tree: this process, or `corral run` if it has adopted the orphans of a killed reaper.
-        self._top = os.getpid() if asked["command"] else owner
         own = processes.process(os.getpid())
-        self._since = own.started_ticks if own is not None and asked["command"] else 0
+        since = own.started_ticks if own is not None and asked["command"] else 0
+        self._left_behind = processes.LeftBehind(lease_id, os.getpid() if asked["command"] else owner, since)
         self._command = 0
         self._buffer = rest
         self._heard: dict[int, float] = {}
@@ -96,10 +77,7 @@ class Reaper:
         self._ending = False
         self._kill_at = math.inf
         self._give_up_at = math.inf
-        self._termed: set[tuple[int, int]] = set()
         self._reported: list[str] = []
-        self._search_at = -math.inf
-        self._named: list[processes.Process] = []
         self._childless = False
         self._empty_scans = 0
         self._scan_seconds = 0.0
@@ -204,14 +182,7 @@ class Reaper:
         return now >= self._give_up_at
 
     def _signal(self, left: Sequence[processes.Process], now: float) -> None:
-        for one in left:
-            if now >= self._kill_at:
-                processes.send(one, signal.SIGKILL)
-            elif (one.pid, one.started_ticks) not in self._termed:
-                self._termed.add((one.pid, one.started_ticks))
-                processes.send(one, signal.SIGTERM)
-                # A stopped process handles SIGTERM only after it resumes.
-                processes.send(one, signal.SIGCONT)
+        self._left_behind.end(left, kill=now >= self._kill_at)
         if now < self._kill_at + UNKILLABLE_SECONDS:
             return
         words = [f"{one} of {processes.user_of(one.pid)}" for one in left]
@@ -227,12 +198,8 @@ class Reaper:
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
 
     def _left(self, now: float) -> list[processes.Process]:
-        """Processes that now work under the lease. Environments are read only once a second, since they may be many."""
-        if self._lease_id and now >= self._search_at:
-            self._search_at = now + LOOK_SECONDS
-            self._named = processes.processes_with_lease(self._lease_id, since_ticks=self._since)
-        tops = [self._top, *(one.pid for one in self._named if processes.still_runs(one))]
-        found = processes.processes_under(self._lease_id, tops, spared={os.getpid(), self._owner or 0, self._top})
+        """Processes that now work under the lease."""
+        found = self._left_behind.find(now, {os.getpid(), self._owner or 0})
         if self._command and all(one.pid != self._command for one in found):
             # The command itself holds another lease (a `corral run`, for example), or this system has no `/proc`.
             found.append(processes.process(self._command) or processes.Process(self._command, 0, 0, "", "command"))
@@ -303,57 +270,17 @@ def _execute(
     try:
         if own_group:
             os.setpgid(0, 0)
-        if sys.platform == "linux":
-            # If the reaper is killed before the command ends, the kernel ends the command.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-            if os.getppid() != parent:
-                os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            if number not in _UNCATCHABLE:
-                with contextlib.suppress(OSError, ValueError):
-                    signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        # If the reaper is killed before the command ends, the kernel ends the command.
+        if not processes.end_with_parent(parent):
+            os._exit(1)
+        processes.restore_signals(ignored)
         if time.clock_gettime(_CLOCK) > start_by:
             os.write(give, json.dumps({"late": True}).encode())
             return
-        error = execute(words)
+        error = processes.execute(words)
         os.write(give, json.dumps({"failed": error.errno, "message": error.strerror}).encode())
     finally:
         os._exit(127)
-
-
-def execute(words: Sequence[str]) -> OSError:
-    """Execute a command as a shell does: search the PATH, and run a script without `#!` with `/bin/sh`.
-
-    Returns:
-        The error, if it can't be executed; otherwise the function never returns.
-    """
-    name = words[0]
-    paths = [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]
-    failed: OSError = FileNotFoundError(errno.ENOENT, "command not found")
-    for path in paths:
-        try:
-            os.execv(path, list(words))
-        except (FileNotFoundError, NotADirectoryError):
-            if os.path.exists(path):
-                failed = OSError(errno.ENOENT, "the interpreter in its first line doesn't exist")
-        except OSError as error:
-            if error.errno == errno.ENOEXEC and _is_text(path):
-                os.execv("/bin/sh", ["/bin/sh", path, *words[1:]])
-            if error.errno != errno.EACCES or "/" in name:
-                return error
-            # As in a shell: a later entry of the PATH may be executable.
-            failed = error
-    return failed
-
-
-def _is_text(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return b"\0" not in file.readline(1024)
-    except OSError:
-        return True
 
 
 def _wake(number: int, frame: object) -> None:
@@ -388,18 +315,10 @@ def main() -> None:
     lease_id, number, owner = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     control = socket.socket(fileno=number)
     control.set_inheritable(False)
-    receive, give = os.pipe()
-    os.set_blocking(receive, False)
-    os.set_blocking(give, False)
-    become_subreaper()
-    _named_for_lists_of_processes()
+    processes.become_subreaper()
+    processes.set_name("corral-reaper")
     # The reaper survives all signals, and records them. It was started with all of them blocked.
-    for one in signal.valid_signals():
-        if one not in (*_UNCATCHABLE, *_FAULTS):
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(one, _wake)
-    signal.set_wakeup_fd(give, warn_on_full_buffer=False)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    receive, give = processes.catch_signals(_wake)
     line, rest = _first_line(control)
     if not line:
         return

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus import processes
 from corral.cli.work.children import Child, NotStarted, TooLate
 from corral.cli.work.remote import Remote
-from corral.client import processes
 from support.local_cluster import alive, wait_for
 
 # In $1 each writes its process id under its name. All but the last ignore what ends others politely.

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
-from corral.client import connect, processes
+from corral.bus import processes
+from corral.client import connect
 from support.local_cluster import CORRAL, LocalCluster, environment
 
 AROUND_THE_GRANT = {

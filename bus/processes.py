@@ -1,22 +1,33 @@
-"""Reads the processes of this host and their leases from `/proc` (proc(5)); finds none on systems other than Linux.
+"""Processes of this host with their leases, from `/proc` (proc(5)): finds, executes and ends them.
 
-Only the standard library is imported, because `cli/work/reaper.py` loads this file by its path, without the package.
+On systems other than Linux it finds none. Only the standard library is imported, because `cli/work/reaper.py` and
+`runners/supervisor.py` load this file by its path, without the package.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import pwd
 import signal
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 PROC: Final = Path("/proc")
 LEASE_VARIABLE: Final = b"CORRAL_LEASE"
 REAPER_FILE: Final = b"reaper.py"
+SEARCH_SECONDS: Final = 1.0
+"""Interval of searches for processes that name a lease but aren't descendants."""
+UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
+FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 _ENDED: Final = frozenset("ZXx")
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class Process(NamedTuple):
@@ -189,3 +200,140 @@ def send(found: Process, number: int) -> bool:
             if handle >= 0:
                 os.close(handle)
     return True
+
+
+class LeftBehind:
+    """Processes that work under a lease: descendants of a process, and those whose environment names the lease.
+
+    Args:
+        lease_id: id of the lease; empty if only descent counts.
+        top: id of the process whose descendants are meant.
+        since_ticks: start of the work, in clock ticks since boot; older processes that name the lease are left out.
+    """
+
+    def __init__(self, lease_id: str, top: int, since_ticks: int) -> None:
+        self._lease_id = lease_id
+        self._top = top
+        self._since_ticks = since_ticks
+        self._search_at = float("-inf")
+        self._named: list[Process] = []
+        self._terminated: set[tuple[int, int]] = set()
+
+    def find(self, now: float, spared: Collection[int] = ()) -> list[Process]:
+        """Processes that are left. Environments are read only once a second, since they may be many.
+
+        Args:
+            now: time of a monotonic clock, in seconds.
+            spared: ids of processes to leave out, while their descendants are included.
+        """
+        if self._lease_id and now >= self._search_at:
+            self._search_at = now + SEARCH_SECONDS
+            self._named = processes_with_lease(self._lease_id, since_ticks=self._since_ticks)
+        tops = [self._top, *(one.pid for one in self._named if still_runs(one))]
+        return processes_under(self._lease_id, tops, spared={*spared, self._top})
+
+    def end(self, found: Sequence[Process], *, kill: bool) -> None:
+        """Send SIGTERM to processes, once to each; or SIGKILL."""
+        for one in found:
+            if kill:
+                send(one, signal.SIGKILL)
+            elif (one.pid, one.started_ticks) not in self._terminated:
+                self._terminated.add((one.pid, one.started_ticks))
+                send(one, signal.SIGTERM)
+                # A stopped process handles SIGTERM only after it resumes.
+                send(one, signal.SIGCONT)
+
+
+def become_subreaper() -> None:
+    """Make this process adopt orphans among its descendants. Works on Linux only; elsewhere it does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """Set the name of this process in lists of processes, at most 15 characters. Works on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def end_with_parent(parent: int) -> bool:
+    """Have the kernel send SIGTERM to this process when its parent ends. Works on Linux only.
+
+    Args:
+        parent: process id of the parent.
+
+    Returns:
+        False if the parent has ended already.
+    """
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    return os.getppid() == parent
+
+
+def catch_signals(handler: Callable[[int, object], None]) -> tuple[int, int]:
+    """Handle all signals that can be handled, except those for faults of the program itself.
+
+    Args:
+        handler: of each signal; it need not do anything.
+
+    Returns:
+        The two ends of a pipe; the numbers of the signals that this process gets can be read from the first.
+    """
+    receive, give = os.pipe()
+    os.set_blocking(receive, False)
+    os.set_blocking(give, False)
+    for one in signal.valid_signals():
+        if one not in (*UNCATCHABLE, *FAULTS):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(one, handler)
+    signal.set_wakeup_fd(give, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return receive, give
+
+
+def restore_signals(ignored: Collection[int] = ()) -> None:
+    """Reset the handling of all signals before another program is executed.
+
+    Args:
+        ignored: signals that the program ignores from the start.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in UNCATCHABLE:
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def execute(words: Sequence[str]) -> OSError:
+    """Execute a command as a shell does: search the PATH, and run a script without `#!` with `/bin/sh`.
+
+    Returns:
+        The error, if it can't be executed; otherwise the function never returns.
+    """
+    name = words[0]
+    paths = [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]
+    failed: OSError = FileNotFoundError(errno.ENOENT, "command not found")
+    for path in paths:
+        try:
+            os.execv(path, list(words))
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(path):
+                failed = OSError(errno.ENOENT, "the interpreter in its first line doesn't exist")
+        except OSError as error:
+            if error.errno == errno.ENOEXEC and _is_text(path):
+                os.execv("/bin/sh", ["/bin/sh", path, *words[1:]])
+            if error.errno != errno.EACCES or "/" in name:
+                return error
+            # As in a shell: a later entry of the PATH may be executable.
+            failed = error
+    return failed
+
+
+def _is_text(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.readline(1024)
+    except OSError:
+        return True
