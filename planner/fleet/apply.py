@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
+from ...schemas.runs import RUNNER_LABEL
 from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .blocking import block, count_idle, rebook, refresh, uncount_idle
 from .device import Device, Fault, last_tick
-from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
+from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded, RunnerGone, RunnerSeen
 from .faults import left, placed, remember
 from .holdings import free, hold, part_gone, relate, sharing_memory
 from .host import Host
@@ -50,7 +51,7 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     host.inventory_ns = stored_ns
     host.heard_at = max(host.heard_at, fleet.now)
     host.address = address(event.host.address)
-    host.labels = dict(event.host.labels)
+    host.labels = _labels(fleet, name, event.host.labels)
     host.cpus_total = event.host.cpus * 1000 or UNLIMITED
     host.memory_total = event.host.memory_bytes or UNLIMITED
     host.cpus_held, host.memory_held = fleet.on_host.get(name, (0, 0))
@@ -62,6 +63,12 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
         for other, claim in list(fleet.claims.items()):
             if name in claim.owners.values():
                 claim_again(fleet, other)
+
+
+def _labels(fleet: Fleet, name: str, labels: dict[str, str]) -> dict[str, str]:
+    """Labels of a host, with the one of hosts that have a runner: a collector can't set that."""
+    found = {key: value for key, value in labels.items() if key != RUNNER_LABEL}
+    return {**found, RUNNER_LABEL: "yes"} if name in fleet.runners else found
 
 
 def _adopt(fleet: Fleet, host: Host, event: Inventory, shape: object) -> None:
@@ -335,6 +342,23 @@ def _host_seen(fleet: Fleet, event: HostSeen) -> None:
     _set_lost(fleet, event.host, False)
 
 
+def _runner_seen(fleet: Fleet, event: RunnerSeen) -> None:
+    fleet.runners.add(event.host)
+    _relabel(fleet, event.host)
+
+
+def _runner_gone(fleet: Fleet, event: RunnerGone) -> None:
+    fleet.runners.discard(event.host)
+    _relabel(fleet, event.host)
+
+
+def _relabel(fleet: Fleet, name: str) -> None:
+    host = fleet.hosts.get(name)
+    if host is not None:
+        host.labels = _labels(fleet, name, host.labels)
+        fleet.shape_version += 1
+
+
 def _set_lost(fleet: Fleet, name: str, lost: bool) -> None:
     host = fleet.hosts.get(name)
     if host is not None and host.lost != lost:
@@ -403,6 +427,8 @@ FOLDS: Final[dict[type, Callable[[Fleet, Any], None]]] = {
     Booked: _booked,
     HostLost: _host_lost,
     HostSeen: _host_seen,
+    RunnerSeen: _runner_seen,
+    RunnerGone: _runner_gone,
     HostForgotten: _host_forgotten,
     ClockSet: _clock_set,
 }

@@ -19,6 +19,18 @@ class HostSeen(Struct, frozen=True):
     host: str
 
 
+class RunnerSeen(Struct, frozen=True):
+    """The host has a runner, which starts jobs there: it carries the label that says so."""
+
+    host: str
+
+
+class RunnerGone(Struct, frozen=True):
+    """The host has no runner any more."""
+
+    host: str
+
+
 class HostForgotten(Struct, frozen=True):
     """The host is removed from the fleet for good. Leases on it stay until they end."""
 

@@ -15,7 +15,7 @@ from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .apply import FOLDS, claim_again
 from .blocking import drain_reason, reblock, rebook, recheck, refresh, why_blocked
-from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
+from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded, RunnerGone, RunnerSeen
 from .holdings import free, hold
 from .host import Host
 from .known import Fleet, Held
@@ -31,6 +31,8 @@ __all__ = [
     "HostLost",
     "HostSeen",
     "LeaseEnded",
+    "RunnerGone",
+    "RunnerSeen",
     "advance",
     "apply",
     "drain_reason",
@@ -54,6 +56,8 @@ Event = (
     | Booked
     | HostLost
     | HostSeen
+    | RunnerSeen
+    | RunnerGone
     | HostForgotten
     | ClockSet
 )

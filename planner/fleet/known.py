@@ -92,6 +92,8 @@ class Fleet:
         self.children: dict[tuple[str, str], dict[str, None]] = {}
         """Board and host → instances."""
         self.lost_hosts: set[str] = set()
+        self.runners: set[str] = set()
+        """Names of hosts with a runner, known or not."""
         self.claims: dict[str, Claim] = {}
         """Claims of hosts that list devices of other hosts, by name."""
         self.index = Index()
