@@ -110,6 +110,8 @@ class RequestBroker:
     Attributes:
         wake: set when the queue should be served.
         on_decision: called with the duration of each decision, in seconds.
+        on_lease_end: called with the record of each lease that ends.
+        on_notice: called with each active lease that gets the notice of a preemption, and when that changes.
         clients: those of the queued requests, and when each was heard.
         lease_commands: handles operations on leases.
         resizer: offers devices to elastic leases, and asks for them back.
@@ -150,6 +152,8 @@ class RequestBroker:
         self.fleet = fleet
         self.wake = asyncio.Event()
         self.on_decision: Callable[[float], None] = lambda _: None
+        self.on_lease_end: Callable[[LeaseRecord], None] = lambda _: None
+        self.on_notice: Callable[[Lease], None] = lambda _: None
         self.estimator = estimator
         self.group_accounts = accounts = GroupAccounts(fleet, usage)
         accounts.change(Tree(groups.tree), groups.revision, ledger.table)
@@ -163,7 +167,7 @@ class RequestBroker:
         self._came_free = False
         self._stored = StoredQueue(store, term)
         ledger.on_end = self._lease_ended
-        ledger.on_notice = self._changes.noticed
+        ledger.on_notice = self._lease_noticed
         ledger.on_hold = accounts.hold_lease
         ledger.on_resized = self._lease_resized
         self._store = store
@@ -253,6 +257,36 @@ class RequestBroker:
             await self._enqueue(pending, decision)
         else:
             await self._reject(pending, decision)
+
+    async def enter(self, request: WorkRequest, caller: Responder, asked_at: float) -> None:
+        """Queue the request of a task of a job, without a client; idempotent by its id.
+
+        Args:
+            request: with its id, which names task and attempt.
+            caller: takes the answer.
+            asked_at: time since which it waits, in seconds since the epoch.
+        """
+        if await self._answer_known(request, request.request_id or "", "", caller):
+            return
+        try:
+            self._requeued_age(request)
+        except Refused:  # the preempted lease was forgotten, say
+            request = replace(request, requeue_of=None)
+        pending = PendingRequest("", request, caller, False, None, self._new_uid(), asked_at, asked_at)
+        pending.unattended = True
+        self._add_pending(pending)
+        self.forecaster.arrived(request, time.time())
+        await self._enqueue(pending, _not_tried(request))
+
+    def leave(self, owner: str, request_id: str) -> None:
+        """Withdraw the request of a task of a job from the queue; one that is being granted already stays so."""
+        pending = self._pending.get((owner, request_id))
+        if pending is None or not pending.unattended or pending.entry is None or pending.entry not in self.queue:
+            return
+        self._dequeue(pending.entry)
+        self._resolve(pending)
+        self._log_outcome(pending, _withdrawn(WithdrawAction(owner=owner, request_id=request_id), pending.request))
+        self.wake.set()  # those behind it may have waited for it
 
     async def _answer_known(self, request: WorkRequest, request_id: str, digest: str, caller: Responder) -> bool:
         pending = self._pending.get((request.owner, request_id))
@@ -370,16 +404,22 @@ class RequestBroker:
 
     async def _enqueue(self, pending: PendingRequest, rejection: Rejection) -> None:
         """Queue a request that can't be granted now, or answer why it can't be queued."""
-        owner = pending.request.owner
         if self._closed:  # it was being decoded when the term ended: this queue is served no more
             await self._dismiss(pending)
         elif len(self.queue) >= MAX_WAITING:
             await self._reject(pending, rejection)
-        elif refused := self._limiter.queue_quota(owner, self.queue.count_of(owner)) or self._no_room(pending):
+        elif refused := self._refused(pending):
             await self._answer(pending, refused)
         else:
             self._add(pending, rejection)
             self.wake.set()  # it may pass those ahead
+
+    def _refused(self, pending: PendingRequest) -> Error | None:
+        """Error if a request can't wait; None if it can. How many tasks of jobs wait is limited before."""
+        owner = pending.request.owner
+        if pending.unattended:
+            return None
+        return self._limiter.queue_quota(owner, self.queue.count_of(owner)) or self._no_room(pending)
 
     def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
         self._changes.follow()
@@ -391,7 +431,7 @@ class RequestBroker:
         )
         pending.entry, pending.estimate = queued, queued.entry.estimate
         self.clients.presence.note_heard(queued)
-        if arrival is None:
+        if arrival is None and not pending.unattended:
             pending.asked_at = queued.arrival.asked_at
             self._store_entry(pending, queued)
         return queued
@@ -488,6 +528,10 @@ class RequestBroker:
         self._came_free = True
         self._changes.resized(record)
 
+    def _lease_noticed(self, lease: Lease) -> None:
+        self._changes.noticed(lease)
+        self.on_notice(lease)
+
     def _lease_ended(self, record: LeaseRecord) -> None:
         self.resizer.ended(record.lease.lease_id)
         if self.group_accounts.active:
@@ -495,6 +539,7 @@ class RequestBroker:
             self.reclaimer.ended(record.lease.lease_id)
         self._came_free = True
         self._changes.ended(record)
+        self.on_lease_end(record)
 
     # Grants
 
@@ -735,9 +780,7 @@ class RequestBroker:
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
         self._explain_waiting(only)
-        return self.queue.listing(
-            steady_time(), only, self.clients.presence.silence, max_bytes, self.group_accounts.group_of
-        )
+        return self.queue.listing(steady_time(), only, self.clients.silence, max_bytes, self.group_accounts.group_of)
 
     def _explain_waiting(self, only: QueueFilter) -> None:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
@@ -839,6 +882,16 @@ class _NoResponder:
 
     def forward(self, body: Struct) -> None:
         """Do nothing."""
+
+
+def _not_tried(request: WorkRequest) -> Rejection:
+    """Reason why a request waits that is decided in turn with the others."""
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY,
+        message="it has not been tried yet",
+        could_ever_fit=True,
+        request_id=request.request_id or "",
+    )
 
 
 def _costly_items(request: WorkRequest, digest: str) -> EncodedItems | None:

@@ -65,6 +65,7 @@ class PendingRequest:
         estimate: of its duration; None if it was not needed.
         is_stored: true if the bucket has an entry of it, which a later leader finds.
         withdrawn_early: true if it is being withdrawn before it has arrived: then `request` has its owner and id alone.
+        unattended: true if no client waits: it is of a task of a job, whose record a later leader restores it from.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class PendingRequest:
         "is_stored",
         "request",
         "uid",
+        "unattended",
         "withdrawn_early",
     )
 
@@ -105,6 +107,7 @@ class PendingRequest:
         self.encoded_items = encoded_items
         self.entry: QueuedRequest | None = None
         self.withdrawn_early = False
+        self.unattended = False
 
     @property
     def key(self) -> tuple[str, str]:

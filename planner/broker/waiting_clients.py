@@ -64,6 +64,10 @@ class WaitingClients:
             self._queue.set_ready(queued, True)
             self._wake()
 
+    def silence(self, queued: QueuedRequest) -> float:
+        """Seconds for which a client was not heard, though it could have been; 0 where no client waits."""
+        return 0.0 if _unattended(queued) else self.presence.silence(queued)
+
     def unheard(self, queued: QueuedRequest) -> None:
         """Note that a client was never heard in this term: its request does not start before it is."""
         queued.heard_in = NEVER
@@ -78,7 +82,7 @@ class WaitingClients:
         """
         presence = self.presence
         presence.tick(now, connection)
-        quiet = [queued for queued in self._queue if presence.needs_probe(queued)]
+        quiet = [queued for queued in self._queue if not _unattended(queued) and presence.needs_probe(queued)]
         if not quiet:
             return
         for queued in quiet:
@@ -130,3 +134,8 @@ class WaitingClients:
                 f"least every {seconds * ASK_AGAIN:g} s as long as you wait"
             ),
         )
+
+
+def _unattended(queued: QueuedRequest) -> bool:
+    pending: PendingRequest = queued.payload
+    return pending.unattended
