@@ -25,6 +25,7 @@ from ..schemas.durations import DurationDigest
 from .broker.broker import RequestBroker
 from .broker.group_accounts import SAVE_SECONDS
 from .broker.idle_watch import IDLE_SECONDS
+from .broker.jobs import JobBroker
 from .broker.resizer import LOOK_SECONDS
 from .durable.store import DURATIONS, HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
@@ -57,6 +58,7 @@ class LeaderTasks:
     Args:
         nc: connection of the planner.
         broker: broker of the term.
+        jobs: of the term.
         publisher: of the term.
         telemetry: knows since when silence of a host counts.
         store: the bucket.
@@ -71,6 +73,7 @@ class LeaderTasks:
         self,
         nc: Client,
         broker: RequestBroker,
+        jobs: JobBroker,
         publisher: LeaseEventPublisher,
         telemetry: Telemetry,
         store: Store,
@@ -82,6 +85,7 @@ class LeaderTasks:
     ) -> None:
         self._nc = nc
         self._broker = broker
+        self._jobs = jobs
         self._publisher = publisher
         self._telemetry = telemetry
         self._store = store
@@ -102,6 +106,8 @@ class LeaderTasks:
             asyncio.create_task(run_periodically("looking for lost hosts", self._detect_lost_hosts)),
             asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
             asyncio.create_task(run_periodically("publishing requests", self._broker.requests.publish_added)),
+            asyncio.create_task(run_periodically("publishing jobs", self._jobs.events.publish_added)),
+            asyncio.create_task(run_periodically("looking after jobs", self._tend_jobs)),
             asyncio.create_task(run_periodically("learning durations", self._learn_durations)),
             asyncio.create_task(run_periodically("saving usage", self._save_usage)),
             asyncio.create_task(run_periodically("looking for idle leases", self._watch_idle)),
@@ -171,6 +177,11 @@ class LeaderTasks:
         if len(self._broker.queue) or self._broker.reclaimer.pending:
             await self._broker.serve_queue()
         return 0.0
+
+    async def _tend_jobs(self) -> float:
+        if self._serves():
+            self._jobs.tick()
+        return self._jobs.pause()
 
     async def _learn_durations(self) -> float:
         """Ask the history for the durations of past leases, and keep its answer for the next leader."""

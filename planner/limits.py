@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..schemas import units
+from ..schemas.jobs import JobAction, JobSpec
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
 from .durable.bucket import FULL_PART, RECORD_PART
@@ -30,7 +31,7 @@ class Kind(StrEnum):
     REQUESTS = "requests"
     EXPLANATIONS = "explanations"
     LEASES = "leases"
-    """Renewals, releases, checkpoints, answers to a resize, and withdrawals."""
+    """Renewals, releases, checkpoints, answers to a resize, withdrawals, and commands about jobs."""
 
 
 def rate_limited_owner(body: object) -> tuple[str, Kind] | None:
@@ -39,6 +40,10 @@ def rate_limited_owner(body: object) -> tuple[str, Kind] | None:
         return body.owner, Kind.REQUESTS
     if isinstance(body, ExplainRequest):
         return body.request.owner, Kind.EXPLANATIONS
+    if isinstance(body, JobSpec):
+        return body.request.owner, Kind.REQUESTS
+    if isinstance(body, JobAction):
+        return (body.owner, Kind.LEASES) if body.owner is not None else None
     if isinstance(body, LeaseAction | CheckpointAction | ResizeAction | WithdrawAction):
         return body.owner, Kind.LEASES
     return None
@@ -54,6 +59,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         waiting: queued requests.
         request_bytes: size of one message.
         leases: active leases.
+        jobs: jobs that have not ended.
         lease_bytes: size of the records in the bucket, of active leases and of those that ended recently.
     """
 
@@ -62,6 +68,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     waiting: int = 1000
     request_bytes: int = 2**20
     leases: int = 10_000
+    jobs: int = 1000
     lease_bytes: int = 64 * 2**20
 
 
@@ -180,6 +187,33 @@ class Limiter:
                 "until some are granted"
             ),
         )
+
+    def job_quota(self, owner: str, jobs: int, used_bytes: int, max_bytes: int) -> Error | None:
+        """Error for one more job; None if it may be queued.
+
+        Args:
+            owner: of the job.
+            jobs: jobs of the owner that have not ended.
+            used_bytes: size of all jobs as stored, with the new one.
+            max_bytes: size that they may have.
+        """
+        if jobs >= self.limits.jobs:
+            return Error(
+                code="too_many_requests",
+                message=(
+                    f"{owner!r} has {jobs} jobs that have not ended, {self.limits.jobs} are the most: cancel some, or "
+                    "submit tasks as an array"
+                ),
+            )
+        if used_bytes > max_bytes:
+            return Error(
+                code="too_many_requests",
+                message=(
+                    f"All jobs take {units.format_bytes(used_bytes)}, {units.format_bytes(max_bytes)} are the most: "
+                    "submit shorter scripts, or later"
+                ),
+            )
+        return None
 
     def lease_quota(
         self, owner: str, owners: UsageByOwner, size: int, max_bytes: int, used_bytes: int = 0

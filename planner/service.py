@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct, structs
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -42,6 +43,9 @@ from .broker.fork_pool import ForkLimits, ForkPool
 from .broker.group_accounts import SavedUsage
 from .broker.groups import StoredGroups, decode_groups
 from .broker.idempotency import CachedRejection
+from .broker.job_commands import JobCommands
+from .broker.job_records import FoundJobs, JobRecords
+from .broker.jobs import JobBroker
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
 from .broker.request_log import RequestLog
@@ -135,6 +139,7 @@ class Bucket(Struct):
         durations: digest of past leases; None if there is none.
         groups: the groups.
         usage: past use of owners; None if there is none.
+        jobs: jobs, not decoded.
     """
 
     records: list[tuple[LeaseRecord, int]] = []
@@ -152,6 +157,7 @@ class Bucket(Struct):
     durations: DurationDigest | None = None
     groups: StoredGroups = StoredGroups()
     usage: SavedUsage | None = None
+    jobs: FoundJobs = msgspec.field(default_factory=FoundJobs)
 
 
 class Planner:
@@ -187,6 +193,7 @@ class Planner:
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
         self._election = LeaderElection(self._store, self.id, self._leadership)
         self._broker: RequestBroker | None = None
+        self._jobs: JobBroker | None = None
         self._publisher: LeaseEventPublisher | None = None
         self._endpoints = Endpoints(
             nc,
@@ -265,12 +272,16 @@ class Planner:
         self._health_endpoint.stopping = True
         term = self._election.term
         if self._broker is not None:
+            if self._jobs is not None:
+                self._jobs.stop()
             shutdown_error = Error(code="unavailable", message="This planner is stopping: ask again")
             await self._broker.close(shutdown_error)
         with contextlib.suppress(NatsError, TimeoutError):  # the bus may be away
             async with asyncio.timeout(2.0):
                 await self._endpoints.close()
                 await asyncio.sleep(0)  # the tasks of the last messages begin
+                if self._jobs is not None:
+                    await self._jobs.settle()
                 await self._store.settled()
                 if self._broker is not None:
                     await self._broker.requests.flush()
@@ -341,21 +352,25 @@ class Planner:
             self._broker, self._publisher = broker, publisher
             ending.push_async_callback(self._end_term, broker)
             await self._restore_queue(broker, found)
+            jobs, commands = await self._jobs_of(term, broker, found)
+            self._jobs = jobs
+            ending.push_async_callback(self._end_jobs, jobs)
             heed_cancellation()  # before anything is answered by a term that is over
-            self._term_tasks = self._leader_tasks(term, broker, publisher).start()
+            self._term_tasks = self._leader_tasks(term, broker, publisher, jobs).start()
             ending.push_async_callback(self._stop_term_tasks)
-            await self._endpoints.open(broker)
+            await self._endpoints.open(broker, jobs, commands)
             broker.ledger.service.tick(elapsed_seconds(), time.time(), serves=False)  # the takeover is over only now
             self.leading.set()
             log.info(
                 "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d waiting requests, "
-                "%d events republished",
+                "%d jobs, %d events republished",
                 self.id,
                 (elapsed_seconds() - started) * 1000,
                 len(self.fleet.hosts),
                 len(self.fleet.devices),
                 table.active,
                 len(broker.queue),
+                len(jobs.table.jobs),
                 missing,
             )
             yield
@@ -370,6 +385,8 @@ class Planner:
                     found.records.append((record, entry.revision))
                     if record.lease.state is LeaseState.ACTIVE:
                         found.active_since = min(found.active_since, entry.stored_at)
+            elif found.jobs.take(entry.key, entry.value):
+                continue
             elif entry.key.startswith(ANSWER_PREFIX):
                 answer = decode_or_none(entry.key, entry.value, CachedRejection)
                 if answer is not None:
@@ -478,10 +495,46 @@ class Planner:
             if count % 256 == 0:
                 await asyncio.sleep(0)
 
-    def _leader_tasks(self, term: int, broker: RequestBroker, publisher: LeaseEventPublisher) -> LeaderTasks:
+    async def _jobs_of(self, term: int, broker: RequestBroker, found: Bucket) -> tuple[JobBroker, JobCommands]:
+        """The jobs of earlier terms, with their commands."""
+        records = JobRecords(self._store, term, self._election.deposed)
+        jobs = JobBroker(
+            self._nc,
+            broker,
+            broker.ledger,
+            records,
+            planner=self.id,
+            term=term,
+            max_bytes=self.max_bytes,
+            bucket_bytes=self._store.max_bytes,
+        )
+        jobs.restore(found.jobs)
+        next_id = await found.jobs.first_id(self._nc, jobs.table.last_id)
+        commands = JobCommands(
+            jobs,
+            self.fleet,
+            self._store,
+            self._policies,
+            self._limiter,
+            broker.group_accounts.group_of,
+            self.max_bytes,
+            next_id,
+            self._election.deposed,
+        )
+        return jobs, commands
+
+    async def _end_jobs(self, jobs: JobBroker) -> None:
+        self._jobs = None
+        self._store.abandon()
+        await jobs.close()
+
+    def _leader_tasks(
+        self, term: int, broker: RequestBroker, publisher: LeaseEventPublisher, jobs: JobBroker
+    ) -> LeaderTasks:
         return LeaderTasks(
             self._nc,
             broker,
+            jobs,
             publisher,
             self._telemetry,
             self._store,

@@ -29,6 +29,7 @@ from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.groups import GroupChange, GroupFilter
 from ...schemas.health import ServiceHealth
+from ...schemas.jobs import JobAction, JobFilter, JobSpec, OverrideAction
 from ...schemas.limits import MAX_WAIT_SECONDS
 from ...schemas.moves import MovesQuery
 from ...schemas.operations import (
@@ -42,11 +43,14 @@ from ...schemas.operations import (
     QueueFilter,
 )
 from ...schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
+from ...schemas.runs import RunnerReport
 from ...schemas.subjects import PlanSubject
 from ...schemas.windows import WindowAction, WindowFilter
 from ..broker import query_costs
 from ..broker.broker import RequestBroker
 from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from ..broker.job_commands import JobCommands
+from ..broker.jobs import JobBroker
 from ..broker.large_requests import LARGE_BYTES
 from ..broker.pending import Responder
 from ..broker.stored_queue import StoredRequest
@@ -71,6 +75,9 @@ _ACTS: Final = (
     DrainAction,
     GroupChange,
     WindowAction,
+    JobAction,
+    OverrideAction,
+    RunnerReport,
 )
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
@@ -136,9 +143,9 @@ class Endpoints:
         """Register as a standby, which answers `$SRV.PING/INFO/STATS` alone."""
         await self._register(None)
 
-    async def open(self, broker: RequestBroker) -> None:
-        """Register as the leader, with endpoints that this broker answers."""
-        await self._register(broker)
+    async def open(self, broker: RequestBroker, jobs: JobBroker, commands: JobCommands) -> None:
+        """Register as the leader, with endpoints that this broker and these jobs answer."""
+        await self._register([*self._table(broker), *self._job_table(jobs, commands)])
 
     async def close(self) -> None:
         """Deregister the service."""
@@ -155,23 +162,23 @@ class Endpoints:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
         return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None
 
-    async def _register(self, broker: RequestBroker | None) -> None:
+    async def _register(self, table: list[tuple[str, str, Callable[[Request], Awaitable[None]]]] | None) -> None:
         before = self._service
         service = self._service = await micro.add_service(
             self._nc,
             name=subjects.PLANNER_SERVICE,
             version=service_version(),
             description="Answers work requests with devices, from live telemetry and durable leases",
-            metadata={"planner": self._planner, "role": "standby" if broker is None else "leader"},
+            metadata={"planner": self._planner, "role": "standby" if table is None else "leader"},
             # A queue group for each planner: in a shared one, a leader that hangs would go on taking messages.
             queue_group=self._planner,
             stats_handler=self._stats,
         )
-        if broker is not None:
-            for name, subject, handler in self._table(broker):
+        if table is not None:
+            for name, subject, handler in table:
                 await service.add_endpoint(name=name, subject=subject, handler=handler)
             await self._nc.flush()
-        if before is not None and broker is None:
+        if before is not None and table is None:
             await before.stop()
         elif before is not None:
             # Each of a standby's subscriptions takes a round trip to drain, and clients wait for the term to begin.
@@ -291,6 +298,30 @@ class Endpoints:
             # The search may take seconds, however small the fleet.
             *self._listing("moves", own.MOVES, MovesQuery, broker.moves.plan, lambda _: math.inf),
             *self._listing("windows", own.WINDOWS, WindowFilter, broker.booker.listing, lambda _: broker.booker.cost),
+        ]
+
+    def _job_table(
+        self, jobs: JobBroker, commands: JobCommands
+    ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        async def submit(context: RequestContext, body: JobSpec) -> None:
+            await commands.submit(body, context)
+
+        async def act(context: RequestContext, body: JobAction) -> None:
+            await commands.act(body, context)
+
+        async def override(context: RequestContext, body: OverrideAction) -> None:
+            await commands.override(body, context)
+
+        async def report(context: RequestContext, body: RunnerReport) -> None:
+            await jobs.report(body, context)
+
+        own = PlanSubject
+        return [
+            *self._owned("submit", own.SUBMIT, JobSpec, submit, "request.owner", Kind.REQUESTS),
+            *self._owned("job", own.JOB, JobAction, act, kind=Kind.LEASES),
+            *self._owned("job_override", own.JOB_OVERRIDE, OverrideAction, override, "operator"),
+            *self._owned("runner", own.RUNNER, RunnerReport, report, "host"),
+            *self._listing("jobs", own.JOBS, JobFilter, commands.list, commands.cost),
         ]
 
     async def _answer(self, context: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final, cast
 
 import msgspec
@@ -16,6 +17,7 @@ from nats.micro.request import Request
 from ...bus.permissions import ACROSS, with_name
 from ...schemas import codec, globs, replies
 from ...schemas.groups import GroupFilter
+from ...schemas.jobs import JobFilter, JobSpec
 from ...schemas.moves import MovesQuery
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Error, WorkRequest
@@ -37,7 +39,7 @@ _MAX_CLIENT_NAME: Final = 128
 """Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Room that is left in a message for all but the lease that it carries."""
-_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter, WindowFilter, MovesQuery)
+_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter, WindowFilter, MovesQuery, JobFilter)
 """Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
@@ -123,14 +125,13 @@ class RequestContext:
         codec.refuse_empty(data)
         tree = codec.decode(data, dict[str, Any], self.content_type)
         if self.owner is not None:
-            if tree.setdefault(self.owner_field, self.owner) == "" and self.owner_field == "operator":
-                tree["operator"] = self.owner  # empty is its default, so it may be written out
+            self._fill_owner(tree, self.owner)
         elif type is ExplainRequest and isinstance(work := tree.get("request"), dict):
             cast("dict[str, Any]", work).setdefault("owner", self.user)
         message, self.warnings = codec.decode_request(
             codec.encode_again(tree, self.content_type), type, self.content_type
         )
-        named = self.owner if self.owner is None else getattr(message, self.owner_field)
+        named = self.owner if self.owner is None else attrgetter(self.owner_field)(message)
         if named != self.owner:
             raise codec.DecodeError(
                 f"The subject says that {self.owner!r} asks, the body says {named!r}",
@@ -138,6 +139,17 @@ class RequestContext:
                 f"$.{self.owner_field}",
             )
         return self._checked(message)
+
+    def _fill_owner(self, tree: dict[str, Any], owner: str) -> None:
+        """Set the field that names the owner, if it is missing."""
+        *outer, field = self.owner_field.split(".")
+        inner: Any = tree
+        for name in outer:
+            inner = inner.get(name)
+            if not isinstance(inner, dict):
+                return  # decoding says what is wrong with it
+        if inner.setdefault(field, owner) == "" and field == "operator":
+            inner[field] = owner  # empty is its default, so it may be written out
 
     async def refuse_unnamed(self, subject: str, name: str) -> None:
         """Refuse a message whose subject lacks a name (`owner`, `user` or `operator`), and say which subject to use."""
@@ -217,6 +229,8 @@ class RequestContext:
         if isinstance(message, WorkRequest):
             self._may_queue = message.wait_seconds > 0
             self._check_work(message, "$")
+        elif isinstance(message, JobSpec):
+            self._check_work(message.request, "$.request")
         elif isinstance(message, ExplainRequest):
             self._check_work(message.request, "$.request")
             if sum(more.devices for more in message.with_more) > MAX_ADDED_DEVICES:
@@ -295,8 +309,9 @@ class RequestContext:
         """
         with contextlib.suppress(codec.DecodeError):
             body = codec.decode(self._request.data, dict[str, Any], codec.content_type(self._request.headers))
-            if self._request.subject.startswith(PlanSubject.REQUEST) and not body.get("request_id"):
-                return
+            for subject, key in ((PlanSubject.REQUEST, "request_id"), (PlanSubject.SUBMIT, "submit_id")):
+                if self._request.subject.startswith(subject) and not body.get(key):
+                    return
         self._forward(self._request, self._request.data)
 
 
