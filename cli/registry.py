@@ -78,6 +78,7 @@ COMMANDS: Final[dict[str, Entry]] = {
         "operate.doctor:doctor", _OPERATE, "Diagnose this host and the fleet, with a fix for each finding."
     ),
     "collect": Entry("services.collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
+    "runner": Entry("services.runner:runner", _PARTS, "Run the jobs of this host."),
     "process": Entry("services.process:process", _PARTS, "Store telemetry as history, and answer SQL queries."),
     "plan": Entry("services.plan:plan", _PARTS, "Run the planner, which grants leases."),
     "export": Entry("services.export:export", _PARTS, "Serve the fleet's metrics for Prometheus."),

@@ -18,6 +18,7 @@ class ServiceKind(StrEnum):
     """The services of a cluster."""
 
     COLLECTOR = "collector"
+    RUNNER = "runner"
     PROCESSOR = "processor"
     PLANNER = "planner"
     EXPORTER = "exporter"
@@ -184,6 +185,13 @@ _COLLECTOR: Final = (
     _gauge("processes_identified", "0 if the collector can't attribute processes to leases."),
 )
 
+_RUNNER: Final = (
+    _gauge("runs", "Runs whose end is not known to be stored, by state.", "state"),
+    _histogram("start_seconds", "Time from an order to the start of the run's supervisor.", SECONDS),
+    _gauge("answered_seconds", "Time since a planner last answered a report."),
+    _counter("log_bytes", "Bytes of output that were published."),
+)
+
 _EXPORTER: Final = (
     _counter("scrapes", "Pages written."),
     _histogram("scrape_seconds", "Time to write a page, without waiting for services.", SECONDS),
@@ -193,6 +201,7 @@ INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
     kind: {instrument.name: instrument for instrument in (*COMMON, *own)}
     for kind, own in (
         (ServiceKind.COLLECTOR, _COLLECTOR),
+        (ServiceKind.RUNNER, _RUNNER),
         (ServiceKind.PROCESSOR, _PROCESSOR),
         (ServiceKind.PLANNER, _PLANNER),
         (ServiceKind.EXPORTER, _EXPORTER),

@@ -1,0 +1,1 @@
+"""Runners: start the jobs of a host, and supervise them."""

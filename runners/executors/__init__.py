@@ -1,0 +1,9 @@
+"""What confines jobs on a host: systemd, Podman or Docker, or nothing but a process group."""
+
+from __future__ import annotations
+
+from .choice import ExecutorError, Executors, Name, confine
+from .command import Command, Confined, Work
+from .removal import removal
+
+__all__ = ["Command", "Confined", "ExecutorError", "Executors", "Name", "Work", "confine", "removal"]

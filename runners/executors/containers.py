@@ -1,0 +1,76 @@
+"""Jobs in containers of Podman or Docker, with their devices by CDI names.
+
+The client of the container runs under the supervisor like any command: it passes signals on and ends with the exit code
+of the container's command, so that 137 is a command that ended with 137, or by SIGKILL. Values of variables are in the
+client's environment, not in its arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from ..accounts import Account
+from .command import Command, Confined, Work, limits
+from .devices import cdi_names
+
+PROGRAMS: Final = ("podman", "docker")
+_IMAGES_OWN: Final = ("PATH", "SHELL", "LANG")
+"""Variables that are the image's, unless the job sets them."""
+_CLIENTS_OWN: Final = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DOCKER_HOST", "CONTAINER_HOST", "CONTAINERS_CONF")
+"""Variables of the runner that the client of the container needs."""
+
+
+def available() -> list[str]:
+    """The container programs of this host."""
+    return [program for program in PROGRAMS if shutil.which(program) is not None]
+
+
+def names(key: str, processes: int) -> list[str]:
+    """Names of the containers of a run."""
+    return [f"corral-{key}-{rank}" for rank in range(processes)]
+
+
+def confine(program: str, work: Work) -> Confined:
+    """Execute the commands in a container each.
+
+    Raises:
+        ValueError: a device has no CDI name.
+    """
+    devices = cdi_names(work.run.grants)
+    own = names(work.key, len(work.commands))
+    return Confined(
+        # As the runner's account: it is the container that gets the account of the owner.
+        commands=[
+            _command(program, work, name, command, devices) for name, command in zip(own, work.commands, strict=True)
+        ],
+        finish=[[program, "rm", "--force", *own]],
+    )
+
+
+def _command(program: str, work: Work, name: str, command: Command, devices: list[str]) -> Command:
+    given = work.run.spec.environment if work.run.spec is not None else {}
+    inside = {key: value for key, value in command.environment.items() if key not in _IMAGES_OWN or key in given}
+    words = [program, "run", "--rm", "--name", name, "--init", "--log-driver=none", "--network=host", "--ipc=host"]
+    words += ["--security-opt=no-new-privileges", "--cap-drop=all", *_user(program, work.account)]
+    cpus, memory = limits(work.run.grants)
+    words += [f"--cpus={cpus:g}"] if cpus else []
+    words += [f"--memory={memory}"] if memory else []
+    words += [f"--device={device}" for device in devices]
+    for path in dict.fromkeys((work.account.home, work.directory, work.folder)):
+        if path != "/" and Path(path).is_dir():
+            words += ["--volume", f"{path}:{path}"]
+    words += ["--workdir", work.directory]
+    # A name without a value: the client takes that from its own environment.
+    words += [f"--env={key}" for key in inside if key not in _CLIENTS_OWN]
+    words += [f"--env={key}={inside[key]}" for key in _CLIENTS_OWN if key in inside]
+    own = {key: os.environ[key] for key in _CLIENTS_OWN if key in os.environ}
+    return Command(words=[*words, work.image, *command.words], environment=inside | own)
+
+
+def _user(program: str, account: Account) -> list[str]:
+    if program == "podman" and os.geteuid() != 0:
+        return ["--userns=keep-id"]
+    return [f"--user={account.uid}:{account.gid}", *(f"--group-add={group}" for group in account.groups)]

@@ -1,0 +1,370 @@
+"""The runs of one host: keeps them on disk, starts and signals their supervisors, and follows what these write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..bus import processes
+from ..bus.process_identity import boot_id, process_stat
+from ..bus.tasks import BackgroundTasks
+from ..schemas.jobs import JobState
+from ..schemas.runs import Run, RunOrders, RunVerb
+from .accounts import Accounts
+from .executors import Executors, removal
+from .journal import Journal, RunFolder, run_key
+from .launcher import Launcher
+from .start import plan, start_of
+from .state import Action, EarlyEnd, HostRuns, KnownRun, Stop, Verb
+from .status import Status
+
+log = logging.getLogger("corral.runner")
+
+CLAIM_SECONDS: Final = 10.0
+"""A supervisor that has not claimed its run after this time is started once more."""
+KILL_SECONDS: Final = 10.0
+"""Longest time between SIGTERM and SIGKILL for what a killed supervisor leaves."""
+_POLL_SECONDS: Final = 0.1
+
+
+class HostTaken(RuntimeError):
+    """Another runner works with the same folder."""
+
+
+class Host:
+    """The runs of one host.
+
+    Args:
+        name: name of the host.
+        folder: its folder; created if it is missing.
+        accounts: accounts of the owners.
+        executors: what can confine jobs.
+        launcher: starts supervisors.
+        changed: called with the keys of runs that have news to report.
+        launched: called with the seconds from an order to the start of its supervisor.
+
+    Raises:
+        HostTaken: another runner works with the folder.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        accounts: Accounts,
+        executors: Executors,
+        launcher: Launcher,
+        changed: Callable[[str, Collection[str]], None],
+        launched: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.name = name
+        self.journal = Journal(folder)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HostTaken(f"another runner works with {folder}") from None
+        self.runs = HostRuns(name, boot_id())
+        self._accounts = accounts
+        self._executors = executors
+        self._launcher = launcher
+        self._changed = changed
+        self._launched = launched
+        self._launched_at: dict[str, float] = {}
+        self._sweeping: set[str] = set()
+        self._tasks = BackgroundTasks()
+        self._orders: asyncio.Queue[tuple[RunOrders, Collection[str], float]] = asyncio.Queue()
+        self._news = self._open_news(folder / "news")
+        self._buffer = b""
+        self.followed: dict[str, KnownRun] = {}
+
+    @staticmethod
+    def _open_news(path: Path) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
+        # Open for writing too, so that the pipe is not at its end when no supervisor has it open.
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    # The life of the service
+
+    def load(self) -> None:
+        """Find the runs of earlier starts of the runner."""
+        for folder in self.journal.folders():
+            run = folder.read_order()
+            if run is None:
+                folder.remove()
+                continue
+            self._load(folder, run)
+        if self.runs.runs:
+            log.info("%s: %d runs of an earlier start are followed", self.name, len(self.runs.runs))
+
+    def _load(self, folder: RunFolder, run: Run) -> None:
+        key, status = folder.key, folder.read_status()
+        begun_in = self.journal.begun_in(key)
+        known = KnownRun(key=key, run=run, launched=begun_in is not None, status=status)
+        known.executor = status.executor if status is not None else ""
+        if status is not None and not folder.logged:
+            self.followed[key] = known
+        if folder.closed:
+            self.runs.closed[key] = run.run_id
+            return
+        self.runs.runs[key] = known
+        if begun_in is None:
+            if run.verb is RunVerb.STOP:
+                known.final = EarlyEnd(state=JobState.CANCELLED, message="it was ended before it was started")
+        elif status is None or status.ended_at is None:
+            if begun_in != self.runs.boot_id:
+                known.final = EarlyEnd(state=JobState.LOST, message="its host has restarted")
+            elif status is None:
+                self._tasks.start(self._launch([key]), name="launch")
+
+    def open(self) -> None:
+        """Begin to listen to supervisors, and to carry out orders."""
+        asyncio.get_running_loop().add_reader(self._news, self._read_news)
+        self._tasks.start(self._work(), name=f"orders of {self.name}")
+
+    async def close(self) -> None:
+        """Stop listening; the runs go on."""
+        asyncio.get_running_loop().remove_reader(self._news)
+        await self._tasks.cancel()
+        os.close(self._news)
+        self.journal.close()
+        os.close(self._lock)
+
+    async def end_all(self, seconds: float) -> None:
+        """End all runs, and wait for their end."""
+        for known in self.runs.runs.values():
+            if known.launched and not known.over:
+                known.stop = Stop(0, max(0.0, seconds - 2.0), "the runner has ended")
+                self._tell(known)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    if not any(known.launched and not known.over for known in self.runs.runs.values()):
+                        return
+                    await asyncio.sleep(_POLL_SECONDS)
+
+    # Orders
+
+    def order(self, orders: RunOrders, asked: Collection[str]) -> None:
+        """Carry out orders, in turn; see `HostRuns.apply`."""
+        self._orders.put_nowait((orders, asked, time.monotonic()))
+
+    async def _work(self) -> None:
+        while True:
+            actions: list[Action] = []
+            batch = [await self._orders.get()]
+            while not self._orders.empty():
+                batch.append(self._orders.get_nowait())
+            for orders, asked, _ in batch:
+                actions += self.runs.apply(orders, self._keyed(orders.runs), asked, time.monotonic())
+            if actions:
+                try:
+                    await self._act(actions, batch[0][2])
+                except OSError:
+                    log.exception("%s: orders can't be carried out", self.name)
+
+    def _keyed(self, runs: Sequence[Run]) -> list[tuple[str, Run]]:
+        found: list[tuple[str, Run]] = []
+        for run in runs:
+            try:
+                found.append((run_key(run), run))
+            except ValueError as error:
+                log.warning("an order is ignored: %s", error)
+        return found
+
+    async def _act(self, actions: Sequence[Action], received: float) -> None:
+        launches = list(dict.fromkeys(action.key for action in actions if action.verb is Verb.LAUNCH))
+        for key in launches:
+            self._keep(key)
+        await self._launch(launches)
+        for _ in launches:
+            self._launched(time.monotonic() - received)
+        for verb, key in actions:
+            if verb is Verb.PREPARE:
+                self._keep(key)
+                self._prepare(key)
+            elif verb is Verb.TELL:
+                self._tell(self.runs.runs[key])
+            elif verb is Verb.CLOSE:
+                folder = self.journal.folder_of(key)
+                folder.close(folder.read_order())
+        self._changed(self.name, {action.key for action in actions if action.key in self.runs.runs})
+
+    def _keep(self, key: str) -> None:
+        self.journal.folder_of(key).write_order(self.runs.runs[key].run)
+
+    def _prepare(self, key: str) -> None:
+        known = self.runs.runs[key]
+        if known.over:
+            return
+        try:
+            account = self._accounts.account_of(known.run.owner)
+            executor, _ = plan(self.journal.folder_of(key), known.run, account, self._executors)
+        except ValueError as error:
+            self.runs.failed(key, str(error))
+        else:
+            self.runs.prepared(key, executor)
+
+    async def _launch(self, keys: Sequence[str]) -> None:
+        """Start supervisors; after one sync of the disk for all."""
+        units: dict[str, list[str]] = {}
+        forked: list[str] = []
+        for key in keys:
+            known, folder = self.runs.runs[key], self.journal.folder_of(key)
+            if self.journal.begun_in(key) not in (None, self.runs.boot_id):
+                known.final = EarlyEnd(state=JobState.LOST, message="its host has restarted")
+                continue
+            try:
+                account = self._accounts.account_of(known.run.owner)
+                executor, confined = plan(folder, known.run, account, self._executors)
+                folder.write_wanted(known.wanted)
+                folder.write_start(start_of(folder, known.run, account, executor, confined))
+            except (ValueError, OSError) as error:
+                self.runs.failed(key, str(error))
+                continue
+            known.executor = executor
+            if confined.unit is None:
+                forked.append(key)
+            else:
+                units[key] = confined.unit
+        begun = [*forked, *units]
+        if begun:
+            await asyncio.to_thread(self.journal.begin, begun, self.runs.boot_id)
+        now = time.monotonic()
+        for key in begun:
+            self._launched_at[key] = now
+        for key in forked:
+            try:
+                self._launcher.fork(self.journal.folder_of(key).path)
+            except ValueError as error:
+                log.error("%s: %s", key, error)
+        for key, options in units.items():
+            self._tasks.start(self._start_unit(key, options), name=f"unit of {key}")
+
+    async def _start_unit(self, key: str, options: list[str]) -> None:
+        folder = self.journal.folder_of(key)
+        try:
+            await self._launcher.start_unit(folder.path, options)
+        except ValueError as error:
+            if folder.read_status() is None and key in self.runs.runs:
+                self.runs.failed(key, str(error))
+                folder.forget_start()
+                self._changed(self.name, [key])
+
+    def _tell(self, known: KnownRun) -> None:
+        self.journal.folder_of(known.key).write_wanted(known.wanted)
+        self._poke(known)
+
+    def _poke(self, known: KnownRun) -> None:
+        status = known.status
+        if status is not None and status.ended_at is None and status.boot_id == self.runs.boot_id:
+            supervisor = processes.Process(status.pid, 0, status.started_ticks, "", "")
+            processes.send(supervisor, signal.SIGUSR1)
+
+    # Facts
+
+    def _read_news(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._buffer += os.read(self._news, 65536)
+        *lines, self._buffer = self._buffer.split(b"\n")
+        self.observe({line.decode(errors="replace") for line in lines})
+
+    def observe(self, keys: Collection[str]) -> None:
+        """Read what supervisors have written of runs."""
+        news = [key for key in keys if key in self.runs.runs and self._observed(key)]
+        if news:
+            self._changed(self.name, news)
+
+    def _observed(self, key: str) -> bool:
+        folder = self.journal.folder_of(key)
+        status = folder.read_status()
+        known = self.runs.runs[key]
+        first = known.status is None
+        if status is None or not self.runs.observed(key, status):
+            return False
+        self.followed[key] = known
+        if first:
+            folder.forget_start()
+            if known.stop is not None or known.notice:
+                # It may have read what is wanted before that was written.
+                self._poke(known)
+        return True
+
+    def report_soon(self, key: str) -> None:
+        """Have a run reported soon, such as for its progress."""
+        if key in self.runs.runs:
+            self._changed(self.name, [key])
+
+    def check(self) -> None:
+        """Check that all supervisors run: start those that never came, and end what killed ones have left."""
+        now = time.monotonic()
+        self.observe(list(self.runs.runs))
+        for key, known in list(self.runs.runs.items()):
+            if known.over or not known.launched or key in self._sweeping:
+                continue
+            if known.status is None:
+                if now - self._launched_at.get(key, now) > CLAIM_SECONDS:
+                    self._tasks.start(self._launch([key]), name=f"launch of {key}")
+            elif not _runs(known.status):
+                self._sweeping.add(key)
+                self._tasks.start(self._sweep(key), name=f"end of {key}")
+
+    async def _sweep(self, key: str) -> None:
+        """End what a killed supervisor has left of a run."""
+        known = self.runs.runs[key]
+        self.observe([key])
+        if known.over:
+            return
+        log.warning("%s: the supervisor was killed; what it leaves is ended", key)
+        await self._remove(known)
+        status = known.status
+        since = status.started_ticks if status is not None else 0
+        kill_at = time.monotonic() + min(KILL_SECONDS, known.run.grace_seconds)
+        left_behind = processes.LeftBehind(known.run.lease_id, 0, since)
+        empty = 0
+        while empty < 2:
+            left = await asyncio.to_thread(left_behind.find, time.monotonic())
+            empty = 0 if left else empty + 1
+            left_behind.end(left, kill=time.monotonic() >= kill_at)
+            await asyncio.sleep(_POLL_SECONDS if left else processes.SEARCH_SECONDS)
+        self.runs.vanished(key)
+        self._sweeping.discard(key)
+        self._changed(self.name, [key])
+
+    async def _remove(self, known: KnownRun) -> None:
+        count = known.run.spec.tasks_per_host if known.run.spec is not None else 1
+        for words in removal(known.executor, known.key, count):
+            with contextlib.suppress(OSError, TimeoutError):
+                nowhere = asyncio.subprocess.DEVNULL
+                process = await asyncio.create_subprocess_exec(*words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+                async with asyncio.timeout(60):
+                    await process.wait()
+
+    def clean(self, keep_seconds: float) -> None:
+        """Remove closed runs whose output is older than `keep_seconds`."""
+        gone: list[str] = []
+        for folder in self.journal.folders():
+            if (
+                folder.key in self.runs.closed
+                and folder.key not in self.followed
+                and folder.age_seconds() > keep_seconds
+            ):
+                folder.remove()
+                gone.append(folder.key)
+        self.journal.forget(gone)
+        for key in gone:
+            del self.runs.closed[key]
+
+
+def _runs(status: Status) -> bool:
+    found = process_stat(status.pid)
+    return found is not None and found.started_ticks == status.started_ticks and not found.ended

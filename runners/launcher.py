@@ -1,0 +1,97 @@
+"""Starts supervisors: forked from the zygote, or as systemd units."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from . import supervisor, zygote
+from .start import CannotStart
+
+log = logging.getLogger("corral.runner")
+
+UNIT_SECONDS: Final = 30.0
+"""Time limit of the start of a unit."""
+_PYTHON: Final = (sys.executable, "-I", "-S")
+_SUPERVISOR: Final = str(Path(supervisor.__file__).resolve())
+_ZYGOTE: Final = str(Path(zygote.__file__).resolve())
+
+
+class Launcher:
+    """Starts supervisors that outlive this process."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def fork(self, folder: Path) -> None:
+        """Fork a supervisor for the folder of a run; a zygote that has ended is started anew."""
+        line = f"{folder}\n".encode()
+        for _ in range(2):
+            if self._control is None or self._process is None or self._process.poll() is not None:
+                self._start()
+            assert self._control is not None
+            with contextlib.suppress(OSError):
+                self._control.sendall(line)
+                return
+            self.close()
+        raise CannotStart("the runner's zygote can't be started")
+
+    async def start_unit(self, folder: Path, options: list[str]) -> None:
+        """Start a supervisor as a systemd unit.
+
+        Raises:
+            CannotStart: systemd refuses it.
+        """
+        words = ["systemd-run", *options, "--", *_PYTHON, _SUPERVISOR, str(folder)]
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(UNIT_SECONDS):
+                _, said = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            raise CannotStart(f"systemd has not started its unit within {UNIT_SECONDS:.0f} s") from None
+        if process.returncode:
+            raise CannotStart(f"systemd: {said.decode(errors='replace').strip()}")
+
+    def close(self) -> None:
+        """End the zygote; the supervisors go on."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.wait()
+        self._control = self._process = None
+
+    def _start(self) -> None:
+        self.close()
+        ours, theirs = socket.socketpair()
+        theirs.set_inheritable(True)
+        words = [*_PYTHON, _ZYGOTE, str(theirs.fileno())]
+        # It starts with all signals blocked, until it can handle them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            # Nothing of the runner's environment is for the jobs, such as its credentials.
+            self._process = subprocess.Popen(
+                words,
+                env={},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._control = ours

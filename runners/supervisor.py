@@ -1,0 +1,431 @@
+"""The supervisor of a run: a process between the runner and the commands of a run, which outlives the runner.
+
+It starts the commands, adopts their orphans, writes how they end, and ends what they leave behind. The runner and it
+share a folder, whose files are each replaced as a whole:
+
+- `start.json`: what to start, by the runner; deleted once it has been read, since it holds the environment.
+- `claim`: process id, start and boot of the supervisor. Whoever creates it starts the run, and nobody else.
+- `wanted.json`: signals, end and time limit, by the runner, which then sends SIGUSR1.
+- `status.json`: what became of the run, by the supervisor, which then writes the folder's name to the pipe `news`.
+
+It uses only the standard library, so that it starts within milliseconds and stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING or __package__:
+    from ..bus import processes
+else:
+    _PLACE = Path(__file__).resolve().parents[1] / "bus" / "processes.py"
+    _SPEC = importlib.util.spec_from_file_location("processes", _PLACE)
+    processes = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(processes)
+
+SCAN_SECONDS: Final = 0.05
+FIRST_SAMPLE_SECONDS: Final = 1.0
+MOST_SAMPLE_SECONDS: Final = 10.0
+"""Longest time between samples of the processes' memory; longer only where a sample takes long."""
+SAMPLE_SHARE: Final = 0.001
+"""Share of a core that samples may take."""
+UNKILLABLE_SECONDS: Final = 3.0
+"""Time after SIGKILL when remaining processes are named in the status."""
+FINISH_SECONDS: Final = 60.0
+"""Time limit of a command that removes a container."""
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_START: Final = "start.json"
+_WANTED: Final = "wanted.json"
+_STATUS: Final = "status.json"
+_CLAIM: Final = "claim"
+_NEWS: Final = "news"
+
+
+def boot_id() -> str:
+    """Id of this boot of the machine; empty if it can't be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def claim(folder: Path) -> dict[str, Any] | None:
+    """Claim a run for this process. Returns what the claim says; None if another process has claimed it."""
+    own = processes.process(os.getpid())
+    said = {"pid": os.getpid(), "started_ticks": own.started_ticks if own else 0, "boot_id": boot_id()}
+    mine = folder / f"{_CLAIM}.{os.getpid()}"
+    mine.write_text(json.dumps(said))
+    try:
+        # A link appears with all that the file holds.
+        os.link(mine, folder / _CLAIM)
+    except FileExistsError:
+        return None
+    finally:
+        mine.unlink()
+    return said
+
+
+class Supervisor:
+    """Supervises a run from its claim to the end of its last process.
+
+    Args:
+        folder: folder of the run.
+        start: what to start; see `runners/start.py`.
+        claimed: what the claim of the run says.
+        wake: file descriptor that yields the numbers of signals to this process.
+    """
+
+    def __init__(self, folder: Path, start: dict[str, Any], claimed: dict[str, Any], wake: int) -> None:
+        self._folder = folder
+        self._start = start
+        self._wake = wake
+        self._left_behind = processes.LeftBehind(start["lease_id"], os.getpid(), claimed["started_ticks"])
+        self._commands: dict[int, int] = {}
+        self._codes: dict[int, int] = {}
+        self._first_failed: int | None = None
+        self._status: dict[str, Any] = {**claimed, "executor": start["executor"], "started_at": None}
+        self._grace: float = start["grace_seconds"]
+        self._noticed = 0
+        self._stopped: tuple[int, float] | None = None
+        self._ends_at = math.inf
+        self._settle_until = math.inf
+        self._ending = False
+        self._kill_at = math.inf
+        self._childless = False
+        self._empty_scans = 0
+        self._scan_seconds = 0.0
+        self._peak_memory_bytes = 0
+        self._sample_at = math.inf
+        self._sample_seconds = FIRST_SAMPLE_SECONDS
+
+    def run(self) -> None:
+        """Start the commands, and run until no process of the run is left."""
+        if not self._begin():
+            self._tell(ended_at=time.time())
+            return
+        self._read_wanted()
+        while not self._step():
+            ready, _, _ = select.select([self._wake], [], [], self._pause())
+            if ready and signal.SIGUSR1 in os.read(self._wake, 4096):
+                self._read_wanted()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._sampled(used.ru_maxrss * 1024)
+        self._tell(
+            ended_at=time.time(),
+            cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
+            message="",
+            **self._exit(),
+        )
+
+    # The start
+
+    def _begin(self) -> bool:
+        try:
+            output = self._prepare()
+        except OSError as error:
+            return self._failed(126, f"{error.filename or self._folder}: {(error.strerror or '').lower()}")
+        for rank, command in enumerate(self._start["commands"]):
+            failure = self._fork(rank, command, output)
+            if failure:
+                for pid in self._commands:
+                    os.killpg(pid, signal.SIGKILL)
+                return self._failed(failure["code"], failure["message"])
+        os.close(output)
+        now = time.monotonic()
+        self._sample_at = now + FIRST_SAMPLE_SECONDS
+        self._tell(started_at=time.time())
+        return True
+
+    def _prepare(self) -> int:
+        """Write the script and open the output, with the rights of the account. Returns the output's descriptor."""
+        work = Path(self._start["work"])
+        account = self._start["owner"]
+        with contextlib.suppress(FileExistsError):
+            work.mkdir(mode=0o700)
+        if account is not None:
+            os.chown(work, account["uid"], account["gid"])
+        with _acting_as(account):
+            if self._start["script"]:
+                script = os.open(work / "script", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
+                with os.fdopen(script, "w") as file:
+                    file.write(self._start["script"])
+            # A pipe without a reader must not block.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
+            output = os.open(self._start["output"], flags, 0o640)
+        os.set_blocking(output, True)
+        found = os.fstat(output)
+        self._status |= {
+            "output": self._start["output"],
+            "output_device": found.st_dev,
+            "output_inode": found.st_ino,
+        }
+        return output
+
+    def _fork(self, rank: int, command: dict[str, Any], output: int) -> dict[str, Any] | None:
+        """Start one command. Returns why it could not be executed; None if it was."""
+        receive, give = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _execute(command, self._start, give, parent, output)
+        os.close(give)
+        failed = b""
+        while piece := os.read(receive, 4096):
+            failed += piece
+        os.close(receive)
+        if failed:
+            os.waitpid(pid, 0)
+            return json.loads(failed)
+        self._commands[pid] = rank
+        return None
+
+    def _failed(self, code: int, message: str) -> bool:
+        self._tell(failed=True, exit_code=code, message=message)
+        return False
+
+    # What is wanted
+
+    def _read_wanted(self) -> None:
+        try:
+            wanted: dict[str, Any] = json.loads((self._folder / _WANTED).read_bytes())
+        except (OSError, ValueError):
+            return
+        now = time.monotonic()
+        ends_at = wanted.get("ends_at")
+        self._ends_at = math.inf if ends_at is None else ends_at
+        if wanted.get("notice", 0) > self._noticed:
+            self._noticed = wanted["notice"]
+            self._send(wanted.get("signal") or signal.SIGTERM)
+        stop = wanted.get("stop")
+        if stop is not None:
+            number, grace = stop["signal"] or int(signal.SIGTERM), stop["grace_seconds"]
+            if self._stopped != (number, grace):
+                self._stopped = (number, grace)
+                self._stop(number, now + grace)
+
+    def _stop(self, number: int, kill_at: float) -> None:
+        self._send(number)
+        # A stopped process handles a signal only after it resumes.
+        self._send(signal.SIGCONT)
+        self._kill_at = min(self._kill_at, kill_at)
+
+    def _send(self, number: int) -> None:
+        for pid in self._commands:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, number)
+
+    # The end
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                # This process adopts orphans, so without children it has no descendants.
+                self._childless = True
+                return
+            self._childless = False
+            if pid == 0:
+                return
+            if pid in self._commands:
+                self._ended(self._commands.pop(pid), os.waitstatus_to_exitcode(status))
+
+    def _ended(self, rank: int, code: int) -> None:
+        self._codes[rank] = code
+        now = time.monotonic()
+        if code != 0 and self._first_failed is None:
+            self._first_failed = rank
+            if self._commands:
+                # The others would wait for it for ever.
+                self._stop(signal.SIGTERM, now + self._grace)
+        if not self._commands:
+            self._settle_until = now + self._start["settle_seconds"]
+            self._finish()
+            self._tell(exited_at=time.time(), **self._exit())
+
+    def _exit(self) -> dict[str, Any]:
+        code = self._codes[0 if self._first_failed is None else self._first_failed]
+        return {"exit_code": None if code < 0 else code, "signal": -code if code < 0 else None}
+
+    def _finish(self) -> None:
+        """Execute the commands that remove what is not a descendant, such as containers."""
+        for words in self._start["finish"]:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    nowhere = os.open(os.devnull, os.O_RDWR)
+                    for number in (0, 1, 2):
+                        os.dup2(nowhere, number)
+                    processes.restore_signals()
+                    processes.execute(words)
+                finally:
+                    os._exit(127)
+            end = time.monotonic() + FINISH_SECONDS
+            while time.monotonic() < end and os.waitpid(pid, os.WNOHANG)[0] == 0:
+                time.sleep(SCAN_SECONDS)
+
+    def _step(self) -> bool:
+        """Do what is due now. Returns true when all is done."""
+        self._reap()
+        now = time.monotonic()
+        self._watch_limit(now)
+        if self._commands and now < self._kill_at:
+            if now >= self._sample_at:
+                self._sample(now)
+            return False
+        left = self._left_behind.find(now)
+        self._scan_seconds = time.monotonic() - now
+        self._empty_scans = 0 if left or self._commands else self._empty_scans + 1
+        # A single scan may miss processes that are just being started.
+        if self._empty_scans >= (1 if self._childless else 2):
+            return True
+        if not self._ending and now < self._kill_at:
+            if not left or now < self._settle_until:
+                return False
+            self._ending = True
+            self._kill_at = min(self._kill_at, now + self._grace)
+        self._left_behind.end(left, kill=now >= self._kill_at)
+        if now >= self._kill_at + UNKILLABLE_SECONDS:
+            words = ", ".join(f"{one} of {processes.user_of(one.pid)}" for one in left[:3])
+            message = f"waiting for {words}: can't be ended"
+            if message != self._status.get("message"):
+                self._tell(message=message)
+        return False
+
+    def _watch_limit(self, now: float) -> None:
+        """End the run in time for the end of its lease, which holds whether the bus is there or not."""
+        left = self._ends_at - time.time()
+        if left == math.inf or self._stopped is not None or self._status.get("expired"):
+            return
+        whole = self._ends_at - (self._status["started_at"] or time.time())
+        margin = min(self._grace, 0.1 * whole)
+        if left <= margin and self._commands:
+            self._tell(expired=True)
+            self._stop(signal.SIGTERM, now + max(0.0, left))
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        if not self._commands or now >= self._kill_at:
+            stuck = now > self._kill_at + UNKILLABLE_SECONDS
+            return 1.0 if stuck else max(SCAN_SECONDS, 4 * self._scan_seconds)
+        due = min(self._kill_at, self._sample_at)
+        if self._ends_at < math.inf and not self._status.get("expired"):
+            whole = self._ends_at - (self._status["started_at"] or 0.0)
+            due = min(due, now + max(0.02, self._ends_at - min(self._grace, 0.1 * whole) - time.time()))
+        return max(0.0, min(due - now, 3600.0))
+
+    # Memory
+
+    def _sample(self, now: float) -> None:
+        total = 0
+        for one in self._left_behind.find(now):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                total += int(Path(f"/proc/{one.pid}/statm").read_bytes().split()[1]) * _PAGE
+        self._sampled(total)
+        took = time.monotonic() - now
+        self._sample_seconds = max(min(2 * self._sample_seconds, MOST_SAMPLE_SECONDS), took / SAMPLE_SHARE)
+        self._sample_at = now + self._sample_seconds
+
+    def _sampled(self, memory_bytes: int) -> None:
+        self._peak_memory_bytes = max(self._peak_memory_bytes, memory_bytes)
+        self._status["peak_memory_bytes"] = self._peak_memory_bytes
+
+    # The runner
+
+    def _tell(self, **changed: Any) -> None:
+        """Write the status, and tell the runner of it, if it is there."""
+        self._status |= changed
+        new = self._folder / f"{_STATUS}.new"
+        new.write_text(json.dumps(self._status))
+        new.replace(self._folder / _STATUS)
+        with contextlib.suppress(OSError):
+            # Without a reader, or with a full pipe, the runner finds the file itself.
+            pipe = os.open(self._start["news"], os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                os.write(pipe, self._folder.name.encode() + b"\n")
+            finally:
+                os.close(pipe)
+
+
+@contextlib.contextmanager
+def _acting_as(account: dict[str, Any] | None):
+    """Act with the rights of an account; with None, with one's own."""
+    if account is None:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(account["groups"])
+    os.setegid(account["gid"])
+    os.seteuid(account["uid"])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _execute(command: dict[str, Any], start: dict[str, Any], give: int, parent: int, output: int) -> None:
+    """Execute a command in the child process; never returns."""
+    try:
+        os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number, file in ((0, nowhere), (1, output), (2, output)):
+            os.dup2(file, number)
+        account = start["account"]
+        if account is not None:
+            os.setgroups(account["groups"])
+            os.setgid(account["gid"])
+            os.setuid(account["uid"])
+        # Changing the account has cleared it; if the supervisor is killed, the kernel ends the command.
+        if not processes.end_with_parent(parent):
+            os._exit(1)
+        os.umask(0o022)
+        os.environ.clear()
+        os.environ.update(command["environment"])
+        processes.restore_signals()
+        try:
+            os.chdir(start["directory"])
+        except OSError as error:
+            failed = f"{start['directory']}: {(error.strerror or '').lower()}"
+            os.write(give, json.dumps({"code": 126, "message": failed}).encode())
+            return
+        error = processes.execute(command["words"])
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        words = (error.strerror or "can't be executed").lower()
+        os.write(give, json.dumps({"code": code, "message": f"{command['words'][0]}: {words}"}).encode())
+    finally:
+        os._exit(127)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """Signal handler that does nothing: the signal's number is read from the wake-up file descriptor."""
+
+
+def supervise(folder: Path) -> None:
+    """Claim a run, and supervise it until its end; does nothing if it is claimed already."""
+    # It survives all signals but SIGKILL.
+    wake, _ = processes.catch_signals(_nothing)
+    claimed = claim(folder)
+    if claimed is None:
+        return
+    start: dict[str, Any] = json.loads((folder / _START).read_bytes())
+    (folder / _START).unlink()
+    processes.become_subreaper()
+    processes.set_name("corral-run")
+    Supervisor(folder, start, claimed, wake).run()
+
+
+if __name__ == "__main__":
+    supervise(Path(sys.argv[1]))
