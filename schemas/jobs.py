@@ -14,6 +14,7 @@ from typing import Annotated, Final, NamedTuple
 from msgspec import Meta, Struct
 
 from . import names
+from .request_events import AskedRequest
 from .requests import Count, Identifier, Labels, OwnerName, ShortText, Time, WorkRequest
 
 MAX_TASKS: Final = 100_000
@@ -280,7 +281,7 @@ class Job(Struct, frozen=True, kw_only=True, tag="job", tag_field="type"):
         labels: of the request.
         progress: mean over its tasks, ended ones counting as 1; null if none says any.
         message: why it waits or ended as it did; empty if there is nothing to say.
-        request: what each task asks for.
+        request: what each task asks for (`request_events.asked`).
         warnings: in an answer: fields that this planner does not know and has ignored.
     """
 
@@ -301,7 +302,7 @@ class Job(Struct, frozen=True, kw_only=True, tag="job", tag_field="type"):
     labels: Labels = {}
     progress: float | None = None
     message: str = ""
-    request: WorkRequest | None = None
+    request: AskedRequest | None = None
     warnings: list[str] = []
 
 

@@ -1,4 +1,4 @@
-"""Decode the less frequent messages row by row: processes, agents' reports, inventories, events, leases.
+"""Decode the less frequent messages row by row: processes, agents' reports, inventories, events, leases, jobs.
 
 Each kind of message has a decoder in `_DECODERS`. Rows have the columns of the tables that they are appended to.
 """
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ...schemas import clocks, codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
+from ...schemas.jobs import JobEvent
 from ...schemas.request_events import RequestEvents
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, ProcessSample
@@ -84,6 +85,7 @@ class Facts(Struct):
         inventories: in order.
         leases: in order.
         requests: in order.
+        jobs: in order.
         refused: messages that were not decoded.
         duplicates: number of messages that were delivered before.
     """
@@ -93,6 +95,7 @@ class Facts(Struct):
     inventories: list[Inventory] = field(default_factory=list)
     leases: list[LeaseEvent] = field(default_factory=list)
     requests: list[Asked] = field(default_factory=list)
+    jobs: list[JobEvent] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     duplicates: int = 0
 
@@ -219,6 +222,13 @@ def _requests(state: _State, message: Incoming, stored_ns: int) -> bool:
     return True
 
 
+def _jobs(state: _State, message: Incoming, stored_ns: int) -> bool:
+    event = codec.decode(message.payload, JobEvent, codec.JSON)
+    _check_job(event, message.subject)
+    state.facts.jobs.append(event)
+    return True
+
+
 def _inventory(state: _State, message: Incoming, stored_ns: int) -> bool:
     inventory = codec.decode(message.payload, Inventory)
     _check(inventory, inventory.time_ns, message.subject)
@@ -243,6 +253,7 @@ _DECODERS: Final[Mapping[str, Callable[[_State, Incoming, int], bool]]] = {
     "inventory": _inventory,
     "leases": _leases,
     "requests": _requests,
+    "jobs": _jobs,
 }
 """Decoders by the token of the subject after its prefix: of a message and its time in the stream; False if it is a
 duplicate."""
@@ -293,6 +304,28 @@ def _check_requests(told: RequestEvents) -> None:
             if getattr(event, name).tzinfo is None:
                 raise codec.DecodeError(f"{name} has no time zone - at `$.events[...].{name}`", "invalid")
         _fits(event.position, "$.events[...].position")
+
+
+def _check_job(event: JobEvent, subject: str) -> None:
+    """Check that the subject names the job, and that numbers fit their columns."""
+    job = event.job
+    if subject.rpartition(".")[2] != job.job_id:
+        raise codec.DecodeError("The subject is that of another job - at `$.job.job_id`", "invalid", "$.job.job_id")
+    _fits(event.version, "$.version")
+    for name in ("gpus", "hosts", "tasks_per_host"):
+        _fits(getattr(job, name), f"$.job.{name}", 31)
+    for count in job.counts.values():
+        _fits(count, "$.job.counts[...]", 31)
+    for task in event.tasks:
+        _fits(task.index, "$.tasks[...].index")
+        for name in ("attempt", "retries_left"):
+            # The next attempt fits, too.
+            _fits(getattr(task, name) + 1, f"$.tasks[...].{name}", 31)
+        for name in ("exit_code", "signal"):
+            _fits((getattr(task, name) or 0) + 2**31, f"$.tasks[...].{name}", 32)
+        for part in task.parts:
+            for name in ("peak_memory_bytes", "log_bytes"):
+                _fits(getattr(part, name), f"$.tasks[...].parts[...].{name}", 53)
 
 
 def _fits(number: int, path: str, bits: int = 63) -> int:

@@ -67,6 +67,7 @@ CONSUMERS: Final = (
     Consumer(subjects.INVENTORY_STREAM, "inventory", 4 * 2**20, 0.2),
     Consumer(subjects.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
     Consumer(subjects.REQUESTS_STREAM, "requests", 4 * 2**20, 0.2),
+    Consumer(subjects.JOBS_STREAM, "jobs", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
 
@@ -290,7 +291,10 @@ class Ingest:
             except Unstorable as error:
                 log.warning("%s: searching for the bad message: %s", self.consumer.stream, error)
                 await self._commit_parts(item.batch, item.accepted)
-                await self._commit(replace(item.batch, samples=None, tables={}, inventories=(), leases=(), messages=0))
+                nothing = replace(
+                    item.batch, samples=None, tables={}, inventories=(), leases=(), requests=(), jobs=(), messages=0
+                )
+                await self._commit(nothing)
             await self._reader.acknowledge(item.reply)
 
     async def _commit(self, batch: Batch) -> None:
@@ -387,6 +391,7 @@ class Ingest:
             inventories=found.inventories,
             leases=found.leases,
             requests=found.requests,
+            jobs=found.jobs,
             arrivals=self._arrivals.take_changed() if whole is None else whole.arrivals,
             clocks=_logged(self._clocks.take_changed()) if whole is None else whole.clocks,
             refused=codes,

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from ...schemas.jobs import JobEvent
 from ...schemas.request_events import RequestEvent
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
@@ -73,6 +74,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         inventories: in order.
         leases: in order.
         requests: work requests with their outcomes, in order.
+        jobs: changes of jobs, in order.
         arrivals: new deduplication state of every agent that has a message in it.
         clocks: of hosts whose clock is found to be off, or right again.
         refused: messages that are not in it, by code.
@@ -86,6 +88,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     inventories: Sequence[Inventory] = ()
     leases: Sequence[LeaseEvent] = ()
     requests: Sequence[Asked] = ()
+    jobs: Sequence[JobEvent] = ()
     arrivals: Sequence[Arrival] = ()
     clocks: Sequence[HostClock] = ()
     refused: Mapping[str, int] = {}

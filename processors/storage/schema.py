@@ -112,6 +112,22 @@ TABLES: Final[dict[str, str]] = {
         "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR, "
         "within VARCHAR, prefer_within VARCHAR, gpus_max INTEGER"
     ),
+    "jobs": (
+        "job_id VARCHAR NOT NULL, submitted_at TIMESTAMPTZ NOT NULL, owner VARCHAR, name VARCHAR, group_name VARCHAR, "
+        "state VARCHAR, ended_at TIMESTAMPTZ, array_indexes VARCHAR, tasks BIGINT, gpus INTEGER, hosts INTEGER, "
+        "tasks_per_host INTEGER, held BOOLEAN, after_jobs VARCHAR[], progress DOUBLE, message VARCHAR, "
+        "changed TIMESTAMPTZ, version BIGINT, planner VARCHAR, labels MAP(VARCHAR, VARCHAR), gpu_share DOUBLE, "
+        "gpu_memory_bytes BIGINT, cpus DOUBLE, host_memory_bytes BIGINT, models VARCHAR[], priority INTEGER, "
+        "preemptible BOOLEAN, expected_seconds DOUBLE, max_seconds DOUBLE"
+    ),
+    # A row for each attempt, and one for an attempt that a task waits for, or was ended before.
+    "job_tasks": (
+        "job_id VARCHAR NOT NULL, submitted_at TIMESTAMPTZ NOT NULL, index BIGINT NOT NULL, attempt INTEGER NOT NULL, "
+        "state VARCHAR, lease_id VARCHAR, hosts VARCHAR[], exit_code INTEGER, signal INTEGER, "
+        "pending_since TIMESTAMPTZ, started_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, progress DOUBLE, message VARCHAR, "
+        "retries_left INTEGER, peak_memory_bytes BIGINT, cpu_seconds DOUBLE, executor VARCHAR, log_bytes BIGINT, "
+        "changed TIMESTAMPTZ, version BIGINT"
+    ),
 }
 
 META_TABLE: Final = "CREATE TABLE IF NOT EXISTS corral_meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)"

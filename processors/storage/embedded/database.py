@@ -22,6 +22,7 @@ from ....schemas.metrics import METRICS
 from ... import views
 from .. import facts, hardening, rollup_columns, schema
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
+from ..jobs import write_jobs
 from ..protocol import ROW_GROUP_ROWS, Arrival, ArrowTable, Batch, HostClock, Series
 from ..requests import write_requests
 from ..statements import registered, transaction
@@ -260,6 +261,7 @@ class Database:
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         write_requests(cursor, batch.requests)
+        write_jobs(cursor, batch.jobs)
         if batch.arrivals:
             runs = pa.table(
                 {

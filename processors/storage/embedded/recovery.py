@@ -59,7 +59,10 @@ TO_ROLL_UP: Final = "recovery_rollups"
 THROUGH: Final = "recovered_through"
 """Key in `corral_meta`: microseconds since the epoch; older rows may be stored already, and are looked up."""
 
-_PRESENT: Final = ("hosts", "devices", "links", "lease_events", "leases", "lease_devices", "requests")
+_PRESENT: Final = (
+    *("hosts", "devices", "links", "lease_events", "leases", "lease_devices", "requests"),
+    *("jobs", "job_tasks"),
+)
 """Tables that take a message again without harm."""
 _HEADERS_BYTES: Final = 3 * 4096
 _MAGIC: Final = b"DUCK"

@@ -1,7 +1,7 @@
-"""Write inventories, hosts' clocks and leases to a lake, by the statements of the embedded storage.
+"""Write inventories, hosts' clocks, leases and jobs to a lake, by the statements of the embedded storage.
 
-The affected rows are copied into temporary tables, the statements of `storage/facts.py` change them there, and only
-changed rows are replaced in the lake. All of it is part of the batch's transaction.
+The affected rows are copied into temporary tables, the statements of `storage/facts.py` and `storage/jobs.py` change
+them there, and only changed rows are replaced in the lake. All of it is part of the batch's transaction.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Final
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
+from ....schemas.jobs import JobEvent
 from ....schemas.requests import LeaseEvent
 from ....schemas.telemetry import Inventory
-from .. import facts, schema
+from .. import facts, jobs, schema
 from ..protocol import HostClock
 from ..statements import registered
 
 _HOST_TABLES: Final = ("hosts", "devices", "device_conflicts", "links")
 _LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
+_JOB_TABLES: Final = ("jobs", "job_tasks")
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
@@ -60,6 +62,19 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
         _replace(cursor, _LEASE_TABLES, which)
 
 
+def write_jobs(cursor: DuckDBPyConnection, events: Sequence[JobEvent]) -> None:
+    """Update jobs and the attempts of their tasks."""
+    if not events:
+        return
+    changed = pa.table({"job_id": pa.array({event.job.job_id for event in events}, pa.string())})
+    with registered(cursor, "named_jobs", changed):
+        chosen = "job_id IN (SELECT job_id FROM named_jobs)"
+        which: dict[str, str] = dict.fromkeys(_JOB_TABLES, chosen)
+        _bring(cursor, _JOB_TABLES, which)
+        jobs.write_jobs(cursor, events)
+        _replace(cursor, _JOB_TABLES, which)
+
+
 def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
     """Copy rows into temporary tables, which take precedence over the lake's in statements without a database name."""
     for table in tables:
@@ -93,5 +108,7 @@ _KEYS: Final = {
     "leases": ("lease_id",),
     "lease_devices": ("lease_id", "device", "coalesce(since, '-infinity'::TIMESTAMPTZ)"),
     "lease_events": ("lease_id", "kind", "time"),
+    "jobs": jobs.JOB_KEYS,
+    "job_tasks": jobs.TASK_KEYS,
 }
 """Columns that identify a row, by table."""

@@ -63,7 +63,7 @@ _KEYS: Final = re.compile(r", PRIMARY KEY \(.*\)| PRIMARY KEY| NOT NULL")
 _T = TypeVar("_T")
 
 APPENDED: Final = ("processes", "agents", "events", "lease_events", "requests")
-STATE: Final = ("devices", "hosts", "device_conflicts", "links", "leases", "lease_devices")
+STATE: Final = ("devices", "hosts", "device_conflicts", "links", "leases", "lease_devices", "jobs", "job_tasks")
 TABLES: Final[dict[str, str]] = {
     "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
     + ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items()),
@@ -444,6 +444,7 @@ class LakePart:
             lake_facts.write_inventories(cursor, batch.inventories)
             lake_facts.write_leases(cursor, batch.leases)
             write_requests(cursor, batch.requests)
+            lake_facts.write_jobs(cursor, batch.jobs)
             if batch.arrivals:
                 runs = pa.table(
                     {
