@@ -155,7 +155,8 @@ async def follow_logs(
 ) -> AsyncIterator[LogPiece]:
     """What the bus has kept of tasks, and then what they print, until all of them have ended.
 
-    A piece that the subscription loses is fetched from the stream, within two seconds.
+    A piece that the subscription loses is fetched from the stream, within two seconds. Outages of the bus are waited
+    for.
 
     Args:
         nc: connection; as for `stored_logs`.
@@ -179,8 +180,9 @@ async def follow_logs(
                 current = known.setdefault(key, output)
                 current.part = output.part
                 if current is output or (current.position < output.part.log_bytes and key not in fresh):
-                    for piece in current.take_all(await _stored(nc, listing, current)):
-                        yield piece
+                    with contextlib.suppress(*([] if current is output else [Unavailable])):
+                        for piece in current.take_all(await _stored(nc, listing, current)):
+                            yield piece
             if all(task.state in FINAL for task in listing.tasks):
                 break
             fresh.clear()
@@ -193,8 +195,9 @@ async def follow_logs(
                 current = known[key]
                 fresh.add(key)
                 if not current.follows(chunk):
-                    for piece in current.take_all(await _stored(nc, listing, current)):
-                        yield piece
+                    with contextlib.suppress(Unavailable):
+                        for piece in current.take_all(await _stored(nc, listing, current)):
+                            yield piece
                 if (piece := current.take(chunk)) is not None:
                     yield piece
             listing = await ask()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 from msgspec.structs import replace
 
@@ -25,12 +26,14 @@ from ..schemas.jobs import (
     OverrideAction,
 )
 from ..schemas.subjects import PlanSubject
-from .errors import InvalidRequest, NotFound, Rejected
+from .errors import InvalidRequest, NotFound, Rejected, TimedOut, Unavailable
 from .job_functions import script_of_map, shell_map
 from .job_logs import LogPiece, follow_logs, stored_logs
 from .job_names import Selection, parse_selection
 from .job_spec import JobFields, Work, job_spec, name_of
 from .owned_calls import OwnedCalls
+
+T = TypeVar("T")
 
 _FIRST_POLL_SECONDS: Final = 0.1
 _LONGEST_POLL_SECONDS: Final = 2.0
@@ -93,7 +96,12 @@ class JobCalls(OwnedCalls):
         return await self.send(job_spec(self.owner, script, (), fields))
 
     async def send(self, spec: JobSpec) -> Job:
-        """Submit a `JobSpec`; otherwise as `submit`."""
+        """Submit a `JobSpec`; otherwise as `submit`.
+
+        Without a `submit_id` it is given one, so that it is submitted once if it is sent twice.
+        """
+        if spec.submit_id is None:
+            spec = replace(spec, submit_id=uuid.uuid4().hex)
         owner = spec.request.owner
         expected: Any = Job | requests.Rejection
         answer: Job | requests.Rejection = await self._plan(self._owned(PlanSubject.SUBMIT, owner), spec, expected)
@@ -215,6 +223,16 @@ class JobCalls(OwnedCalls):
 
     # Waiting
 
+    async def _through_outages(self, ask: Callable[[], Awaitable[T]], *, first: bool) -> T:
+        """An answer of the planner; unless it is the first, outages of bus and planner are waited for."""
+        while True:
+            try:
+                return await ask()
+            except (Unavailable, TimedOut):
+                if first:
+                    raise
+            await asyncio.sleep(_LONGEST_POLL_SECONDS)
+
     async def wait(self, which: Which, *, timeout: float | None = None) -> JobListing:
         """Wait until a job, or tasks of it, have ended; returns it with these tasks.
 
@@ -229,11 +247,15 @@ class JobCalls(OwnedCalls):
         async with asyncio.timeout(timeout):
             pause = _FIRST_POLL_SECONDS
             chosen = selection(which)
+            first = True
             while True:
-                found = await self.get(chosen, tasks=bool(chosen.indexes))
+                found = await self._through_outages(lambda: self.get(chosen, tasks=bool(chosen.indexes)), first=first)
+                first = False
                 ended = all(task.state in FINAL for task in found.tasks) if chosen.indexes else ended_job(found.job)
                 if ended:
-                    return found if chosen.indexes else await self.get(chosen)
+                    return (
+                        found if chosen.indexes else await self._through_outages(lambda: self.get(chosen), first=False)
+                    )
                 await asyncio.sleep(pause)
                 pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
 
@@ -251,8 +273,11 @@ class JobCalls(OwnedCalls):
         waiting = {selection(job).job_id for job in jobs}
         end = None if timeout is None else asyncio.get_running_loop().time() + timeout
         pause = _FIRST_POLL_SECONDS
+        first = True
         while waiting:
-            found = {job.job_id: job for job in await self.find(ids=sorted(waiting))}
+            listed = await self._through_outages(lambda: self.find(ids=sorted(waiting)), first=first)
+            first = False
+            found = {job.job_id: job for job in listed}
             if missing := waiting - set(found):
                 raise _no_job(min(missing))
             ended = sorted(
@@ -276,10 +301,13 @@ class JobCalls(OwnedCalls):
         end = None if timeout is None else asyncio.get_running_loop().time() + timeout
         pause = _FIRST_POLL_SECONDS
         seen: set[int] = set()
+        first = True
         while True:
-            everything = await self.get(chosen, tasks=bool(chosen.indexes))
+            everything = await self._through_outages(lambda: self.get(chosen, tasks=bool(chosen.indexes)), first=first)
+            first = False
             over = all(t.state in FINAL for t in everything.tasks) if chosen.indexes else ended_job(everything.job)
-            ended = (await self.get(chosen, task_states=sorted(FINAL))).tasks
+            finished = await self._through_outages(lambda: self.get(chosen, task_states=sorted(FINAL)), first=False)
+            ended = finished.tasks
             fresh = [task for task in ended if task.index not in seen]
             for task in sorted(fresh, key=lambda task: (task.ended_at or everything.job.submitted_at, task.index)):
                 seen.add(task.index)
@@ -307,10 +335,17 @@ class JobCalls(OwnedCalls):
             Refused: the job is another owner's.
         """
         chosen = selection(which)
-        ask = self.get
-        if follow:
-            return follow_logs(self.nc, lambda: ask(chosen), chosen, host)
-        return stored_logs(self.nc, lambda: ask(chosen), host)
+        if not follow:
+            return stored_logs(self.nc, lambda: self.get(chosen), host)
+        asked = False
+
+        async def ask() -> JobListing:
+            nonlocal asked
+            listing = await self._through_outages(lambda: self.get(chosen), first=not asked)
+            asked = True
+            return listing
+
+        return follow_logs(self.nc, ask, chosen, host)
 
 
 def selection(which: Which) -> Selection:

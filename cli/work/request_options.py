@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
@@ -251,10 +251,14 @@ _PARAMETERS = [
 _LISTS = {"model": "models", "vendor": "vendors", "host": "hosts"}
 
 
-def with_request_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_request_options(function: Callable[..., Any], without: Collection[str] = frozenset()) -> Callable[..., Any]:
     """Decorate a command with the options of a request; it is called with them as `fields`, a `RequestFields`.
 
     An option that the command has itself is left out of `fields`.
+
+    Args:
+        function: the command.
+        without: names of parameters whose options the command does not have.
     """
     own = get_type_hints(function, include_extras=True)
     parameters = [
@@ -262,7 +266,7 @@ def with_request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, parameter in inspect.signature(function).parameters.items()
         if name != "fields"
     ]
-    shared = [parameter for parameter in _PARAMETERS if parameter.name not in own]
+    shared = [parameter for parameter in _PARAMETERS if parameter.name not in own and parameter.name not in without]
     names = [parameter.name for parameter in shared]
 
     @functools.wraps(function)
