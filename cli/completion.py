@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import typer
 
 from ..schemas import requests
+from ..schemas.jobs import JobState
 
 SECONDS: Final = 1.0
 """Timeout of the planner's answer."""
@@ -95,6 +96,11 @@ def waiting(ctx: typer.Context) -> Found:
     return [entry.request_id for entry in _ask(ctx, lambda client: client.queue())]
 
 
+def jobs(ctx: typer.Context) -> Found:
+    """Ids of jobs, the newest first."""
+    return [job.job_id for job in _ask(ctx, lambda client: client.jobs.find())]
+
+
 def hosts(ctx: typer.Context) -> Found:
     """Names of hosts."""
     return sorted({device.host for device in _ask(ctx, lambda client: client.devices())})
@@ -155,6 +161,8 @@ BY_COMMAND: Final[dict[tuple[str, str], Callable[[typer.Context], Found]]] = {
     ("collect", "host"): _words(()),
     ("dashboard", "host"): _words(()),
     ("auth", "host"): _words(()),
+    ("submit", "after"): jobs,
+    ("jobs", "state"): _words(JobState),
 }
 BY_NAME: Final[dict[str, Callable[[typer.Context], Found]]] = {
     "policy": policies,
@@ -171,4 +179,5 @@ BY_METAVAR: Final[dict[str, Callable[[typer.Context], Found]]] = {
     "LEASE": leases,
     "REQUEST": waiting,
     "GROUP": groups,
+    "JOB": jobs,
 }

@@ -28,7 +28,7 @@ MEANINGS: Final[dict[int, str]] = {
     NO_SERVICE: "the NATS server answers, but no planner or processor does",
     TIMED_OUT: "no answer in time",
     QUERY_FAILED: "the query is invalid, not permitted, or was stopped",
-    LEASE_LOST: "`corral run`: the lease ended before the command did",
+    LEASE_LOST: "`corral run`, `corral submit --wait`: the lease ended before the command did",
     NOT_EXECUTABLE: "`corral run`: the command can't be run",
     NOT_FOUND: "`corral run`: there is no such command",
     INTERRUPTED: "interrupted",

@@ -187,12 +187,10 @@ def _main(arguments: list[str] | None) -> None:
         # Kubernetes sets CORRAL_DASHBOARD_PORT in every pod for a service `corral-dashboard`; it is no option.
         if name.startswith("CORRAL_") and value.startswith("tcp://"):
             del os.environ[name]
+    words = expand_optional_values(sys.argv[1:] if arguments is None else arguments)
     try:
-        ended = typer.main.get_command(app).main(
-            expand_optional_values(sys.argv[1:] if arguments is None else arguments),
-            prog_name="corral",
-            standalone_mode=False,
-        )
+        # `corral submit` distinguishes a command behind `--` from a script, and parsing drops the `--`.
+        ended = typer.main.get_command(app).main(words, prog_name="corral", standalone_mode=False, obj=tuple(words))
     except KeyboardInterrupt:
         sys.exit(130)
     except typer.Abort:

@@ -23,6 +23,7 @@ class Entry(NamedTuple):
 
 _TRY: Final = "Get started"
 _WORK: Final = "Use GPUs"
+_JOBS: Final = "Run jobs"
 _LOOK: Final = "Observe the fleet"
 _OPERATE: Final = "Operate"
 _PARTS: Final = "Run services"
@@ -45,6 +46,14 @@ COMMANDS: Final[dict[str, Entry]] = {
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
     "queue": Entry("work.commands:queue", _WORK, "List queued requests."),
     "withdraw": Entry("work.commands:withdraw", _WORK, "Withdraw queued requests."),
+    "submit": Entry("work.submit:submit", _JOBS, "Submit a script or a command as a job, and go home.", True),
+    "jobs": Entry("work.jobs:jobs", _JOBS, "List jobs."),
+    "job": Entry("work.jobs:job", _JOBS, "Show a job: its tasks, why it waits or how it ended, and what it used."),
+    "logs": Entry("work.job_output:logs", _JOBS, "Show what a job prints."),
+    "cancel": Entry("work.jobs:cancel", _JOBS, "Cancel jobs or tasks of an array."),
+    "hold": Entry("work.jobs:hold", _JOBS, "Keep waiting jobs from being started."),
+    "unhold": Entry("work.jobs:unhold", _JOBS, "Let held jobs be started again."),
+    "resubmit": Entry("work.jobs:resubmit", _JOBS, "Queue tasks that have ended again."),
     "top": Entry("top.command:top", _LOOK, "Show the fleet live in the terminal."),
     "dashboard": Entry("services.dashboard:dashboard", _LOOK, "Serve the dashboard: heat map, timelines, leases, SQL."),
     "devices": Entry("operate.fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
