@@ -135,6 +135,14 @@ class JobCalls(OwnedCalls):
                 found[listing.job.job_id] = listing.job
         return sorted(found.values(), key=lambda job: int(job.job_id), reverse=True)
 
+    async def page(self, wanted: JobFilter) -> Jobs:
+        """One page of a listing, as the planner answers it: with `total`, and cut at the size of a message.
+
+        Args:
+            wanted: filter, `offset` and `limit`.
+        """
+        return await self._plan(PlanSubject.JOBS, wanted, Jobs)
+
     async def get(self, which: Which, *, tasks: bool = True, task_states: Sequence[JobState | str] = ()) -> JobListing:
         """A job with its tasks, in the order of their indexes.
 

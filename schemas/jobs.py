@@ -191,6 +191,29 @@ def parse_task_name(text: str) -> tuple[str, int | None]:
     return job_id, int(index) if line else None
 
 
+class Attempt(NamedTuple):
+    """A start of a task.
+
+    Attributes:
+        job_id: id of the job.
+        index: of the task; 0 for a job without an array.
+        number: of the start, from 1.
+    """
+
+    job_id: str
+    index: int
+    number: int
+
+
+_ATTEMPT: Final = re.compile(r"job-(\d{1,32})_(\d{1,10})-(\d{1,10})")
+
+
+def attempt_of_request(request_id: str | None) -> Attempt | None:
+    """Attempt that a request, and so its lease, is for: `job-<job>_<index>-<attempt>`; None for a request of no job."""
+    found = _ATTEMPT.fullmatch(request_id or "")
+    return None if found is None else Attempt(found[1], int(found[2]), int(found[3]))
+
+
 class TaskPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What runs of a task on one host.
 
