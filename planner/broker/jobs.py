@@ -223,12 +223,15 @@ class JobBroker:
         while True:
             try:
                 await self._ledger.change(release.lease_id, step)
-                return
+                break
             except WriteFailed as error:
                 log.warning("lease %s is not released yet: %s", release.lease_id, error)
                 await asyncio.sleep(_AGAIN_SECONDS)
             except (Deposed, Refused):
                 return
+        if release.after is not None:
+            self.table.released(*release.after)
+            self.carry_out()
 
     # The queue
 
@@ -358,7 +361,7 @@ class JobBroker:
             key = self.table.reported(report.host, run, now)
             if run.part.state in FINAL:
                 finals.append((run.run_id, "" if key is None else task_key(*key)))
-            elif key is not None:
+            elif self.table.is_current(report.host, run):
                 self._renew(run.lease_id)
         if report.complete:
             for run_id in self.runners.unknown(report):
@@ -373,7 +376,7 @@ class JobBroker:
             await caller.answer(self.runners.answer(report.host, runs, known))
         else:
             runs = self.runners.take_orders(report.host)
-            await caller.answer(self.runners.orders(runs, known, complete=False))
+            await caller.answer(self.runners.orders(report.host, runs, known, complete=False))
 
     def _runs_for(self, host: str, keys: Iterable[tuple[str, int]]) -> list[Run]:
         found: list[Run] = []

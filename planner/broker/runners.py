@@ -127,9 +127,10 @@ class Runners:
                 runner.lacking[run_id] = (since, lacked + 1)
         return found
 
-    def orders(self, runs: list[Run], known: list[str], *, complete: bool) -> RunOrders:
-        """Orders as a message."""
-        return RunOrders(planner=self._planner, term=self._term, runs=runs, complete=complete, known=known)
+    def orders(self, host: str, runs: list[Run], known: list[str], *, complete: bool) -> RunOrders:
+        """Orders for a host as a message."""
+        token = self.hosts[host].report.token
+        return RunOrders(planner=self._planner, term=self._term, token=token, runs=runs, complete=complete, known=known)
 
     def answer(self, host: str, runs: list[Run], known: list[str]) -> RunOrders:
         """Complete orders for a host; jobs that are too much for one message are sent after it."""
@@ -148,7 +149,7 @@ class Runners:
                 fitting.append(run)
         if later:
             self._tasks.start(self._send(host, later))
-        return self.orders(fitting, known, complete=True)
+        return self.orders(host, fitting, known, complete=True)
 
     def order(self, host: str, keys: Iterable[tuple[str, int]]) -> None:
         """Send a runner its orders about some tasks, with others that come in the same moment."""
@@ -166,7 +167,8 @@ class Runners:
         self._pushing = False
         orders, self._orders = self._orders, {}
         for host, keys in orders.items():
-            runs = self._runs_for(host, keys)
+            # One that was not heard gets its orders with the answer to its report.
+            runs = self._runs_for(host, keys) if host in self.hosts else []
             if runs:
                 await self._send(host, runs)
 
@@ -183,7 +185,9 @@ class Runners:
         await self._publish(host, batch)
 
     async def _publish(self, host: str, runs: list[Run]) -> None:
-        data = codec.encode(self.orders(runs, [], complete=False))
+        if host not in self.hosts:
+            return
+        data = codec.encode(self.orders(host, runs, [], complete=False))
         headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK}
         try:
             await self._nc.publish(subjects.runs_subject(subjects.host_token(host)), data, headers=headers)

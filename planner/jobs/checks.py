@@ -87,9 +87,8 @@ def _check_request(spec: JobSpec) -> None:
     if not request.gpus or request.gpus % spec.hosts:
         text = f"{request.gpus} devices can't be shared evenly by {spec.hosts} hosts: give a multiple of hosts"
         raise InvalidJob(text, "$.request.gpus")
-    if request.gpus != spec.hosts and "gpus_per_host" not in WorkRequest.__struct_fields__:
-        text = "Several devices on each of several hosts are not possible yet: give as many gpus as hosts"
-        raise InvalidJob(text, "$.request.gpus")
+    if request.gpus_per_host is not None:
+        raise InvalidJob("hosts says on how many hosts the devices are: leave gpus_per_host out", "$.request")
 
 
 def array_of(spec: JobSpec) -> Array:
@@ -129,10 +128,7 @@ def placed_request(spec: JobSpec) -> WorkRequest:
     request = spec.request
     if spec.hosts == 1:
         return request
-    several: dict[str, object] = {"placement": Placement.SPREAD}
-    if request.gpus != spec.hosts:
-        several["gpus_per_host"] = request.gpus // spec.hosts
-    return replace(request, **several)
+    return replace(request, placement=Placement.SPREAD, gpus_per_host=request.gpus // spec.hosts)
 
 
 def request_of(spec: JobSpec, attempt: Attempt, requeue_of: str) -> WorkRequest:

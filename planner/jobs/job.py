@@ -38,6 +38,8 @@ class Job:
         eligible: true if there are none (any more).
         in_line: indexes of tasks in the queue.
         live: indexes of tasks with an attempt that has not ended.
+        settling: tasks whose last attempt has ended, while that is made durable and their leases are released; each
+            with the id of the lease.
         version: of the last event.
         versions: versions below are reserved.
         ended_at: when the last task ended; None before.
@@ -65,6 +67,7 @@ class Job:
         self.counts = Counter({self.rest: len(self.indexes)})
         self.in_line = set[int]()
         self.live = set[int]()
+        self.settling: dict[int, str] = {}
         self.version = 0
         self.versions = state.versions
         self.ended_at: datetime | None = time_of(state.ended_at) if state.ended_at else None
@@ -75,6 +78,8 @@ class Job:
         """Indexes of tasks with an object that wait, in the order in which they are to enter the queue."""
         self._fresh = 0
         """Position in `indexes` before which no task is left that was never in the queue."""
+        for index in self.held_tasks:
+            self.task(index)
 
     @property
     def job_id(self) -> str:
@@ -108,6 +113,14 @@ class Job:
             eligible=self.eligible,
             ended_at=self.ended_at.timestamp() if self.ended_at else 0.0,
         )
+
+    def correct_end(self) -> None:
+        """Correct the time of the end by the tasks: either may have been stored without the other."""
+        if not self.is_final:
+            self.ended_at = None
+        elif self.ended_at is None:
+            ends = [task.ended_at for task in self.tasks.values() if task.ended_at is not None]
+            self.ended_at = max([*ends, *([self.rest_ended_at] if self.rest_ended_at else [])])
 
     def next_version(self) -> int:
         """Version of the next event; one that is not below `versions` must be reserved first."""
@@ -211,12 +224,12 @@ class Job:
             return 0
         room = MOST_IN_LINE - len(self.in_line)
         if self.most_running:
-            room = min(room, self.most_running - len(self.in_line) - len(self.live))
+            room = min(room, self.most_running - len(self.in_line) - len(self.live) - len(self.settling))
         return room
 
     def take_waiting(self, most: int) -> list[int]:
         """Take up to so many tasks that wait and are not in the queue, and count them as in it from now on."""
-        found = [index for index in self._again if index not in self.held_tasks][:most]
+        found = [index for index in self._again if index not in self.held_tasks and index not in self.settling][:most]
         for index in found:
             del self._again[index]
         while len(found) < most and self.rest is JobState.PENDING and self._fresh < len(self.indexes):

@@ -68,6 +68,7 @@ class JobTable:
         self.last_id = max(self.last_id, int(job.job_id))
         if spec.submit_id is not None:
             self.submits[job.owner, spec.submit_id] = job.job_id
+        job.correct_end()
         if not job.is_final:
             self.active[job.owner] += 1
 
@@ -82,6 +83,8 @@ class JobTable:
     def wait_for_others(self, job: Job, now: float) -> None:
         """Have a job wait for those that it depends on; one whose condition can't be met is cancelled."""
         self.changes.refill[job.job_id] = None
+        if any(task.attempt for task in job.tasks.values()):
+            job.eligible = True
         if job.eligible or job.is_final:
             return
         for dependency in job.stored.spec.after:
@@ -148,9 +151,10 @@ class JobTable:
 
     def _took_lease(self, job: Job, task: Task) -> None:
         key = (job.job_id, task.index)
-        for host in task.parts:
-            self._on_host.setdefault(host, {})[key] = None
-            self.changes.order(host, key)
+        for host, part in task.parts.items():
+            if part.state not in FINAL:
+                self._on_host.setdefault(host, {})[key] = None
+                self.changes.order(host, key)
         self.changes.later[key] = None
         self._schedule(key, task)
 
@@ -171,7 +175,10 @@ class JobTable:
             return
         task = job.task(attempt.index)
         before = task.state
-        if not active and lease.reason == NOT_STARTED:
+        unused = task.attempt < attempt.number and (job.held or task.index in job.held_tasks)
+        if unused or (not active and lease.reason == NOT_STARTED):
+            if active:
+                self.changes.releases.append(Release(lease.lease_id, lease.owner, NOT_STARTED))
             task.attempt = attempt.number
             return
         if task.attempt < attempt.number:
@@ -195,10 +202,16 @@ class JobTable:
         if attempt is None or found is None:
             return None
         job, task = found
-        if task.attempt != attempt.number or task.lease_id != report.lease_id or host not in task.parts:
-            return None
-        self._after(job, task, lambda: task.reported(host, report, now), now)
+        # The end of an earlier attempt may not be durable yet, either.
+        if task.attempt == attempt.number and task.lease_id == report.lease_id and host in task.parts:
+            self._after(job, task, lambda: task.reported(host, report, now), now)
         return job.job_id, task.index
+
+    def is_current(self, host: str, report: RunReport) -> bool:
+        """True if a report is of a part of an attempt that goes on."""
+        attempt = attempt_of_run(report.run_id)
+        found = None if attempt is None else self._task(attempt.job_id, attempt.index)
+        return found is not None and found[1].lease_id == report.lease_id != "" and host in found[1].parts
 
     def part_unknown(self, host: str, key: TaskKey, now: float) -> None:
         """Note that the runner of a host knows nothing of a task that it was told of."""
@@ -212,6 +225,13 @@ class JobTable:
         if found is not None and found[1].lease_id == lease.lease_id and found[1].is_live:
             job, task = found
             self._after(job, task, lambda: task.lease_ended(lease, now), now)
+
+    def released(self, job_id: str, index: int) -> None:
+        """Note that the end of an attempt is durable, and its lease released: the task may have another one."""
+        job = self.jobs.get(job_id)
+        if job is not None:
+            job.settling.pop(index, None)
+            self.changes.refill[job_id] = None
 
     def lease_gone(self, key: TaskKey, now: float) -> None:
         """Note that nothing is known of the lease of a task (any more): how it ended is unknown."""
@@ -289,8 +309,9 @@ class JobTable:
         key, spec = (job.job_id, task.index), job.stored.spec
         self.changes.tasks[key] = None
         self.changes.refill[job.job_id] = None
-        if not task.lease_over:
-            self.changes.releases.append(Release(task.lease_id, job.owner, after=key))
+        # One that has ended already, too: until the record is stored, a later leader would take the task up again.
+        self.changes.releases.append(Release(task.lease_id, job.owner, after=key))
+        job.settling[task.index] = task.lease_id
         if task.message:
             job.message = task.message if len(job.indexes) == 1 else f"task {task.index}: {task.message}"
         if task.ending is not None and task.ending.final:
@@ -384,6 +405,8 @@ class JobTable:
         self._leave(job, leaving)
         for index in leaving:
             job.left_line(index)
+        # A lease of a held task without a record is known never to have been used.
+        self.changes.tasks.update({(job.job_id, index): None for index in job.live})
         self._held_changed(job, changed)
         return changed
 

@@ -81,6 +81,7 @@ class FakeRunner:
             self._take(codec.decode(message.data, RunOrders, codec.content_type(message.headers)))
 
     def _take(self, orders: RunOrders) -> None:
+        assert orders.token == self.host
         if orders.term < self.term:
             return
         self.term = orders.term
@@ -197,7 +198,9 @@ class FakeRunner:
                 await asyncio.sleep(0.005)
 
     async def _report(self, runs: list[RunReport], complete: bool) -> None:
-        report = RunnerReport(host=self.host, runner="fake", executors=["process"], runs=runs, complete=complete)
+        report = RunnerReport(
+            host=self.host, runner="fake", token=self.host, executors=["process"], runs=runs, complete=complete
+        )
         reply = await self.nc.request(
             subjects.runner_subject(self.host),
             codec.encode(report),
