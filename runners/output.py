@@ -140,7 +140,7 @@ class Output:
             if full:
                 self._chunk = self._published = self._read
         if ended:
-            pieces += self._last(now)
+            pieces += self._last()
         return pieces
 
     def _skip(self) -> None:
@@ -161,8 +161,11 @@ class Output:
         self._published, self._published_at = self._chunk + len(data), now
         return [self._piece(part_of(self._chunk), self._chunk, data)]
 
-    def _last(self, now: float) -> list[Piece]:
+    def _last(self) -> list[Piece]:
         self.finished = True
+        if self._read == self._chunk > 0:
+            # An empty chunk would take the place of the oldest one.
+            self._chunk -= LOG_CHUNK_BYTES
         data = os.pread(self._file, self._read - self._chunk, self._chunk) if self._file >= 0 else b""
         return [self._piece(part_of(self._chunk), self._chunk, data, ended=True)]
 

@@ -131,8 +131,9 @@ def a_run(*words: str, job: int = 1, verb: RunVerb = RunVerb.START, owner: str =
 class RunnerProcess:
     """`corral runner` as a process, which can be killed and started again on its folder."""
 
-    def __init__(self, url: str, folder: Path, *options: str) -> None:
+    def __init__(self, url: str, folder: Path, *options: str, host: str = "node-7") -> None:
         self._url = url
+        self._host = host
         self.folder = folder
         self._options = options or ("--own-account", "--executor", "process")
         self.log = folder / "runner.log"
@@ -143,7 +144,7 @@ class RunnerProcess:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*CORRAL, "runner", "--host", "node-7", "--state", str(self.folder), *self._options],
+                [*CORRAL, "runner", "--host", self._host, "--state", str(self.folder), *self._options],
                 env=environment(CORRAL_NATS_URL=self._url, SECRET_OF_THE_RUNNER="x", PYTHONUNBUFFERED="1"),
                 stdout=log,
                 stderr=log,
