@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import pwd
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +24,7 @@ LEASE_VARIABLE: Final = b"CORRAL_LEASE"
 REAPER_FILE: Final = b"reaper.py"
 SEARCH_SECONDS: Final = 1.0
 """Interval of searches for processes that name a lease but aren't descendants."""
+_MOMENT_SECONDS: Final = 5.0
 UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
 FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 _ENDED: Final = frozenset("ZXx")
@@ -60,7 +63,12 @@ class Process(NamedTuple):
 def process(pid: int, root: Path = PROC) -> Process | None:
     """A process by its id; None if there is none."""
     try:
-        text = (root / str(pid) / "stat").read_bytes().decode("utf-8", "replace")
+        # Without `Path`, which takes longer than the reading: searches call this for each process of the host.
+        file = os.open(f"{root}/{pid}/stat", os.O_RDONLY)
+        try:
+            text = os.read(file, 4096).decode("utf-8", "replace")
+        finally:
+            os.close(file)
         # The name in parentheses may contain any character, so fields are counted after it: state, parent, …, start.
         head, _, tail = text.rpartition(")")
         fields = tail.split()
@@ -69,14 +77,14 @@ def process(pid: int, root: Path = PROC) -> Process | None:
         return None
 
 
-def processes(root: Path = PROC) -> Iterator[Process]:
-    """All processes in the process file system."""
+def processes(root: Path = PROC, since_pid: int = 0) -> Iterator[Process]:
+    """All processes in the process file system; without those whose ids are smaller than `since_pid`."""
     try:
         entries = os.listdir(root)
     except OSError:
         return
     for entry in entries:
-        if entry.isdigit() and (found := process(int(entry), root)) is not None:
+        if entry.isdigit() and int(entry) >= since_pid and (found := process(int(entry), root)) is not None:
             yield found
 
 
@@ -150,15 +158,18 @@ def processes_under(
     return ours
 
 
-def processes_with_lease(lease_id: str, *, since_ticks: int = 0, root: Path = PROC) -> list[Process]:
+def processes_with_lease(
+    lease_id: str, *, since_ticks: int = 0, since_pid: int = 0, root: Path = PROC
+) -> list[Process]:
     """Processes whose environment names a lease, whatever their parent; those that can't be read are left out.
 
     Args:
         lease_id: id of the lease.
         since_ticks: start of the work, in clock ticks since boot; older processes are left out.
+        since_pid: process id that was given then, if no ids can have been given again since; smaller ones are left out.
         root: path of the process file system.
     """
-    new = (found for found in processes(root) if found.started_ticks >= since_ticks and not found.ended)
+    new = (found for found in processes(root, since_pid) if found.started_ticks >= since_ticks and not found.ended)
     return [found for found in new if lease_of(found.pid, root) == lease_id]
 
 
@@ -219,16 +230,21 @@ class LeftBehind:
         self._named: list[Process] = []
         self._terminated: set[tuple[int, int]] = set()
 
-    def find(self, now: float, spared: Collection[int] = ()) -> list[Process]:
+    def find(self, now: float, spared: Collection[int] = (), *, childless: bool = False) -> list[Process]:
         """Processes that are left. Environments are read only once a second, since they may be many.
 
         Args:
             now: time of a monotonic clock, in seconds.
             spared: ids of processes to leave out, while their descendants are included.
+            childless: true if `top` is known to have no children, and adopts orphans.
         """
         if self._lease_id and now >= self._search_at:
             self._search_at = now + SEARCH_SECONDS
-            self._named = processes_with_lease(self._lease_id, since_ticks=self._since_ticks)
+            self._named = processes_with_lease(
+                self._lease_id, since_ticks=self._since_ticks, since_pid=_oldest_pid(self._top, self._since_ticks)
+            )
+        if childless and not self._named:
+            return []
         tops = [self._top, *(one.pid for one in self._named if still_runs(one))]
         return processes_under(self._lease_id, tops, spared={*spared, self._top})
 
@@ -244,16 +260,35 @@ class LeftBehind:
                 send(one, signal.SIGCONT)
 
 
+def _oldest_pid(pid: int, started_ticks: int) -> int:
+    """Smallest process id that a process may have which is younger than another one; 0 if that can't be said.
+
+    Ids are given in ascending order, and begin anew at the largest (`kernel.pid_max`), which takes longer.
+    """
+    try:
+        age_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+        with open("/proc/loadavg", "rb") as file:
+            newest = int(file.read().split()[-1])
+    except (AttributeError, OSError, ValueError):
+        return 0
+    return pid if age_seconds < _MOMENT_SECONDS and newest >= pid else 0
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def become_subreaper() -> None:
     """Make this process adopt orphans among its descendants. Works on Linux only; elsewhere it does nothing."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def set_name(name: str) -> None:
     """Set the name of this process in lists of processes, at most 15 characters. Works on Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+        _libc().prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def end_with_parent(parent: int) -> bool:
@@ -267,7 +302,7 @@ def end_with_parent(parent: int) -> bool:
     """
     if sys.platform != "linux":
         return True
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    _libc().prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     return os.getppid() == parent
 
 
@@ -280,15 +315,21 @@ def catch_signals(handler: Callable[[int, object], None]) -> tuple[int, int]:
     Returns:
         The two ends of a pipe; the numbers of the signals that this process gets can be read from the first.
     """
-    receive, give = os.pipe()
-    os.set_blocking(receive, False)
-    os.set_blocking(give, False)
     for one in signal.valid_signals():
         if one not in (*UNCATCHABLE, *FAULTS):
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(one, handler)
-    signal.set_wakeup_fd(give, warn_on_full_buffer=False)
+    ends = new_wakeup()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return ends
+
+
+def new_wakeup() -> tuple[int, int]:
+    """The two ends of a new pipe: the numbers of signals that are handled can be read from the first from now on."""
+    receive, give = os.pipe()
+    os.set_blocking(receive, False)
+    os.set_blocking(give, False)
+    signal.set_wakeup_fd(give, warn_on_full_buffer=False)
     return receive, give
 
 

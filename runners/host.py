@@ -114,7 +114,7 @@ class Host:
         if status is not None and not folder.logged:
             self.followed[key] = known
         if folder.closed:
-            self.runs.closed[key] = run.run_id
+            self.runs.closed.add(key)
             return
         self.runs.runs[key] = known
         if begun_in is None:
@@ -188,15 +188,14 @@ class Host:
         await self._launch(launches)
         for _ in launches:
             self._launched(time.monotonic() - received)
-        for verb, key in actions:
+        for verb, key, run in actions:
             if verb is Verb.PREPARE:
                 self._keep(key)
                 self._prepare(key)
             elif verb is Verb.TELL:
                 self._tell(self.runs.runs[key])
             elif verb is Verb.CLOSE:
-                folder = self.journal.folder_of(key)
-                folder.close(folder.read_order())
+                self.journal.folder_of(key).close(run)
         self._changed(self.name, {action.key for action in actions if action.key in self.runs.runs})
 
     def _keep(self, key: str) -> None:
@@ -220,14 +219,17 @@ class Host:
         forked: list[str] = []
         for key in keys:
             known, folder = self.runs.runs[key], self.journal.folder_of(key)
-            if self.journal.begun_in(key) not in (None, self.runs.boot_id):
+            begun_in = self.journal.begun_in(key)
+            # What was begun to be started has been written whole, and may be read just now.
+            again = begun_in is not None
+            if begun_in not in (None, self.runs.boot_id):
                 known.final = EarlyEnd(state=JobState.LOST, message="its host has restarted")
                 continue
             try:
                 account = self._accounts.account_of(known.run.owner)
                 executor, confined = plan(folder, known.run, account, self._executors)
-                folder.write_wanted(known.wanted)
-                folder.write_start(start_of(folder, known.run, account, executor, confined))
+                if not (again and folder.has_start):
+                    folder.write_start(start_of(folder, known.run, account, executor, confined, known.wanted))
             except (ValueError, OSError) as error:
                 self.runs.failed(key, str(error))
                 continue
@@ -321,8 +323,11 @@ class Host:
     async def _sweep(self, key: str) -> None:
         """End what a killed supervisor has left of a run."""
         known = self.runs.runs[key]
+        # It may just have begun to write, or have ended.
+        await asyncio.sleep(_POLL_SECONDS)
         self.observe([key])
-        if known.over:
+        if known.over or (known.status is not None and _runs(known.status)):
+            self._sweeping.discard(key)
             return
         log.warning("%s: the supervisor was killed; what it leaves is ended", key)
         await self._remove(known)
@@ -361,8 +366,7 @@ class Host:
                 folder.remove()
                 gone.append(folder.key)
         self.journal.forget(gone)
-        for key in gone:
-            del self.runs.closed[key]
+        self.runs.closed.difference_update(gone)
 
 
 def _runs(status: Status) -> bool:

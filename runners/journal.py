@@ -58,39 +58,52 @@ class RunFolder:
 
     def write_order(self, run: Run) -> None:
         """Keep an order, with the job."""
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        self._replace("order", codec.encode(run))
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileExistsError:
+            self._replace("order", codec.encode(run))
+        else:
+            self._write("order", codec.encode(run))
 
     def read_order(self) -> Run | None:
-        """The order; None if it can't be read."""
-        try:
-            return codec.decode((self.path / "order").read_bytes(), Run)
-        except (OSError, codec.DecodeError):
-            return None
+        """The order, without the job once it is closed; None if it can't be read."""
+        for name in ("order", "closed"):
+            with contextlib.suppress(OSError, codec.DecodeError):
+                return codec.decode((self.path / name).read_bytes(), Run)
+        return None
 
     def write_start(self, start: dict[str, Any]) -> None:
         """Write what the supervisor shall start."""
-        self._replace("start.json", json.dumps(start).encode())
+        self._write("start.json", json.dumps(start).encode())
+
+    @property
+    def has_start(self) -> bool:
+        """True while there is something to start that no supervisor has read."""
+        return (self.path / "start.json").exists()
 
     def write_wanted(self, wanted: dict[str, Any]) -> None:
         """Write what the supervisor shall do."""
         self._replace("wanted.json", json.dumps(wanted).encode())
 
     def read_status(self) -> Status | None:
-        """What became of the run: the supervisor's status, or at least its process; None before its claim."""
-        for name in ("status.json", "claim"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                return msgspec.json.decode((self.path / name).read_bytes(), type=Status)
-        return None
+        """What became of the run; None before its claim."""
+        try:
+            whole, _, _ = (self.path / "status").read_bytes().rpartition(b"\n")
+        except OSError:
+            return None
+        try:
+            return msgspec.json.decode(whole.rpartition(b"\n")[2], type=Status)
+        except msgspec.MsgspecError:
+            # It was killed as it began to write, or the machine has failed.
+            return Status(pid=0)
 
-    def close(self, run: Run | None) -> None:
+    def close(self, run: Run) -> None:
         """Remove what is not needed after the end is reported; the output stays."""
-        if run is not None and run.spec is not None:
-            self.write_order(msgspec.structs.replace(run, spec=None))
-        for name in ("start.json", "wanted.json"):
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        self._replace("closed", codec.encode(msgspec.structs.replace(run, spec=None)))
+        for name in ("order", "start.json", "wanted.json"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
-        (self.path / "closed").touch()
 
     @property
     def closed(self) -> bool:
@@ -124,11 +137,13 @@ class RunFolder:
         except OSError:
             return 0.0
 
-    def _replace(self, name: str, content: bytes) -> None:
-        new = self.path / f"{name}.new"
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    def _write(self, name: str, content: bytes) -> None:
+        with os.fdopen(os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
-        new.replace(self.path / name)
+
+    def _replace(self, name: str, content: bytes) -> None:
+        self._write(f"{name}.new", content)
+        (self.path / f"{name}.new").replace(self.path / name)
 
 
 class Journal:

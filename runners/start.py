@@ -56,7 +56,9 @@ def plan(folder: RunFolder, run: Run, account: Account, executors: Executors) ->
     return executor, confine(executor, work)
 
 
-def start_of(folder: RunFolder, run: Run, account: Account, executor: str, confined: Confined) -> dict[str, Any]:
+def start_of(
+    folder: RunFolder, run: Run, account: Account, executor: str, confined: Confined, wanted: dict[str, Any]
+) -> dict[str, Any]:
     """Content of `start.json`; see `runners/supervisor.py`."""
     spec = run.spec
     assert spec is not None
@@ -75,6 +77,7 @@ def start_of(folder: RunFolder, run: Run, account: Account, executor: str, confi
         "grace_seconds": spec.grace_seconds,
         "settle_seconds": SETTLE_SECONDS,
         "finish": confined.finish,
+        "wanted": wanted,
         "news": str(folder.path.parent.parent / "news"),
     }
 

@@ -36,6 +36,7 @@ class Action(NamedTuple):
 
     verb: Verb
     key: str
+    run: Run
 
 
 class EarlyEnd(Struct, frozen=True, kw_only=True):
@@ -118,14 +119,14 @@ class HostRuns:
 
     Attributes:
         runs: by key.
-        closed: keys of runs whose end is stored, each with its run id.
+        closed: keys of runs whose end is stored: they are not started again, however late an order comes.
     """
 
     def __init__(self, host: str, boot_id: str) -> None:
         self.host = host
         self.boot_id = boot_id
         self.runs: dict[str, KnownRun] = {}
-        self.closed: dict[str, str] = {}
+        self.closed: set[str] = set()
         self._term = 0
         self._term_at = float("-inf")
 
@@ -174,21 +175,21 @@ class HostRuns:
         known.run = replace(run, spec=run.spec or known.run.spec)
         if run.verb is RunVerb.START and not known.launched:
             known.launched = True
-            return [Action(Verb.LAUNCH, key)]
-        return [Action(Verb.TELL, key)] if changed and known.launched else []
+            return [Action(Verb.LAUNCH, key, known.run)]
+        return [Action(Verb.TELL, key, known.run)] if changed and known.launched else []
 
     def _new(self, key: str, run: Run) -> list[Action]:
         known = self.runs[key] = KnownRun(key=key, run=run, notice=run.notice, signal=run.signal)
         if run.verb is RunVerb.STOP:
             known.final = EarlyEnd(state=JobState.CANCELLED, message="it was ended before it was started")
-            return [Action(Verb.PREPARE, key)]
+            return [Action(Verb.PREPARE, key, run)]
         if run.spec is None:
             known.final = EarlyEnd(state=JobState.LOST, message=f"the runner of {self.host} knows nothing of it")
             return []
         if run.verb is RunVerb.START:
             known.launched = True
-            return [Action(Verb.LAUNCH, key)]
-        return [Action(Verb.PREPARE, key)]
+            return [Action(Verb.LAUNCH, key, known.run)]
+        return [Action(Verb.PREPARE, key, run)]
 
     def _stop(self, known: KnownRun, stop: Stop) -> list[Action]:
         if not known.launched:
@@ -199,14 +200,14 @@ class HostRuns:
         if known.stop == stop:
             return []
         known.stop = stop
-        return [Action(Verb.TELL, known.key)]
+        return [Action(Verb.TELL, known.key, known.run)]
 
     def _stored(self, run_id: str) -> list[Action]:
         found = [known for known in self.runs.values() if known.run.run_id == run_id and known.over]
         for known in found:
             del self.runs[known.key]
-            self.closed[known.key] = run_id
-        return [Action(Verb.CLOSE, known.key) for known in found]
+            self.closed.add(known.key)
+        return [Action(Verb.CLOSE, known.key, known.run) for known in found]
 
     # Facts
 

@@ -1,12 +1,12 @@
 """The supervisor of a run: a process between the runner and the commands of a run, which outlives the runner.
 
 It starts the commands, adopts their orphans, writes how they end, and ends what they leave behind. The runner and it
-share a folder, whose files are each replaced as a whole:
+share a folder:
 
 - `start.json`: what to start, by the runner; deleted once it has been read, since it holds the environment.
-- `claim`: process id, start and boot of the supervisor. Whoever creates it starts the run, and nobody else.
-- `wanted.json`: signals, end and time limit, by the runner, which then sends SIGUSR1.
-- `status.json`: what became of the run, by the supervisor, which then writes the folder's name to the pipe `news`.
+- `status`: what became of the run, by the supervisor: lines of JSON, of which the last counts. Whoever creates it has
+  claimed the run, so that no other supervisor starts it. After each line the folder's name goes to the pipe `news`.
+- `wanted.json`: signals, end and time limit, by the runner, which replaces it as a whole, and then sends SIGUSR1.
 
 It uses only the standard library, so that it starts within milliseconds and stays small.
 """
@@ -14,6 +14,7 @@ It uses only the standard library, so that it starts within milliseconds and sta
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -47,11 +48,10 @@ FINISH_SECONDS: Final = 60.0
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _START: Final = "start.json"
 _WANTED: Final = "wanted.json"
-_STATUS: Final = "status.json"
-_CLAIM: Final = "claim"
-_NEWS: Final = "news"
+_STATUS: Final = "status"
 
 
+@functools.cache
 def boot_id() -> str:
     """Id of this boot of the machine; empty if it can't be read."""
     try:
@@ -60,20 +60,20 @@ def boot_id() -> str:
         return ""
 
 
-def claim(folder: Path) -> dict[str, Any] | None:
-    """Claim a run for this process. Returns what the claim says; None if another process has claimed it."""
+def claim(folder: str) -> tuple[int, dict[str, Any]] | None:
+    """Claim a run for this process.
+
+    Returns:
+        The descriptor of its status, and the first line there; None if another process has claimed it.
+    """
     own = processes.process(os.getpid())
     said = {"pid": os.getpid(), "started_ticks": own.started_ticks if own else 0, "boot_id": boot_id()}
-    mine = folder / f"{_CLAIM}.{os.getpid()}"
-    mine.write_text(json.dumps(said))
     try:
-        # A link appears with all that the file holds.
-        os.link(mine, folder / _CLAIM)
+        file = os.open(f"{folder}/{_STATUS}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return None
-    finally:
-        mine.unlink()
-    return said
+    os.write(file, json.dumps(said).encode() + b"\n")
+    return file, said
 
 
 class Supervisor:
@@ -82,18 +82,21 @@ class Supervisor:
     Args:
         folder: folder of the run.
         start: what to start; see `runners/start.py`.
-        claimed: what the claim of the run says.
+        status: descriptor of its status.
+        claimed: first line there.
         wake: file descriptor that yields the numbers of signals to this process.
     """
 
-    def __init__(self, folder: Path, start: dict[str, Any], claimed: dict[str, Any], wake: int) -> None:
+    def __init__(self, folder: str, start: dict[str, Any], status: int, claimed: dict[str, Any], wake: int) -> None:
         self._folder = folder
         self._start = start
+        self._file = status
         self._wake = wake
         self._left_behind = processes.LeftBehind(start["lease_id"], os.getpid(), claimed["started_ticks"])
         self._commands: dict[int, int] = {}
         self._codes: dict[int, int] = {}
         self._first_failed: int | None = None
+        self._exited_at: float | None = None
         self._status: dict[str, Any] = {**claimed, "executor": start["executor"], "started_at": None}
         self._grace: float = start["grace_seconds"]
         self._noticed = 0
@@ -114,6 +117,7 @@ class Supervisor:
         if not self._begin():
             self._tell(ended_at=time.time())
             return
+        self._want(self._start["wanted"])
         self._read_wanted()
         while not self._step():
             ready, _, _ = select.select([self._wake], [], [], self._pause())
@@ -122,6 +126,7 @@ class Supervisor:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._sampled(used.ru_maxrss * 1024)
         self._tell(
+            exited_at=self._exited_at,
             ended_at=time.time(),
             cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
             message="",
@@ -198,9 +203,13 @@ class Supervisor:
 
     def _read_wanted(self) -> None:
         try:
-            wanted: dict[str, Any] = json.loads((self._folder / _WANTED).read_bytes())
+            with open(f"{self._folder}/{_WANTED}", "rb") as file:
+                wanted = json.loads(file.read())
         except (OSError, ValueError):
             return
+        self._want(wanted)
+
+    def _want(self, wanted: dict[str, Any]) -> None:
         now = time.monotonic()
         ends_at = wanted.get("ends_at")
         self._ends_at = math.inf if ends_at is None else ends_at
@@ -252,7 +261,7 @@ class Supervisor:
         if not self._commands:
             self._settle_until = now + self._start["settle_seconds"]
             self._finish()
-            self._tell(exited_at=time.time(), **self._exit())
+            self._exited_at = time.time()
 
     def _exit(self) -> dict[str, Any]:
         code = self._codes[0 if self._first_failed is None else self._first_failed]
@@ -284,7 +293,9 @@ class Supervisor:
             if now >= self._sample_at:
                 self._sample(now)
             return False
-        left = self._left_behind.find(now)
+        left = self._left_behind.find(now, childless=self._childless)
+        if left and self._exited_at is not None and self._status.get("exited_at") is None:
+            self._tell(exited_at=self._exited_at, **self._exit())
         self._scan_seconds = time.monotonic() - now
         self._empty_scans = 0 if left or self._commands else self._empty_scans + 1
         # A single scan may miss processes that are just being started.
@@ -346,14 +357,12 @@ class Supervisor:
     def _tell(self, **changed: Any) -> None:
         """Write the status, and tell the runner of it, if it is there."""
         self._status |= changed
-        new = self._folder / f"{_STATUS}.new"
-        new.write_text(json.dumps(self._status))
-        new.replace(self._folder / _STATUS)
+        os.write(self._file, json.dumps(self._status).encode() + b"\n")
         with contextlib.suppress(OSError):
-            # Without a reader, or with a full pipe, the runner finds the file itself.
+            # Without a reader, or with a full pipe, the runner finds the line itself.
             pipe = os.open(self._start["news"], os.O_WRONLY | os.O_NONBLOCK)
             try:
-                os.write(pipe, self._folder.name.encode() + b"\n")
+                os.write(pipe, os.path.basename(self._folder).encode() + b"\n")
             finally:
                 os.close(pipe)
 
@@ -413,19 +422,24 @@ def _nothing(number: int, frame: object) -> None:
     """Signal handler that does nothing: the signal's number is read from the wake-up file descriptor."""
 
 
-def supervise(folder: Path) -> None:
-    """Claim a run, and supervise it until its end; does nothing if it is claimed already."""
-    # It survives all signals but SIGKILL.
-    wake, _ = processes.catch_signals(_nothing)
+def supervise(folder: str, wake: int) -> None:
+    """Claim a run, and supervise it until its end; does nothing if it is claimed already.
+
+    Args:
+        folder: of the run.
+        wake: file descriptor that yields the numbers of signals to this process.
+    """
     claimed = claim(folder)
     if claimed is None:
         return
-    start: dict[str, Any] = json.loads((folder / _START).read_bytes())
-    (folder / _START).unlink()
+    with open(f"{folder}/{_START}", "rb") as file:
+        start: dict[str, Any] = json.loads(file.read())
+    os.unlink(f"{folder}/{_START}")
     processes.become_subreaper()
     processes.set_name("corral-run")
-    Supervisor(folder, start, claimed, wake).run()
+    Supervisor(folder, start, *claimed, wake).run()
 
 
 if __name__ == "__main__":
-    supervise(Path(sys.argv[1]))
+    # It survives all signals but SIGKILL.
+    supervise(sys.argv[1], processes.catch_signals(_nothing)[0])

@@ -67,11 +67,11 @@ class Zygote:
         code = 1
         try:
             os.setsid()
-            signal.set_wakeup_fd(-1)
+            wake, _ = processes.new_wakeup()
             for number in pipe:
                 os.close(number)
             self._control.close()
-            supervisor.supervise(Path(folder))
+            supervisor.supervise(folder, wake)
             code = 0
         finally:
             os._exit(code)
@@ -98,6 +98,7 @@ def main() -> None:
     control.set_inheritable(False)
     processes.become_subreaper()
     processes.set_name("corral-zygote")
+    supervisor.boot_id()
     # Collections would copy the pages that forks share with this process.
     gc.disable()
     gc.freeze()

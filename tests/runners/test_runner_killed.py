@@ -82,7 +82,7 @@ async def test_a_start_that_was_interrupted_is_made_once(
     runner.kill()
     host = runner.folder / "runner" / "node-7"
     [folder] = (host / "runs").iterdir()
-    assert not (folder / "claim").exists()
+    assert not (folder / "status").exists()
     if at != "before the journal":
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         with (host / "journal").open("a") as journal:
@@ -93,7 +93,7 @@ async def test_a_start_that_was_interrupted_is_made_once(
     if at == "claimed twice":
         # An order that a killed runner has still given to its zygote, as it comes to be carried out.
         runner.kill()
-        claim = (folder / "claim").read_bytes()
+        claim = (folder / "status").read_bytes()
         (folder / "start.json").write_text("{}")
         runner.start()
         from corral.runners.launcher import Launcher
@@ -101,7 +101,7 @@ async def test_a_start_that_was_interrupted_is_made_once(
         late = Launcher()
         late.fork(folder)
         late.close()
-        assert (folder / "claim").read_bytes() == claim
+        assert (folder / "status").read_bytes() == claim
     (tmp_path / "go").touch()
     assert (await planner.ended("1.1")).part.exit_code == 5
     assert len(executions(tmp_path)) == 1
@@ -133,8 +133,8 @@ async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
     await planner.push(a_run("sh", "-c", f"{bare} {COUNTED}", str(tmp_path)))
     await planner.state("1.1", JobState.RUNNING)
     bare_pid = int(wait_for(lambda: (tmp_path / "bare").exists() and (tmp_path / "bare").read_text()))
-    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/claim")
-    os.kill(json.loads(claim.read_bytes())["pid"], signal.SIGKILL)
+    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/status")
+    os.kill(json.loads(claim.read_bytes().splitlines()[0])["pid"], signal.SIGKILL)
     report = await planner.state("1.1", JobState.LOST)
     assert report.part.message == "its supervisor was killed"
     assert [alive(pid) for pid in (*executions(tmp_path), bare_pid)] == [False, False]

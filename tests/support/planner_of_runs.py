@@ -166,8 +166,8 @@ class RunnerProcess:
 
     def end_runs(self) -> None:
         """End whatever supervisors a failed test has left."""
-        for claim in self.folder.glob("runner/*/runs/*/claim"):
-            pid = codec.decode(claim.read_bytes(), dict, codec.JSON)["pid"]
+        for claim in self.folder.glob("runner/*/runs/*/status"):
+            pid = codec.decode(claim.read_bytes().splitlines()[0], dict, codec.JSON)["pid"]
             words = Path(f"/proc/{pid}/cmdline")
             if words.exists() and (b"zygote.py" in words.read_bytes() or b"supervisor.py" in words.read_bytes()):
                 for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
