@@ -38,6 +38,9 @@ NAMES: Final = (
     "unserved_demand",
     "duration_estimates",
     "preemptions",
+    "job_summary",
+    "stalled_tasks",
+    "job_costs",
 )
 """Names of the views, in the order in which they build on each other."""
 
