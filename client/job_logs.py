@@ -29,6 +29,7 @@ from .job_names import Selection
 
 log = logging.getLogger("corral.client")
 
+_FIRST_POLL_SECONDS: Final = 0.1
 _POLL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 64
 """Pieces that are asked for at a time."""
@@ -174,6 +175,7 @@ async def follow_logs(
     subscription = await nc.subscribe(everything, pending_bytes_limit=-1, pending_msgs_limit=-1)
     try:
         fresh: set[tuple[int, str]] = set()
+        pause = _FIRST_POLL_SECONDS
         while True:
             for output in _outputs(listing.tasks, host):
                 key = (output.index, subjects.host_token(output.part.host))
@@ -186,7 +188,10 @@ async def follow_logs(
             if all(task.state in FINAL for task in listing.tasks):
                 break
             fresh.clear()
-            end = asyncio.get_running_loop().time() + _POLL_SECONDS
+            # Its state follows soon where all output has come to its end.
+            soon = bool(known) and all(output.ended for output in known.values())
+            end = asyncio.get_running_loop().time() + (_LAST_TRY_SECONDS if soon else pause)
+            pause = min(1.5 * pause, _POLL_SECONDS)
             while (message := await _next(subscription, end)) is not None:
                 found = _live(message, known)
                 if found is None:
@@ -200,6 +205,8 @@ async def follow_logs(
                             yield piece
                 if (piece := current.take(chunk)) is not None:
                     yield piece
+                if chunk.ended:
+                    end = min(end, asyncio.get_running_loop().time() + _LAST_TRY_SECONDS)
             listing = await ask()
         for output in known.values():
             async for piece in _rest(nc, listing, output):

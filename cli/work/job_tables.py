@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,8 +23,6 @@ _STYLES: Final = {
     JobState.DONE: "dim",
     JobState.CANCELLED: "dim",
 }
-_WIDE: Final = 100
-_NARROW: Final = 60
 
 
 def state_text(state: JobState, held: bool = False) -> Text:
@@ -45,54 +43,82 @@ def progress_text(progress: float | None) -> str:
     return "" if progress is None else f"{progress:.0%}"
 
 
+_LEAST: Final = {"NAME": 10, "OWNER": 8, "WHY": 12, "TASKS": 12, "GROUP": 6}
+"""Least widths of columns that may be cut; all others are shown whole, or not at all."""
+_ORDER: Final = ("JOB", "OWNER", "GROUP", "NAME", "STATE", "DONE", "GPUS", "HOSTS", "AGE", "TASKS", "WHY")
+_KEPT_FIRST: Final = ("JOB", "STATE", "NAME", "OWNER", "DONE", "AGE", "GPUS", "WHY", "TASKS", "HOSTS", "GROUP")
+_WIDENED: Final = (
+    ("OWNER", 20),
+    ("TASKS", 40),
+    ("NAME", 24),
+    ("WHY", 200),
+    ("NAME", 200),
+    ("GROUP", 40),
+    ("OWNER", 200),
+)
+"""Columns in the order in which they get the room that is left, each up to a width."""
+_PADDING: Final = 2
+
+
 def jobs_table(jobs: Iterable[Job], width: int, now: datetime | None = None) -> Table:
     """Table of jobs, one per line.
 
     Args:
         jobs: the jobs.
-        width: of the terminal, in columns: a narrow one leaves out what matters least.
+        width: of the terminal, in columns: a narrow one cuts texts, and leaves out what matters least.
         now: time of the listing.
     """
-    jobs = list(jobs)
     now = now or datetime.now(UTC)
-    grouped = any(job.group for job in jobs) and width >= _WIDE
-    progressing = any(job.progress is not None for job in jobs)
-    columns = [
-        ("JOB", True),
-        ("OWNER", width >= _NARROW),
-        ("GROUP", grouped),
-        ("NAME", True),
-        ("STATE", True),
-        ("DONE", progressing),
-        ("GPUS", width >= _NARROW),
-        ("HOSTS", any(job.hosts > 1 for job in jobs) and width >= _WIDE),
-        ("AGE", width >= _NARROW),
-        ("TASKS", any(job.array for job in jobs) and width >= _WIDE),
-        ("WHY", any(job.message for job in jobs) and width >= _NARROW),
-    ]
-    made = render.table(*(name for name, shown in columns if shown), right=("JOB", "DONE", "GPUS", "HOSTS", "AGE"))
-    for column in made.columns:
-        if column.header in ("JOB", "STATE", "DONE", "GPUS", "AGE"):
-            column.overflow, column.min_width = "fold", len(str(column.header))
-            column.ratio = None
-    longest = max((len(job.job_id) for job in jobs), default=3)
-    made.columns[0].min_width = max(3, longest)
-    for job in jobs:
-        cells: dict[str, Any] = {
-            "JOB": escape(job.job_id),
-            "OWNER": escape(job.owner),
-            "GROUP": escape(job.group),
-            "NAME": escape(job.name),
+    rows = [
+        {
+            "JOB": job.job_id,
+            "OWNER": job.owner,
+            "GROUP": job.group,
+            "NAME": job.name,
             "STATE": state_text(job.state, job.held),
             "DONE": progress_text(job.progress),
             "GPUS": str(job.gpus),
-            "HOSTS": str(job.hosts),
+            "HOSTS": str(job.hosts) if job.hosts > 1 else "",
             "AGE": render.duration((now - job.submitted_at).total_seconds()),
-            "TASKS": escape(tasks_text(job)),
-            "WHY": escape(job.message),
+            "TASKS": tasks_text(job),
+            "WHY": job.message,
         }
-        made.add_row(*(cells[name] for name, shown in columns if shown))
+        for job in jobs
+    ]
+    cells = {name: [row[name] for row in rows] for name in _ORDER}
+    longest = {name: max(len(name), *(len(cell) for cell in column)) for name, column in cells.items() if any(column)}
+    widths = _fitting(longest, width)
+    shown = [name for name in _ORDER if name in widths]
+    made = render.table(*shown, right=("JOB", "DONE", "GPUS", "HOSTS", "AGE"))
+    for column in made.columns:
+        column.width = widths[str(column.header)]
+    for row in rows:
+        made.add_row(*(escape(cell) if isinstance(cell := row[name], str) else cell for name in shown))
     return made
+
+
+def _fitting(longest: Mapping[str, int], width: int) -> dict[str, int]:
+    """Widths of the columns that are shown: those that matter most at their least width, then as wide as fits."""
+    found: dict[str, int] = {}
+    left = width
+    for name in _KEPT_FIRST:
+        least = min(longest.get(name, 0), _LEAST.get(name) or longest.get(name, 0))
+        if name in longest and least + _PADDING <= left:
+            found[name] = least
+            left -= least + _PADDING
+    for name, most in _WIDENED:
+        if name in found:
+            more = max(0, min(left, min(longest[name], most) - found[name]))
+            found[name] += more
+            left -= more
+    return found
+
+
+def _keep_whole(table: Table, *names: str) -> None:
+    """Let columns be as wide as their cells, so that others are cut in a narrow terminal."""
+    for column in table.columns:
+        if column.header in names:
+            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
 
 
 def elapsed_seconds(task: JobTask, now: datetime | None = None) -> float | None:
@@ -116,8 +142,6 @@ def tasks_table(listing: JobListing, tasks: Sequence[JobTask]) -> Table:
         "TASK", "STATE", "TRIES", "TIME", "DONE", "RAM", "CPU", "HOSTS", "END", "WHY",
         right=("TRIES", "TIME", "DONE", "RAM", "CPU"),
     )  # fmt: skip
-    made.columns[0].min_width = max((len(_name(job, task)) for task in tasks), default=4)
-    made.columns[1].min_width = max((len(task.state.value) for task in tasks), default=5)
     for task in tasks:
         elapsed = elapsed_seconds(task)
         memory = sum(part.peak_memory_bytes for part in task.parts)
@@ -134,6 +158,7 @@ def tasks_table(listing: JobListing, tasks: Sequence[JobTask]) -> Table:
             ended_text(task),
             escape(task.message),
         )
+    _keep_whole(made, "TASK", "STATE", "TRIES", "TIME", "END")
     return made
 
 
@@ -143,11 +168,8 @@ def _name(job: Job, task: JobTask) -> str:
 
 def shown_tasks(tasks: Sequence[JobTask], most: int) -> list[JobTask]:
     """Tasks worth a line: those that run or have failed before those that wait or are done, in order within each."""
-    order = {state: place for place, state in enumerate(JobState)}
-    dull = (JobState.PENDING, JobState.DONE)
-    chosen = sorted(
-        tasks, key=lambda task: (task.state in dull, order[task.state] if task.state in dull else 0, task.index)
-    )
+    last = {JobState.PENDING: 1, JobState.DONE: 2}
+    chosen = sorted(tasks, key=lambda task: (last.get(task.state, 0), task.index))
     return sorted(chosen[:most], key=lambda task: task.index)
 
 

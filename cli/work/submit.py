@@ -41,6 +41,8 @@ _OPTIONS: Final = {
 """Arguments of the client in its errors, with the options that mean them."""
 _EITHER: Final = ({"gpus", "gpus_per_host"},)
 """Parameters of which one is given: one on the command line overrides the other in a script."""
+_PAIRS: Final = {"env", "label", "host_label"}
+"""Parameters whose pairs on the command line are added to those in a script; the same key is overridden."""
 
 
 def _gpus(text: str) -> str:
@@ -342,6 +344,8 @@ def _with_directives(context: typer.Context, target: _Target, ignore_unknown: bo
             in_script -= either - {_last(words, either)}
             merged.update(dict.fromkeys(either))
     merged.update({name: script.params[name] for name in in_script - set_here})
+    for name in _PAIRS & in_script & set_here:
+        merged[name] = [*script.params[name], *merged[name]]
     return merged
 
 
