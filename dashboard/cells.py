@@ -103,7 +103,7 @@ class Update(Struct, frozen=True):
 
     Attributes:
         full: base64 of one byte per device; empty if only changes are sent.
-        at: base64 of the positions of the devices that changed, as `<u2`.
+        at: base64 of the positions of the devices that changed, as `<u2`; as `<u4` if they are wide.
         to: base64 of their levels, one byte per device.
     """
 
@@ -112,16 +112,22 @@ class Update(Struct, frozen=True):
     to: str = ""
 
 
-def update(before: bytes, now: bytes) -> Update | None:
-    """Smallest update from one snapshot's levels to the next; None if nothing has changed."""
+def update(before: bytes, now: bytes, *, wide: bool = False) -> Update | None:
+    """Smallest update from one snapshot's levels to the next; None if nothing has changed.
+
+    Args:
+        before: levels that the browser has.
+        now: levels that it shall have.
+        wide: positions have four bytes instead of two, for more than 65,536 of them.
+    """
     if before == now:
         return None
-    if len(before) != len(now) or len(now) > 2**16:
+    if len(before) != len(now) or (len(now) > 2**16 and not wide):
         return Update(full=_base64(now))
     changed = [at for at, (old, new) in enumerate(zip(before, now, strict=True)) if old != new]
-    if 3 * len(changed) >= len(now):
+    if (5 if wide else 3) * len(changed) >= len(now):
         return Update(full=_base64(now))
-    return Update(at=packed(changed, "H"), to=_base64(bytes(now[at] for at in changed)))
+    return Update(at=packed(changed, "I" if wide else "H"), to=_base64(bytes(now[at] for at in changed)))
 
 
 class Group(Struct, frozen=True, kw_only=True):

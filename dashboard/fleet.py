@@ -37,7 +37,7 @@ class Problem(Struct, frozen=True, kw_only=True):
     """Reason why there is nothing to show, and what to do about it.
 
     Attributes:
-        kind: `bus`, `planner`, `history`, `devices`, `groups`, `error` or `page`.
+        kind: `bus`, `planner`, `history`, `devices`, `groups`, `jobs`, `error` or `page`.
         title: the reason in a few words.
         detail: the reason in a sentence or two.
         commands: commands that would help.
@@ -73,6 +73,7 @@ class Fleet:
         view: live view of the fleet; None before the first connection.
         states: states of `devices`, in the same order.
         shape: number that increases when the list of devices changes.
+        refreshes: number of refreshes that succeeded.
     """
 
     def __init__(self, url: str | None, interval_seconds: float) -> None:
@@ -80,6 +81,7 @@ class Fleet:
         self.view: FleetView | None = None
         self.states: list[DeviceState] = []
         self.shape = 0
+        self.refreshes = 0
         self._levels: dict[cells.Metric, bytes] = {}
         self._groups = _OncePerRefresh[Groups]()
         self._windows = _OncePerRefresh[list[WindowStatus]]()
@@ -258,6 +260,7 @@ class Fleet:
             self._problem = Problem(kind="error", title="The bus failed", detail=f"{type(error).__name__}: {error}")
             return
         self._problem = None
+        self.refreshes += 1
         self.shape += before != [(one.uuid, one.host, one.index) for one in self.devices]
         self.states = [device_state(device) for device in self.devices]
         self._levels.clear()

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from ..client import Client, CorralError
 from .fleet import Fleet, Problem
 from .html import button, empty, on_typing, tag
+from .jobs import JobBoard
 from .security.accounts import Role
 from .security.guard import session_of
-from .security.sessions import Session, Sessions
+from .security.sessions import GUEST_ID, Session, Sessions
 
 log = logging.getLogger("corral.dashboard")
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 NAVIGATION: Final = (
     ("/", "Fleet", "grid_view"),
+    ("/jobs", "Jobs", "playlist_play"),
     ("/leases", "Leases", "view_timeline"),
     ("/groups", "Groups", "groups"),
     ("/analytics", "Analytics", "query_stats"),
@@ -44,12 +46,14 @@ class Frame:
 
     Attributes:
         fleet: state that all pages share.
+        jobs: jobs, as all pages share them.
         session: session of the user.
         request: request that opened the page.
     """
 
-    def __init__(self, fleet: Fleet, sessions: Sessions, request: Request, title: str) -> None:
+    def __init__(self, fleet: Fleet, jobs: JobBoard, sessions: Sessions, request: Request, title: str) -> None:
         self.fleet = fleet
+        self.jobs = jobs
         self.session: Session = session_of(request)
         self.request = request
         self._sessions = sessions
@@ -64,6 +68,12 @@ class Frame:
         """True if this session is still valid and has the permissions of a role."""
         session = self._sessions.renewed(self.session)
         return session is not None and session.role.covers(role)
+
+    def may_read(self, owner: str) -> bool:
+        """True if this session may read what the jobs of an owner execute and print: their own, or as an operator."""
+        # Without a login everybody has the same name, which says nothing of who it is.
+        needed = Role.REQUESTER if self.session.id == GUEST_ID else Role.VIEWER
+        return self.may(needed if self.session.name == owner else Role.OPERATOR)
 
     def require(self, role: Role) -> Session:
         """Check on the server, before each action that changes something, that the session has a role's permissions.
@@ -121,7 +131,7 @@ class Frame:
                 with tag("span"):
                     tag("b", text=self.session.name)
                     tag("div", text=str(self.session.role))
-                if self.session.id != "guest":
+                if self.session.id != GUEST_ID:
                     with tag("form", method="post", action="/logout"), tag("button", "btn quiet small", type="submit"):
                         tag("span", text="Log out")
 
@@ -134,6 +144,10 @@ class Frame:
     def on_refresh(self, update: Callable[[], None]) -> None:
         """Call `update`, which updates a part of the page, after every refresh of the fleet's state."""
         self._updates.append(update)
+
+    def on_close(self, do: Callable[[], None]) -> None:
+        """Call `do` once the page is gone."""
+        self._page.on_delete(lambda: do())
 
     def _follow(self) -> None:
         page = self._page

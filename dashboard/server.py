@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from ..client.request import default_owner
 from .downloads import Exports
 from .fleet import Fleet
+from .jobs import JobBoard
 from .security.accounts import Accounts, write_secret
 from .security.guard import Guard
 from .security.login import LoginPages
@@ -85,6 +86,7 @@ class Dashboard:
         accounts: accounts of the users.
         sessions: sessions of the users.
         fleet: state that all browsers share.
+        jobs: jobs, as all browsers share them.
         app: the ASGI application.
     """
 
@@ -95,6 +97,7 @@ class Dashboard:
         self.accounts = Accounts(settings.state, default_owner(), settings.role)
         self.sessions = Sessions(settings.state, self.accounts, settings.session_seconds, login=settings.login)
         self.fleet = Fleet(settings.url, settings.interval_seconds)
+        self.jobs = JobBoard(self.fleet)
         self.app: ASGIApp = self._assemble()
 
     def link(self, url: str) -> str:
@@ -171,14 +174,14 @@ class Dashboard:
         )
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fleet, groups, leases, not_found, request
+        from .pages import analytics, device, fleet, groups, job, jobs, leases, not_found, request
 
         def frame(request: Request, title: str) -> Frame:
             from .page_frame import Frame
 
-            return Frame(self.fleet, self.sessions, request, title)
+            return Frame(self.fleet, self.jobs, self.sessions, request, title)
 
-        for page in (fleet, device, leases, groups, request):
+        for page in (fleet, device, jobs, job, leases, groups, request):
             page.register(frame)
         analytics.register(frame, exports)
         not_found.register(frame)  # registered last, because it matches all other URLs

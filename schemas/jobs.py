@@ -196,12 +196,12 @@ class Attempt(NamedTuple):
 
     Attributes:
         job_id: id of the job.
-        index: of the task; 0 for a job without an array.
+        task: index of the task; 0 for a job without an array.
         number: of the start, from 1.
     """
 
     job_id: str
-    index: int
+    task: int
     number: int
 
 

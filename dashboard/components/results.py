@@ -13,7 +13,7 @@ from . import LIBRARY
 from .timeline import ECHARTS
 
 
-class _Told(Element):
+class WhenReady(Element):
     """Element that keeps the last method call until the browser is ready."""
 
     def __init__(self) -> None:
@@ -26,6 +26,11 @@ class _Told(Element):
     def is_ignoring_events(self) -> bool:
         """Always false: an element that is hidden until it has data must still report that it is ready."""
         return False
+
+    @property
+    def able(self) -> bool:
+        """True if the browser is ready."""
+        return self._able
 
     def _ready(self) -> None:
         self._able = True
@@ -41,7 +46,7 @@ class _Told(Element):
             self._waiting = call
 
 
-class Lanes(_Told, component="lanes.js", esm=LIBRARY):
+class Lanes(WhenReady, component="lanes.js", esm=LIBRARY):
     """Chart of leases over time, with one lane per device.
 
     Args:
@@ -80,7 +85,7 @@ class Lanes(_Told, component="lanes.js", esm=LIBRARY):
         )
 
 
-class Grid(_Told, component="grid.js", esm=LIBRARY):
+class Grid(WhenReady, component="grid.js", esm=LIBRARY):
     """A table that can be sorted in the browser."""
 
     def fill(self, columns: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
@@ -88,7 +93,7 @@ class Grid(_Told, component="grid.js", esm=LIBRARY):
         self.tell("fill", list(columns), [list(row) for row in rows])
 
 
-class Chart(_Told, component="chart.js", esm=LIBRARY | ECHARTS):
+class Chart(WhenReady, component="chart.js", esm=LIBRARY | ECHARTS):
     """A chart of bars, of lines, or of bars over time that are stacked."""
 
     def show(

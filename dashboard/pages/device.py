@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -14,10 +14,13 @@ from starlette.requests import Request
 
 from ...client import Client, CorralError
 from ...client.fleet_view import DeviceState, device_state
+from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import DeviceStatus
+from ...schemas.requests import Lease
 from ...schemas.telemetry import ProcessSample
 from ...schemas.units import format_bytes
 from .. import cells, history
+from ..components.job_rows import job_link
 from ..components.timeline import Timeline
 from ..fleet import Problem, problem_of
 from ..history import RANGES, Window
@@ -189,7 +192,7 @@ class DevicePage:
             self._shown = shown
             self._head.clear()
             with self._head:
-                self._show_head(device, may)
+                self._show_head(device, held, may)
         if device is not None:
             processes = fleet.processes_on(device)
             if processes != self._processes_shown:
@@ -203,7 +206,7 @@ class DevicePage:
             if time.monotonic() - self._drawn_at > pause and not self._drawing:
                 ui.timer(0, self._draw, once=True)
 
-    def _show_head(self, device: DeviceStatus | None, may: bool) -> None:
+    def _show_head(self, device: DeviceStatus | None, held: Sequence[Lease], may: bool) -> None:
         with tag("div", "head").style("margin-bottom:16px"):
             with tag("div"):
                 with tag("div", "bar"):
@@ -223,6 +226,7 @@ class DevicePage:
                     with tag("div"):
                         tag("div", "fact-name", name)
                         tag("div", "fact-value", value)
+                _show_jobs(held)
         else:
             tag("div", "note mono", self.uuid)
 
@@ -318,6 +322,20 @@ def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
         ("Leases", ", ".join(device.leases) or "none"),
         ("UUID", device.uuid),
     ]
+
+
+def _show_jobs(held: Sequence[Lease]) -> None:
+    """Show the jobs that run on a device, as a fact of it; nothing without any."""
+    found = [(attempt, lease) for lease in held if (attempt := attempt_of_request(lease.request_id)) is not None]
+    if not found:
+        return
+    with tag("div"):
+        tag("div", "fact-name", "Jobs")
+        with tag("div", "fact-value"):
+            for attempt, lease in found:
+                with tag("div"):
+                    job_link(attempt, lease.name)
+                    tag("span", "note", f" of {lease.owner}")
 
 
 def _show_processes(processes: list[ProcessSample] | None) -> None:

@@ -20,6 +20,7 @@ from ..cells import GroupBy, Metric
 from ..components.heatmap import HeatMap
 from ..fleet import NO_DEVICES, Fleet
 from ..html import Segments, remember, search, table, tag, url
+from ..jobs import JobCounts
 from ..page_frame import Frame, Notice
 
 _METRICS = (("utilization", "Utilization"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
@@ -126,6 +127,10 @@ class FleetPage:
         self._state_counts.show(fleet)
         self._attention.show(fleet)
         self._draw()
+        ui.timer(0, self._ask_jobs, once=True)
+
+    async def _ask_jobs(self) -> None:
+        self._tiles.show_jobs(await self.frame.jobs.counts())
 
     def _draw(self) -> None:
         if not self._drawable or not self.fleet.devices:
@@ -184,12 +189,21 @@ class _Tiles:
     def __init__(self) -> None:
         self._tiles: dict[str, tuple[Any, Any, Any]] = {}
         with tag("div", "tiles"):
-            for name in ("Utilization", "Memory in use", "Free GPUs", "Power", "Leases", "Waiting"):
-                with tag("div", "tile"):
+            for name in ("Utilization", "Memory in use", "Free GPUs", "Power", "Leases", "Waiting", "Jobs"):
+                link = {"href": "/jobs?state=active"} if name == "Jobs" else {}
+                with tag("a" if link else "div", "tile", **link) as tile:
                     tag("div", "tile-name", name)
                     with tag("div", "tile-value"):
                         value, unit = tag("span", text=""), tag("small", text="")
                     self._tiles[name] = (value, unit, tag("div", "tile-more", ""))
+        self._jobs = tile
+        self._jobs.set_visibility(False)
+
+    def show_jobs(self, counts: JobCounts | None) -> None:
+        """Update the tile of jobs, which is hidden while their number is unknown."""
+        self._jobs.set_visibility(counts is not None)
+        if counts is not None:
+            self._set_tile("Jobs", f"{counts.going:,}", " running", f"{counts.waiting:,} waiting")
 
     def show(self, fleet: Fleet) -> None:
         """Update the tiles."""

@@ -12,9 +12,11 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
+from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import QueueEntry
 from ...schemas.requests import Lease, ResizeKind
 from .. import cells, history
+from ..components.job_rows import job_link
 from ..components.results import Lanes
 from ..fleet import problem_of
 from ..history import RANGES, Window
@@ -110,7 +112,9 @@ class LeasesPage:
         if not known:
             return
         leases = [
-            lease for lease in fleet.leases if self._matches(lease.owner, lease.name, lease.lease_id, *_hosts(lease))
+            lease
+            for lease in fleet.leases
+            if self._matches(lease.owner, lease.name, lease.lease_id, lease.request_id, *_hosts(lease))
         ]
         owners = len({lease.owner for lease in fleet.leases})
         self._sub.set_text(
@@ -141,7 +145,7 @@ class LeasesPage:
             return
         rows = [
             (
-                *(str(one.position), one.owner, one.name or "–"),
+                *(str(one.position), one.owner, _name(one.name, one.request_id)),
                 f"{one.gpus}–{one.gpus_max}" if one.gpus_max else str(one.gpus),
                 *(_age(one.waiting_seconds), _starts(one), one.message),
             )
@@ -193,7 +197,7 @@ class LeasesPage:
         gpus = f"{sum(grant.share for grant in devices):g}"
         if lease.elastic is not None:
             gpus += f" ({lease.elastic.min}–{lease.elastic.max})"
-        return lease.owner, lease.name or "–", gpus, where, _since(lease.granted_at), ends, actions
+        return lease.owner, _name(lease.name, lease.request_id), gpus, where, _since(lease.granted_at), ends, actions
 
     # Actions
 
@@ -263,6 +267,12 @@ class LeasesPage:
         self._ranges.show(window.name)
         self._lanes.set_visibility(bool(lanes))
         self._lanes.show(names, bars, start, end)
+
+
+def _name(name: str, request_id: str) -> Any:
+    """Name of a lease or a request, as a link to its job if it is for one."""
+    attempt = attempt_of_request(request_id)
+    return (lambda: job_link(attempt, name)) if attempt else name or "–"
 
 
 def _hosts(lease: Lease) -> list[str]:

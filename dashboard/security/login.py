@@ -19,7 +19,7 @@ from .accounts import Account, Accounts
 from .guard import cookie, safe_target
 from .login_attempts import Attempts
 from .proxies import HEADERS
-from .sessions import BROWSER_COOKIE, COOKIE, Session, Sessions
+from .sessions import BROWSER_COOKIE, COOKIE, GUEST_ID, Session, Sessions
 
 log = logging.getLogger("corral.dashboard")
 
@@ -117,7 +117,7 @@ class LoginPages:
     async def log_out(self, request: Request) -> Response:
         """Log out."""
         session = self._sessions.read(cookie(request.headers))
-        if session is not None and session.id != "guest":
+        if session is not None and session.id != GUEST_ID:
             self._sessions.end(session)
             self._ended(session)
         response = RedirectResponse("/login", 303)

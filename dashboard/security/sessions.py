@@ -16,6 +16,8 @@ from msgspec import Struct
 from .accounts import Account, Accounts, Role, write_secret
 
 COOKIE: Final = "corral_session"
+GUEST_ID: Final = "guest"
+"""Id of the session of everyone where no login is required."""
 BROWSER_COOKIE: Final = "corral_browser"
 """Cookie of a browser that has logged in to an account. It grants no access, but has a separate limit of failed logins,
 so that failures of others don't delay this browser."""
@@ -125,7 +127,7 @@ class Sessions:
     def guest(self) -> Session:
         """Session of all users where no login is required."""
         account = self._accounts.guest()
-        return Session(id="guest", name=account.name, stamp="", expires=float("inf"), role=account.role)
+        return Session(id=GUEST_ID, name=account.name, stamp="", expires=float("inf"), role=account.role)
 
     def end(self, session: Session) -> None:
         """End a session: its cookie becomes invalid, also after a restart of the server."""
