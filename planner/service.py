@@ -34,6 +34,7 @@ from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
+from ..schemas.runs import RUNNER_LOST_SECONDS
 from ..schemas.windows import Replacement, Window
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
@@ -108,6 +109,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         order: name of the queue's order, or `module:function` (`planner/queue/order.py`).
         overdue_seconds: a request that has waited for so long goes ahead of all of its priority that have not.
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
+        runner_lost_seconds: a host whose runner is not heard for so long gets no more jobs.
     """
 
     policy: str | None = None
@@ -118,6 +120,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     order: str = DEFAULT_ORDER
     overdue_seconds: float = LIMIT_SECONDS
     silence_seconds: float = SILENCE_SECONDS
+    runner_lost_seconds: float = RUNNER_LOST_SECONDS
 
 
 class Bucket(Struct):
@@ -507,6 +510,7 @@ class Planner:
             term=term,
             max_bytes=self.max_bytes,
             bucket_bytes=self._store.max_bytes,
+            runner_lost_seconds=self._settings.runner_lost_seconds,
         )
         jobs.restore(found.jobs)
         next_id = await found.jobs.first_id(self._nc, jobs.table.last_id)

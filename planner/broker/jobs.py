@@ -66,6 +66,7 @@ class JobBroker:
         term: revision of the leader's key.
         max_bytes: size limit of a message.
         bucket_bytes: capacity of the bucket; 0 or less for no limit.
+        runner_lost_seconds: a host whose runner is not heard for so long gets no more jobs.
 
     Attributes:
         table: the jobs.
@@ -84,10 +85,13 @@ class JobBroker:
         term: int,
         max_bytes: int,
         bucket_bytes: int,
+        runner_lost_seconds: float,
     ) -> None:
         self.table = JobTable()
         self.records = records
-        self.runners = Runners(nc, broker.fleet, planner, term, self._hosts_changed, self._runs_for)
+        self.runners = Runners(
+            nc, broker.fleet, planner, term, runner_lost_seconds, self._hosts_changed, self._runs_for
+        )
         self.events = JobEvents(nc, planner, records, max_bytes, self.table.jobs.get)
         self._broker = broker
         self._ledger = ledger

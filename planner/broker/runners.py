@@ -15,7 +15,6 @@ from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.runs import (
     REPORT_SECONDS,
-    RUNNER_LOST_SECONDS,
     Run,
     RunnerReport,
     RunOrders,
@@ -57,6 +56,7 @@ class Runners:
         fleet: whose hosts get the label of those that have a runner.
         planner: id of this planner.
         term: revision of the leader's key.
+        lost_seconds: a host whose runner is not heard for so long gets no more jobs.
         changed: called when a host gets a runner, or has none any more.
         runs_for: returns the runs for a host about some tasks, without those of which it shall know nothing.
 
@@ -70,6 +70,7 @@ class Runners:
         fleet: Fleet,
         planner: str,
         term: int,
+        lost_seconds: float,
         changed: Callable[[], None],
         runs_for: Callable[[str, Iterable[tuple[str, int]]], list[Run]],
     ) -> None:
@@ -78,6 +79,7 @@ class Runners:
         self._fleet = fleet
         self._planner = planner
         self._term = term
+        self._lost_seconds = lost_seconds
         self._changed = changed
         self._runs_for = runs_for
         self._clock = 0.0
@@ -106,8 +108,8 @@ class Runners:
             self._clock += min(now - self._ticked_at, _STEP_SECONDS)
         self._ticked_at = now
         for host, runner in list(self.hosts.items()):
-            if self._clock - runner.heard_at > RUNNER_LOST_SECONDS:
-                log.warning("host %s has no runner: silent for %.0f s", host, RUNNER_LOST_SECONDS)
+            if self._clock - runner.heard_at > self._lost_seconds:
+                log.warning("host %s has no runner: silent for %.0f s", host, self._lost_seconds)
                 del self.hosts[host]
                 apply(self._fleet, RunnerGone(host))
                 self._changed()

@@ -44,12 +44,12 @@ class FakeRunner:
 
     Attributes:
         runs: that it knows, by id.
+        gone: those whose end the planner has stored.
         starts: how often each run was started.
         ended: what became of each run that has ended.
         deaf: true if it takes no orders that are pushed.
         mute: true if it reports nothing.
         stop_seconds: time that a run takes to end once it is stopped.
-        overlaps: runs that were started while another attempt of their task was running here.
     """
 
     def __init__(self, nc: Client, host: str, interval: float = 0.5) -> None:
@@ -57,6 +57,7 @@ class FakeRunner:
         self.host = host
         self.interval = interval
         self.runs: dict[str, FakeRun] = {}
+        self.gone: dict[str, FakeRun] = {}
         self.starts: Counter[str] = Counter()
         self.start_times: dict[str, float] = {}
         self.ended: dict[str, TaskPart] = {}
@@ -87,7 +88,7 @@ class FakeRunner:
         self.term = orders.term
         for run_id in orders.known:
             if (known := self.runs.get(run_id)) is not None and known.is_final:
-                del self.runs[run_id]
+                self.gone[run_id] = self.runs.pop(run_id)
         for run in orders.runs:
             self._obey(run)
         if orders.complete:
