@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -52,7 +53,8 @@ async def listed(nc: Bus, job_id: str, tasks: bool = True) -> dict[str, Any]:
 async def until(nc: Bus, job_id: str, met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The job with its tasks, once it meets a condition."""
     found: dict[str, Any] = {}
-    for _ in range(1000):
+    deadline = time.monotonic() + 30.0
+    while time.monotonic() < deadline:
         found = await listed(nc, job_id)
         if met(found):
             return found
@@ -135,6 +137,8 @@ async def test_a_planner_that_is_killed_loses_no_task_and_starts_none_twice(
     planner = PlannerProcess(server.url, tmp_path / "planner.log")
     planner.start()
     await until_ready(nc, 8)
+    for runner in runners.values():  # the planner has heard each
+        await until_state(nc, (await submit(nc, "true", request={"hosts": [runner.host]}))["job_id"], "done")
     runners["starting"].deaf = runners["starting"].mute = True
     runners["stopping"].stop_seconds = 1.0
     jobs = {
