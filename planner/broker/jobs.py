@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ...bus.tasks import BackgroundTasks
-from ...schemas.jobs import FINAL
+from ...schemas.jobs import FINAL, Attempt, attempt_of_request
 from ...schemas.requests import Assignment, Error, Lease, LeaseState, Rejection, RejectionCode
 from ...schemas.runs import Run, RunnerReport
 from ..durable.store import Deposed, WriteFailed
@@ -28,7 +28,7 @@ from ..jobs.changes import Changes, Release
 from ..jobs.checks import TTL_SECONDS, request_of
 from ..jobs.job import Job
 from ..jobs.orders import is_reported, run_of
-from ..jobs.records import Attempt, attempt_of_request, attempt_of_run, state_key, task_key
+from ..jobs.records import attempt_of_run, state_key, task_key
 from ..jobs.retention import to_forget
 from ..jobs.table import JobTable
 from ..leases import lifecycle
@@ -269,13 +269,13 @@ class JobBroker:
             self._refilling = False
 
     async def _enter(self, job: Job, attempt: Attempt) -> None:
-        task = job.tasks.get(attempt.index)
+        task = job.tasks.get(attempt.task)
         queued_at = job.stored.submitted_at if task is None else task.queued_at
         request = request_of(job.stored.spec, attempt, "" if task is None else task.requeue_of)
         try:
             await self._broker.enter(request, _TaskResponder(self, attempt), queued_at)
         except Exception as error:
-            log.exception("task %s_%d could not enter the queue", job.job_id, attempt.index)
+            log.exception("task %s_%d could not enter the queue", job.job_id, attempt.task)
             self.answered(attempt, Error(code="internal", message=str(error)))
 
     def answered(self, attempt: Attempt, reply: Struct) -> None:
@@ -290,10 +290,10 @@ class JobBroker:
         elif isinstance(reply, Error) and reply.code == "ended" and job is not None:
             self.table.spent(attempt)
         elif job is not None:
-            job.left_line(attempt.index)
+            job.left_line(attempt.task)
             timed_out = isinstance(reply, Rejection) and reply.code is RejectionCode.TIMED_OUT
             if not timed_out:
-                log.warning("task %s_%d waits again: %s", attempt.job_id, attempt.index, _words(reply))
+                log.warning("task %s_%d waits again: %s", attempt.job_id, attempt.task, _words(reply))
             pause = 0.0 if timed_out else _AGAIN_SECONDS
             asyncio.get_running_loop().call_later(pause, self._refill_soon, [job.job_id])
         self.carry_out()
@@ -371,7 +371,7 @@ class JobBroker:
             for run_id in self.runners.unknown(report):
                 attempt = attempt_of_run(run_id)
                 if attempt is not None:
-                    self.table.part_unknown(report.host, (attempt.job_id, attempt.index), now)
+                    self.table.part_unknown(report.host, (attempt.job_id, attempt.task), now)
         self.carry_out()
         await self.records.saved([key for _, key in finals if key])
         known = [run_id for run_id, _ in finals]

@@ -8,11 +8,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from ...schemas import codec
-from ...schemas.jobs import MAX_JOB_BYTES, Array, JobSpec, parse_array
+from ...schemas.jobs import MAX_JOB_BYTES, Array, Attempt, JobSpec, parse_array
 from ...schemas.limits import MAX_WAIT_SECONDS
 from ...schemas.requests import Placement, WorkRequest
 from ...schemas.runs import RUNNER_LABEL
-from .records import Attempt, request_id
+from .records import request_id
 
 TTL_SECONDS: Final = 600.0
 """Time to live of the lease of a task, which the planner renews by the reports of the runner."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from ...schemas.jobs import FINAL, JobState
+from ...schemas.jobs import FINAL, Attempt, JobState
 from .checks import array_of
-from .records import VERSIONS, Attempt, StoredJob, StoredState
+from .records import VERSIONS, StoredJob, StoredState
 from .task import Task, time_of
 
 MOST_IN_LINE: Final = 64

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from ...schemas import codec, globs
 from ...schemas.jobs import FINAL, JobFilter, JobListing, Jobs, JobState, JobTask
 from ...schemas.jobs import Job as ListedJob
+from ...schemas.request_events import asked
 from .job import Job
 from .task import time_of
 
@@ -47,7 +48,7 @@ def listed(job: Job, *, brief: bool = False, why: str = "") -> ListedJob:
         labels={} if brief else request.labels,
         progress=_progress(job),
         message=_message(job, state) or (why if state is JobState.PENDING else ""),
-        request=None if brief else request,
+        request=None if brief else asked(request),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.jobs import JobSpec, JobState, JobTask
+from ...schemas.jobs import Attempt, JobSpec, JobState, JobTask
 
 JOB_PREFIX: Final = "job."
 STATE_PREFIX: Final = "job_state."
@@ -101,35 +101,17 @@ class StoredTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued_at: float = 0.0
 
 
-class Attempt(Struct, frozen=True):
-    """A start of a task."""
-
-    job_id: str
-    index: int
-    number: int
-
-
-_REQUEST_ID: Final = re.compile(r"job-(\d+)_(\d+)-(\d+)")
 _RUN_ID: Final = re.compile(r"(\d+)_(\d+)\.(\d+)")
 
 
 def request_id(attempt: Attempt) -> str:
     """Id of the work request of an attempt."""
-    return f"job-{attempt.job_id}_{attempt.index}-{attempt.number}"
-
-
-def attempt_of_request(request_id: str) -> Attempt | None:
-    """Attempt that a work request is of, by its id; None for any other request."""
-    return _attempt(_REQUEST_ID, request_id)
+    return f"job-{attempt.job_id}_{attempt.task}-{attempt.number}"
 
 
 def attempt_of_run(run_id: str) -> Attempt | None:
     """Attempt that a run is of, by its id; None if it is no such id."""
-    return _attempt(_RUN_ID, run_id)
-
-
-def _attempt(pattern: re.Pattern[str], text: str) -> Attempt | None:
-    found = pattern.fullmatch(text)
+    found = _RUN_ID.fullmatch(run_id)
     return None if found is None else Attempt(found[1], int(found[2]), int(found[3]))
 
 

@@ -10,13 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from ...schemas.jobs import FINAL, Condition, Dependency, JobState
+from ...schemas.jobs import FINAL, Attempt, Condition, Dependency, JobState
 from ...schemas.requests import Lease
 from ...schemas.runs import RunReport
 from .changes import Changes, Release, TaskKey
 from .checks import InvalidJob, notice_signal
 from .job import Job
-from .records import NOT_STARTED, Attempt, Ending, StoredJob, attempt_of_run, request_id
+from .records import NOT_STARTED, Ending, StoredJob, attempt_of_run, request_id
 from .task import Task, time_of
 
 
@@ -121,11 +121,11 @@ class JobTable:
     def granted(self, attempt: Attempt, lease: Lease, now: float) -> bool:
         """Take the lease of an attempt; false if its task does not wait for it any more, and it is released."""
         job = self.jobs.get(attempt.job_id)
-        waits = job is not None and job.has(attempt.index) and job.state_of(attempt.index) is JobState.PENDING
-        if job is None or not waits or not job.may_start or attempt.index in job.held_tasks:
+        waits = job is not None and job.has(attempt.task) and job.state_of(attempt.task) is JobState.PENDING
+        if job is None or not waits or not job.may_start or attempt.task in job.held_tasks:
             self._release_unstarted(job, attempt, lease)
             return False
-        task = job.task(attempt.index)
+        task = job.task(attempt.task)
         if task.attempt >= attempt.number:
             self._release_unstarted(job, attempt, lease)
             return False
@@ -138,15 +138,15 @@ class JobTable:
 
     def _release_unstarted(self, job: Job | None, attempt: Attempt, lease: Lease) -> None:
         self.changes.releases.append(Release(lease.lease_id, lease.owner, NOT_STARTED))
-        if job is not None and job.has(attempt.index):
+        if job is not None and job.has(attempt.task):
             self.spent(attempt)
 
     def spent(self, attempt: Attempt) -> None:
         """Note that an attempt was not started, and can't be: its request has got a lease that has ended."""
         job = self.jobs[attempt.job_id]
-        task = job.task(attempt.index)
+        task = job.task(attempt.task)
         task.attempt = max(task.attempt, attempt.number)
-        job.left_line(attempt.index)
+        job.left_line(attempt.task)
         self.changes.refill[job.job_id] = None
 
     def _took_lease(self, job: Job, task: Task) -> None:
@@ -161,7 +161,7 @@ class JobTable:
     def restore_lease(self, lease: Lease, attempt: Attempt, now: float) -> None:
         """Take up the lease of an attempt, active or ended, as it was found at the begin of a term."""
         job = self.jobs.get(attempt.job_id)
-        task = None if job is None or not job.has(attempt.index) else job.view(attempt.index)
+        task = None if job is None or not job.has(attempt.task) else job.view(attempt.task)
         active = lease.state == "active"
         known = task is not None and (
             task.attempt > attempt.number
@@ -171,9 +171,9 @@ class JobTable:
             if active:
                 self.changes.releases.append(Release(lease.lease_id, lease.owner, NOT_STARTED if not known else ""))
             if job is not None and task is not None and not known:
-                job.task(attempt.index).attempt = attempt.number
+                job.task(attempt.task).attempt = attempt.number
             return
-        task = job.task(attempt.index)
+        task = job.task(attempt.task)
         before = task.state
         unused = task.attempt < attempt.number and (job.held or task.index in job.held_tasks)
         if unused or (not active and lease.reason == NOT_STARTED):
@@ -198,7 +198,7 @@ class JobTable:
             the task whose record must be stored before a final report is; None if it is of none.
         """
         attempt = attempt_of_run(report.run_id)
-        found = None if attempt is None else self._task(attempt.job_id, attempt.index)
+        found = None if attempt is None else self._task(attempt.job_id, attempt.task)
         if attempt is None or found is None:
             return None
         job, task = found
@@ -210,7 +210,7 @@ class JobTable:
     def is_current(self, host: str, report: RunReport) -> bool:
         """True if a report is of a part of an attempt that goes on."""
         attempt = attempt_of_run(report.run_id)
-        found = None if attempt is None else self._task(attempt.job_id, attempt.index)
+        found = None if attempt is None else self._task(attempt.job_id, attempt.task)
         return found is not None and found[1].lease_id == report.lease_id != "" and host in found[1].parts
 
     def part_unknown(self, host: str, key: TaskKey, now: float) -> None:
@@ -221,7 +221,7 @@ class JobTable:
 
     def lease_ended(self, lease: Lease, attempt: Attempt, now: float) -> None:
         """Note that the lease of an attempt has ended."""
-        found = self._task(attempt.job_id, attempt.index)
+        found = self._task(attempt.job_id, attempt.task)
         if found is not None and found[1].lease_id == lease.lease_id and found[1].is_live:
             job, task = found
             self._after(job, task, lambda: task.lease_ended(lease, now), now)
@@ -243,7 +243,7 @@ class JobTable:
 
     def noticed(self, lease: Lease, attempt: Attempt, now: float) -> None:
         """Note that the lease of an attempt has the notice of a preemption, or has it no more."""
-        found = self._task(attempt.job_id, attempt.index)
+        found = self._task(attempt.job_id, attempt.task)
         if found is not None and found[1].lease_id == lease.lease_id and found[1].is_live:
             job, task = found
             number = notice_signal(job.stored.spec)

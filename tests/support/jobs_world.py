@@ -14,16 +14,14 @@ from corral.planner.jobs.changes import Changes, Release
 from corral.planner.jobs.job import Job
 from corral.planner.jobs.orders import run_of
 from corral.planner.jobs.records import (
-    Attempt,
     StoredJob,
-    attempt_of_request,
     job_key,
     request_id,
     state_key,
     task_key,
 )
 from corral.planner.jobs.table import JobTable
-from corral.schemas.jobs import FINAL, Condition, Dependency, JobSpec, JobState, TaskPart
+from corral.schemas.jobs import FINAL, Attempt, Condition, Dependency, JobSpec, JobState, TaskPart, attempt_of_request
 from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
 from corral.schemas.runs import Run, RunReport, RunVerb
 from msgspec.structs import replace
@@ -216,7 +214,7 @@ class World:
         lease = self.random.choice(active)
         attempt = attempt_of_request(lease.request_id)
         assert attempt is not None
-        key = attempt.job_id, attempt.index
+        key = attempt.job_id, attempt.task
         state = self.random.choice([LeaseState.EVICTED, LeaseState.LOST, LeaseState.EXPIRED])
         notice = None
         if state is LeaseState.EVICTED and self.random.random() < 0.5:
