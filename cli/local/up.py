@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ def up(
     ] = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Don't start the dashboard.")] = False,
 ) -> None:
-    """Start a complete cluster on this machine: bus, collector, processor, planner, dashboard. Ctrl-C stops it.
+    """Start a complete cluster on this machine: bus, collector, runner, processor, planner, dashboard. Ctrl-C stops it.
 
     Processes that die are restarted. The data folder is kept, with history and leases.
 
@@ -110,7 +111,19 @@ def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
         Part(name="processor", arguments=["process", "--db", str(data / "history.duckdb")]),
         Part(name="planner", arguments=["plan"]),
     ]
-    return [*parts, collector] if collector else parts
+    return [*parts, runner_part(data, collector), collector] if collector else parts
+
+
+def runner_part(data: Path, collector: Part) -> Part:
+    """The runner as a part, for the hosts that the collector reports. Its jobs run as the user who started it."""
+    arguments = ["runner", "--own-account", "--end-jobs", "--state", str(data)]
+    given = dict(pairwise(collector.arguments))
+    made_up = {"simulated": ("sim", 4), "replay": ("replay", 1)}
+    if (source := given.get("--source", "")) in made_up:
+        prefix, hosts = given.get("--prefix", made_up[source][0]), int(given.get("--hosts", made_up[source][1]))
+        width = max(4, len(str(hosts)))
+        arguments += ["--host", f"{prefix}-[{1:0{width}d}-{hosts:0{width}d}]"]
+    return Part(name="runner", arguments=arguments)
 
 
 def dashboard_part(data: Path) -> Part:
@@ -205,7 +218,8 @@ async def wait_until_ready(
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
-    missing = {part.name for part in parts}
+    # The runner waits for the planner, and jobs wait for the runner.
+    missing = {part.name for part in parts} - {"runner"}
     summary: operations.FleetSummary | None = None
     proof = str(credentials) if credentials else None
     async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:

@@ -23,6 +23,7 @@ class PartName(StrEnum):
 
     BUS = "bus"
     COLLECTOR = "collector"
+    RUNNER = "runner"
     PROCESSOR = "processor"
     PLANNER = "planner"
     EXPORTER = "exporter"
@@ -37,7 +38,9 @@ def health(
     part: Annotated[PartName | None, typer.Argument(help="Service to check. Default: all that answer.")] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", envvar="CORRAL_HOST", metavar="NAME", help="Host of the collector. Default: any."),
+        typer.Option(
+            "--host", envvar="CORRAL_HOST", metavar="NAME", help="Host of the collector or runner. Default: any."
+        ),
     ] = None,
     here: Annotated[
         bool,
@@ -48,7 +51,7 @@ def health(
 ) -> None:
     """Run health checks: exit code 0 if healthy, 3 without a bus, 6 without an answer or if not ready (with reasons).
 
-    One planner must lead. Of other services, one must be ready, or the collector of --host.
+    One planner must lead. Of other services, one must be ready, or the collector or runner of --host.
 
     Examples:
       corral health                              everything that answers
@@ -115,7 +118,8 @@ async def _ask(part: PartName | None, host: str | None, here: bool, nats: str | 
             if not found and not here:
                 return [await _reported(client, host)]
         else:
-            found = await ask_health(client.nc, None if part is None else part.value)
+            instance = subjects.host_token(host) if part is PartName.RUNNER and host else None
+            found = await ask_health(client.nc, None if part is None else part.value, instance)
     if here:
         found = [each for each in found if each.host == socket.gethostname()]
     if not found:

@@ -24,17 +24,17 @@ if "$CORRAL" fleet >/dev/null 2>&1; then
 fi
 echo "check: the bus refuses a client without credentials"
 export CORRAL_NATS_CREDS=$creds
-for part in bus planner processor collector; do
+for part in bus planner processor collector runner; do
     within 60 "$CORRAL" health "$part"
     echo "check: $part is ready"
 done
-for part in planner processor collector; do
+for part in planner processor collector runner; do
     name=$(container "$part")
     [ "$($ENGINE exec "$name" find / -name '*.creds' -not -path '/proc/*' 2>/dev/null)" = \
         /var/lib/corral/credentials/corral.creds ]
 done
 echo "check: each part has its own credentials and no others"
-for part in nats processor planner collector; do
+for part in nats processor planner collector runner; do
     name=$(container "$part")
     [ "$($ENGINE exec "$name" id -u)" != 0 ]
     ! $ENGINE exec "$name" touch /written 2>/dev/null
