@@ -12,7 +12,7 @@ from ...schemas.requests import Grant
 CDI_FOLDERS: Final = (Path("/etc/cdi"), Path("/var/run/cdi"))
 """Where container runtimes read CDI files (the specification of the Container Device Interface)."""
 _NVIDIA_COMMON: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
-_KIND: Final = re.compile(r"""^\s*["']?kind["']?\s*:\s*["']?([\w.-]+/[\w.-]+)""", re.MULTILINE)
+_KIND: Final = re.compile(r"""["']?\bkind["']?\s*:\s*["']?([\w.-]+/[\w.-]+)""")
 _NAME: Final = re.compile(r"""["']?\bname["']?\s*:\s*["']?([\w.:-]+)""")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobSpec, JobState
+from corral.schemas.jobs import FINAL, JobSpec, JobState
 from corral.schemas.requests import Grant, WorkRequest
 from corral.schemas.runs import Run, RunnerReport, RunOrders, RunReport, RunVerb
 from msgspec.structs import replace
@@ -59,7 +59,7 @@ class PlannerOfRuns:
         self.all_reports.append(report)
         for each in report.runs:
             self.reports[each.run_id] = each
-            if each.part.ended_at is not None or each.part.state in ("lost", "cancelled", "failed"):
+            if each.part.state in FINAL:
                 if self.acknowledges:
                     self.known.add(each.run_id)
                     self.runs.pop(each.run_id, None)
@@ -102,7 +102,7 @@ class PlannerOfRuns:
     async def ended(self, run_id: str) -> RunReport:
         """The final report of a run."""
         return await self.until(
-            lambda: (found := self.reports.get(run_id)) and found.part.ended_at is not None and found, SECONDS
+            lambda: (found := self.reports.get(run_id)) and found.part.state in FINAL and found, SECONDS
         )
 
 
@@ -131,9 +131,12 @@ def a_run(*words: str, job: int = 1, verb: RunVerb = RunVerb.START, owner: str =
 class RunnerProcess:
     """`corral runner` as a process, which can be killed and started again on its folder."""
 
-    def __init__(self, url: str, folder: Path, *options: str, host: str = "node-7") -> None:
+    def __init__(
+        self, url: str, folder: Path, *options: str, host: str = "node-7", more: dict[str, str] | None = None
+    ) -> None:
         self._url = url
         self._host = host
+        self._more = more or {}
         self.folder = folder
         self._options = options or ("--own-account", "--executor", "process")
         self.log = folder / "runner.log"
@@ -145,7 +148,9 @@ class RunnerProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*CORRAL, "runner", "--host", self._host, "--state", str(self.folder), *self._options],
-                env=environment(CORRAL_NATS_URL=self._url, SECRET_OF_THE_RUNNER="x", PYTHONUNBUFFERED="1"),
+                env=environment(
+                    CORRAL_NATS_URL=self._url, SECRET_OF_THE_RUNNER="x", PYTHONUNBUFFERED="1", **self._more
+                ),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

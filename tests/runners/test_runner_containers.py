@@ -1,0 +1,98 @@
+"""Jobs in containers of a real Podman: devices by a CDI file, exit codes, output, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from corral.cli.local.server import EmbeddedServer
+from corral.schemas.jobs import JobState
+from corral.schemas.requests import Grant
+from corral.schemas.runs import RunVerb
+from msgspec.structs import replace
+from support.containers import IMAGE, import_image, podman_environment, reason_against
+from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run
+
+pytestmark = [pytest.mark.long]
+CDI = Path("/etc/cdi/corral-test.json")
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("podman")
+    variables = podman_environment(folder)
+    import_image(folder, variables)
+    if why := reason_against(variables):
+        pytest.skip(why)
+    if os.geteuid() != 0:
+        pytest.skip("only root may write a CDI file to /etc/cdi")
+    devices = [
+        {"name": f"GPU-{number}", "containerEdits": {"env": [f"FAKE_GPU_{number}=1"], "deviceNodes": [{"path": node}]}}
+        for number, node in ((1, "/dev/full"), (2, "/dev/kmsg"))
+    ]
+    CDI.parent.mkdir(exist_ok=True)
+    CDI.write_text(json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices}))
+    yield variables
+    CDI.unlink()
+
+
+@pytest.fixture
+def runner(server: EmbeddedServer, tmp_path: Path, podman: dict[str, str]) -> Iterator[RunnerProcess]:
+    process = RunnerProcess(server.url, tmp_path / "state", "--own-account", more=podman)
+    yield process
+    process.stop()
+    process.end_runs()
+
+
+def containers(podman: dict[str, str]) -> list[str]:
+    listed = subprocess.run(
+        ["podman", "ps", "--all", "--format", "{{.Names}}", "--filter", "name=corral-"],
+        env=os.environ | podman,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return listed.stdout.split()
+
+
+async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit_code(
+    planner: PlannerOfRuns, runner: RunnerProcess, podman: dict[str, str], tmp_path: Path
+) -> None:
+    await planner.until(lambda: planner.token)
+    assert planner.all_reports[-1].executors[:1] == ["podman"] or "podman" in planner.all_reports[-1].executors
+    script = 'echo "$TOKEN|$FAKE_GPU_1|$FAKE_GPU_2|$PWD|$CORRAL_JOB_ID"; ls /dev; exit 41'
+    fields = {"image": IMAGE, "directory": str(tmp_path), "environment": {"TOKEN": "secret-of-the-job"}}
+    await planner.push(a_run("sh", "-c", script, **fields))
+    report = await planner.ended("1.1")
+    out = Path(report.part.log_file).read_text()
+    assert (report.part.exit_code, report.part.executor) == (41, "podman"), out
+    lines = out.splitlines()
+    assert lines[0] == f"secret-of-the-job|1||{tmp_path}|1"
+    assert "full" in lines
+    assert "kmsg" not in lines
+
+    # A script, whose leftovers end with the container, also where a runner is killed in between.
+    script = '#!/bin/sh\nsetsid sh -c "trap \\"\\" TERM; sleep 300" &\necho started\nsleep 300\n'
+    run = a_run(job=2, script=script, **fields)
+    await planner.push(run)
+    await planner.state("2.1", JobState.RUNNING)
+    await planner.until(lambda: "started" in Path(planner.reports["2.1"].part.log_file).read_text())
+    assert len(containers(podman)) == 1
+    words = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout  # noqa: ASYNC221
+    assert "secret-of-the-job" not in words
+    runner.kill()
+    runner.start()
+    planner.runs["2.1"] = replace(planner.runs["2.1"], verb=RunVerb.STOP, grace_seconds=1.0)
+    report = await planner.ended("2.1")
+    assert report.part.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL) or report.part.signal
+    assert containers(podman) == []
+
+    # Its runner says what it lacks.
+    nameless = a_run("true", job=3, image=IMAGE, grants=[Grant(host="node-7", device="GPU-9", index=9)])
+    await planner.push(nameless)
+    assert "no CDI file" in (await planner.state("3.1", JobState.FAILED)).part.message
