@@ -316,7 +316,9 @@ class Host:
             if known.status is None:
                 if now - self._launched_at.get(key, now) > CLAIM_SECONDS:
                     self._tasks.start(self._launch([key]), name=f"launch of {key}")
-            elif not _runs(known.status):
+            elif not _runs(known.status) and (
+                known.status.pid or now - self._launched_at.setdefault(key, now) > CLAIM_SECONDS
+            ):
                 self._sweeping.add(key)
                 self._tasks.start(self._sweep(key), name=f"end of {key}")
 

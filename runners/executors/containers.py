@@ -17,6 +17,7 @@ from .command import Command, Confined, Work, limits
 from .devices import cdi_names
 
 PROGRAMS: Final = ("podman", "docker")
+_DOCKER_SOCKET: Final = Path("/var/run/docker.sock")
 _IMAGES_OWN: Final = ("PATH", "SHELL", "LANG")
 """Variables that are the image's, unless the job sets them."""
 _CLIENTS_OWN: Final = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DOCKER_HOST", "CONTAINER_HOST", "CONTAINERS_CONF")
@@ -24,8 +25,10 @@ _CLIENTS_OWN: Final = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DOCKER_HOST", "CONTAI
 
 
 def available() -> list[str]:
-    """The container programs of this host."""
-    return [program for program in PROGRAMS if shutil.which(program) is not None]
+    """The container programs of this host that can start containers: Docker's needs its daemon."""
+    found = [program for program in PROGRAMS if shutil.which(program) is not None]
+    daemon = "DOCKER_HOST" in os.environ or _DOCKER_SOCKET.exists()
+    return [program for program in found if program != "docker" or daemon]
 
 
 def names(key: str, processes: int) -> list[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from corral.bus.process_identity import boot_id
 from corral.cli.local.server import EmbeddedServer
+from corral.runners.journal import Journal
+from corral.runners.launcher import Launcher
 from corral.schemas.jobs import JobState
 from corral.schemas.runs import RunVerb
 from msgspec.structs import replace
@@ -84,9 +88,9 @@ async def test_a_start_that_was_interrupted_is_made_once(
     [folder] = (host / "runs").iterdir()
     assert not (folder / "status").exists()
     if at != "before the journal":
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        with (host / "journal").open("a") as journal:
-            journal.write(f"{folder.name} {boot}\n")
+        journal = Journal(host)
+        journal.begin([folder.name], boot_id())
+        journal.close()
     planner.runs["1.1"] = replace(planner.runs["1.1"], verb=RunVerb.START)
     runner.start()
     await planner.state("1.1", JobState.RUNNING)
@@ -96,8 +100,6 @@ async def test_a_start_that_was_interrupted_is_made_once(
         claim = (folder / "status").read_bytes()
         (folder / "start.json").write_text("{}")
         runner.start()
-        from corral.runners.launcher import Launcher
-
         late = Launcher()
         late.fork(folder)
         late.close()
@@ -158,8 +160,6 @@ async def test_jobs_go_on_without_the_bus_and_are_reported_when_it_is_back(
 async def test_a_run_ends_at_its_time_limit_without_bus_and_runner(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
-    import datetime
-
     await planner.until(lambda: planner.token)
     limit = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
     await planner.push(a_run("sh", "-c", COUNTED, str(tmp_path), ends_at=limit))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,7 +25,6 @@ from corral.schemas.jobs import JobState
 from corral.schemas.runs import LOG_CHUNK_BYTES, LogChunk, Run, RunReport, RunVerb
 from msgspec.structs import replace
 from nats.aio.client import Client
-from support.local_cluster import alive
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run, planner_of_runs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -67,13 +69,40 @@ async def orders(client: Client, process: RunnerProcess) -> AsyncIterator[Planne
 _jobs = iter(range(100, 10_000))
 
 
+def printed(report: RunReport) -> str:
+    """What a run has printed so far."""
+    return Path(report.part.log_file or os.devnull).read_text()
+
+
+def processes_with(text: bytes) -> dict[str, bytes]:
+    """Command lines of the processes that have a text in their arguments or environment; without this one."""
+    found: dict[str, bytes] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes()
+                if text in words + (entry / "environ").read_bytes():
+                    found[entry.name] = words
+    return found
+
+
+def differences(report: RunReport, found: list[LogChunk]) -> list[int]:
+    """Offsets of the chunks that are not what the file has there."""
+    with Path(report.part.log_file).open("rb") as file:
+        return [chunk.offset for chunk in found if os.pread(file.fileno(), len(chunk.data), chunk.offset) != chunk.data]
+
+
+def size_of(report: RunReport) -> int:
+    """Size of a run's output in its file."""
+    return Path(report.part.log_file).stat().st_size
+
+
 async def run(planner: PlannerOfRuns, *words: str, **fields: object) -> tuple[RunReport, str]:
     """Execute a command to its end; its final report, and what it has printed."""
     ordered = a_run(*words, job=next(_jobs), **fields)
     await planner.push(ordered)
     report = await planner.ended(ordered.run_id)
-    file = Path(report.part.log_file or os.devnull)
-    return report, await asyncio.to_thread(file.read_text)
+    return report, printed(report)
 
 
 async def chunks(nc: Client, run: Run) -> list[LogChunk]:
@@ -160,7 +189,7 @@ async def test_the_processes_of_a_host_have_ranks_and_one_that_fails_ends_the_ot
     ordered = replace(ordered, spec=replace(ordered.spec, hosts=2, tasks_per_host=2))
     await orders.push(ordered)
     report = await orders.ended(ordered.run_id)
-    out = sorted(Path(report.part.log_file).read_text().splitlines())
+    out = sorted(printed(report).splitlines())
     port = out[0].split()[-1]
     assert out == [f"2 0 4 2 1 2 10.0.0.3 {port}", f"3 1 4 2 1 2 10.0.0.3 {port}"]
     # One of two fails while the other would go on.
@@ -211,22 +240,24 @@ async def test_signals_of_a_notice_come_once_and_a_stop_has_its_grace(orders: Pl
     ordered = a_run("sh", "-c", script, job=next(_jobs))
     await orders.push(ordered)
     report = await orders.state(ordered.run_id, JobState.RUNNING)
-    file = Path(report.part.log_file)
-    await orders.until(lambda: "ready" in file.read_text())
+    await orders.until(lambda: "ready" in printed(report))
     noticed = replace(ordered, spec=None, notice=1, signal=signal.SIGUSR1)
     for _ in range(3):
         await orders.push(noticed)
-    await orders.until(lambda: "noticed" in file.read_text())
+    await orders.until(lambda: "noticed" in printed(report))
     await orders.push(replace(noticed, verb=RunVerb.STOP, signal=0, notice=0, grace_seconds=5.0, reason="cancelled"))
     report = await orders.ended(ordered.run_id)
     # The whole process group gets the signals: the shell says so of its children.
-    said = [line for line in file.read_text().splitlines() if line in ("ready", "noticed", "asked")]
+    said = [line for line in printed(report).splitlines() if line in ("ready", "noticed", "asked")]
     assert said == ["ready", "noticed", "asked"]
     assert (report.part.state, report.part.exit_code, report.part.message) == (JobState.CANCELLED, 7, "cancelled")
 
 
 async def test_memory_and_cpu_are_those_of_all_processes(orders: PlannerOfRuns) -> None:
-    work = "import time; held = bytearray(64 * 2**20); end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    work = (
+        "import time; held = bytearray(64 * 2**20); end = time.process_time() + 0.3\n"
+        "while time.process_time() < end: pass"
+    )
     report, _ = await run(orders, "sh", "-c", f"{sys.executable} -c '{work}' & {sys.executable} -c '{work}'; wait")
     assert 0.6 <= report.part.cpu_seconds < 5
     assert 64 * 2**20 < report.part.peak_memory_bytes < 2**30
@@ -269,21 +300,18 @@ async def test_output_of_a_gibibyte_is_bounded_on_the_bus_and_readable_at_both_e
 ) -> None:
     size = 2**30
     program = (
-        "import sys\nout = sys.stdout.buffer\n"
-        "line = lambda n: b'%015d\\n' % n\n"
-        "for at in range(0, 2**26, 2**16): out.write(b''.join(map(line, range(at, at + 2**16))) if at % 2**22 in (0, 2**22 - 2**16) else b'x' * 2**20)\n"
+        "import sys\n"
+        "numbers = b''.join(b'%015d\\n' % number for number in range(2**16))\n"
+        "for part in range(2**10): sys.stdout.buffer.write(numbers if part in (0, 2**10 - 1) else b'x' * 2**20)\n"
     )
     ordered = a_run(sys.executable, "-c", program, job=next(_jobs))
     await orders.push(ordered)
     report = await orders.ended(ordered.run_id)
-    assert Path(report.part.log_file).stat().st_size == size
+    assert size_of(report) == size
 
     found = await all_chunks(client, ordered)
     assert len(found) <= 4 + 16 + 1  # head, tail, and the last piece for those who follow
-    with Path(report.part.log_file).open("rb") as file:
-        for chunk in found:
-            file.seek(chunk.offset)
-            assert file.read(len(chunk.data)) == chunk.data
+    assert differences(report, found) == []
     head = b"".join(chunk.data for chunk in found[:4])
     assert (len(head), head[:16]) == (4 * LOG_CHUNK_BYTES, b"000000000000000\n")
     assert found[-1].offset + len(found[-1].data) == size
@@ -297,16 +325,8 @@ async def test_no_secret_is_in_arguments_or_left_on_disk(orders: PlannerOfRuns, 
     ordered = a_run("sleep", "300", job=next(_jobs), environment={"TOKEN": secret})
     await orders.push(ordered)
     await orders.state(ordered.run_id, JobState.RUNNING)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(os.getpid()):
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            assert secret.encode() not in words
-            # Only the command itself has it, not the supervisor or the runner.
-            if b"zygote.py" in words or b"runner\0" in words:
-                assert secret.encode() not in (entry / "environ").read_bytes()
+    # The command alone has it, in its environment: neither the supervisor nor the runner.
+    assert set(processes_with(secret.encode()).values()) == {b"sleep\x00300\x00"}
     await orders.push(replace(ordered, verb=RunVerb.STOP, spec=None, grace_seconds=0.0))
     await orders.ended(ordered.run_id)
     [folder] = (process.folder / "runner" / "node-7" / "runs").glob(f"{ordered.run_id}-*")
@@ -332,46 +352,48 @@ async def test_an_output_that_was_replaced_by_a_link_is_not_published(
     assert {chunk.data for chunk in await all_chunks(client, ordered)} == {b""}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may switch accounts")
-async def test_a_job_runs_as_the_account_of_its_owner(client: Client, bus: EmbeddedServer, tmp_path: Path) -> None:
-    account = next(
-        (each for each in pwd.getpwall() if 1000 <= each.pw_uid < 60000 and "nologin" not in each.pw_shell), None
-    )
-    made = account is None
-    if account is None:
-        subprocess.run(["useradd", "--create-home", "corral-test"], check=True)
-        account = pwd.getpwnam("corral-test")
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    runner = RunnerProcess(
-        bus.url,
-        tmp_path / "state",
-        "--executor",
-        "process",
-        "--accounts",
-        f"carol={account.pw_name}",
-        host="node-8",
-    )
-    (tmp_path / "state").chmod(0o755)
-    secret = tmp_path / "secret"
+@pytest.fixture
+def account() -> Iterator[pwd.struct_passwd]:
+    """An account that jobs may run as; made and removed where there is none."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may switch accounts")
+    usual = (each for each in pwd.getpwall() if 1000 <= each.pw_uid < 60000 and each.pw_shell.endswith("sh"))
+    if (found := next(usual, None)) is not None:
+        yield found
+        return
+    if shutil.which("useradd") is None:
+        pytest.skip("there is no account that jobs may run as, nor useradd")
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", "corral-test"], check=True)
+    yield pwd.getpwnam("corral-test")
+    subprocess.run(["userdel", "--remove", "corral-test"], check=False, capture_output=True)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that every account may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+async def test_a_job_runs_as_the_account_of_its_owner(
+    client: Client, bus: EmbeddedServer, reachable: Path, account: pwd.struct_passwd
+) -> None:
+    options = ("--executor", "process", "--accounts", f"carol={account.pw_name}")
+    runner = RunnerProcess(bus.url, reachable / "state", *options, host="node-8")
+    secret = reachable / "secret"
     secret.write_text("of root")
     secret.chmod(0o600)
+    script = f"id -un; id -u; echo $HOME $USER; cat {secret}; umask"
     try:
         async with planner_of_runs(client, "node-8") as planner:
             await planner.until(lambda: planner.token)
-            report, out = await run(
-                planner,
-                "sh",
-                "-c",
-                f"id -un; id -u; echo $HOME $USER; cat {secret}; umask",
-                owner="carol",
-                directory="",
-            )
+            report, out = await run(planner, "sh", "-c", script, owner="carol", directory="")
+            assert report.part.message == ""
             lines = out.splitlines()
             assert lines[:3] == [account.pw_name, str(account.pw_uid), f"{account.pw_dir} {account.pw_name}"]
             assert "Permission denied" in lines[3]
-            assert Path(report.part.log_file).stat().st_uid == account.pw_uid
+            assert os.stat(report.part.log_file).st_uid == account.pw_uid
             # What the account may not write is not opened with the rights of the runner.
             report, _ = await run(planner, "true", owner="carol", output=str(secret))
             assert (report.part.exit_code, secret.read_text()) == (126, "of root")
@@ -381,8 +403,6 @@ async def test_a_job_runs_as_the_account_of_its_owner(client: Client, bus: Embed
                 assert why in (await planner.state(ordered.run_id, JobState.FAILED)).part.message
     finally:
         runner.stop()
-        if made:
-            subprocess.run(["userdel", "--remove", "corral-test"], check=False, capture_output=True)
 
 
 async def test_a_run_that_no_complete_orders_name_is_ended(orders: PlannerOfRuns) -> None:
@@ -392,4 +412,3 @@ async def test_a_run_that_no_complete_orders_name_is_ended(orders: PlannerOfRuns
     del orders.runs[ordered.run_id]
     report = await orders.ended(ordered.run_id)
     assert (report.part.signal, report.part.message) == (signal.SIGTERM, "the planner does not know it")
-    assert alive(os.getpid())
