@@ -12,6 +12,7 @@ from ...schemas.requests import Grant
 CDI_FOLDERS: Final = (Path("/etc/cdi"), Path("/var/run/cdi"))
 """Where container runtimes read CDI files (the specification of the Container Device Interface)."""
 _NVIDIA_COMMON: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+_NVIDIA_UUIDS: Final = ("GPU-", "MIG-")
 _KIND: Final = re.compile(r"""["']?\bkind["']?\s*:\s*["']?([\w.-]+/[\w.-]+)""")
 _NAME: Final = re.compile(r"""["']?\bname["']?\s*:\s*["']?([\w.:-]+)""")
 
@@ -65,8 +66,11 @@ def cdi_names(grants: Iterable[Grant], folders: Sequence[Path] = CDI_FOLDERS) ->
     names: list[str] = []
     for grant in grants:
         if grant.device:
-            given = (grant.device, str(grant.index))
-            found = next((f"{kind}={name}" for name in given for kind in known if name in known[kind]), None)
+            # Numbers are those of the vendor's own devices; instances have none.
+            given = (grant.device,) if grant.mig_parent else (grant.device, str(grant.index))
+            is_nvidia = grant.device.startswith(_NVIDIA_UUIDS)
+            kinds = [kind for kind in known if kind.startswith("nvidia.") == is_nvidia]
+            found = next((f"{kind}={name}" for name in given for kind in kinds if name in known[kind]), None)
             if found is None:
                 places = " or ".join(map(str, folders))
                 raise ValueError(
