@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..schemas import operations, requests
+from ..schemas import operations, requests, units
 from ..schemas.units import format_bytes
 
 _BAR = " ▏▎▍▌▋▊▉█"
@@ -41,14 +41,7 @@ def number(value: float | None, unit: str = "", digits: int = 0) -> str:
 
 def duration(seconds: float) -> str:
     """Format seconds as `45s`, `12m`, `3h05m` or `2d4h`."""
-    seconds = max(0.0, seconds)
-    if seconds < 90:
-        return f"{seconds:.0f}s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes}m"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
+    return units.format_seconds(seconds)
 
 
 def starts(entry: operations.QueueEntry, now: datetime | None = None) -> str:

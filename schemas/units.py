@@ -82,6 +82,18 @@ def format_bytes(amount: float) -> str:
     return f"{amount:.1f} TiB"
 
 
+def format_seconds(seconds: float) -> str:
+    """Format seconds as `45s`, `12m`, `3h05m` or `2d4h`."""
+    seconds = max(0.0, seconds)
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes}m"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
+
+
 def exact_bytes(amount: int) -> str:
     """Write bytes as a whole number of the largest binary unit that divides them, such as `2TiB`, for `parse_bytes`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
+from corral.client import job_summary
 from corral.processors.storage import Database, schema
 from corral.processors.storage.jobs import write_jobs
 from corral.processors.storage.lake import lake as lakes
@@ -125,6 +126,9 @@ async def test_events_are_stored_without_secrets_and_bad_ones_set_aside(processo
     assert [tuple(row) for row in await processor.rows(JOBS_SQL)] == JOBS
     codes = await processor.rows("SELECT code, messages FROM dead_letters WHERE stream = 'CORRAL_JOBS' ORDER BY code")
     assert codes == [["invalid", 2], ["out_of_range", 1]]
+    # The guard of readers lets the statement of a summary through.
+    [[job_id, owner, *_]] = await processor.rows(job_summary.statement("7"))
+    assert (job_id, owner) == ("7", "ben")
     for table in TABLES:
         assert SECRET not in str(await processor.rows(f"FROM {table}"))
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from corral.client import job_summary
 from corral.processors import views
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
@@ -136,6 +137,44 @@ def test_an_attempt_without_an_end_has_that_of_its_lease(history: Any) -> None:
         assert row == {"state": "preempted", "seconds": 2 * HALF}
     finally:
         history.execute("ROLLBACK")
+
+
+def summarized(history: Any, task: str) -> job_summary.JobSummary:
+    found = job_summary.summary_of(task, ask(history, job_summary.statement(task)))
+    assert found is not None
+    return found
+
+
+def test_a_job_has_a_summary_in_words(history: Any) -> None:
+    assert job_summary.lines(summarized(history, "7_0")) == [
+        ("time", "30m"),
+        ("in the queue", "0s"),
+        ("GPUs", "0.50 GPU-hours, 80% active"),
+        ("GPU memory", "20.0 GiB at most, 50% of 40.0 GiB asked for"),
+        ("RAM", "3.0 GiB at most"),
+        ("cores", "1.0 busy on average of 4 asked for"),
+        ("energy", "0.15 kWh"),
+        ("would have done", "--memory 22GiB --cpus 1"),
+    ]
+    hung = summarized(history, "7_1")
+    assert (hung.state, hung.attempts, hung.tasks) == (JobState.DONE, 2, 1)
+    words = dict(job_summary.lines(hung))
+    assert words["tasks"] == "2 attempts"
+    assert words["time"] == "32m (median), 60m at most, 65m in all"
+    assert words["GPUs"].endswith("65 min idle (1.08 GPU-hours), 1.00 GPU-hours in attempts that were not done")
+    assert "--gpus 0" in words["would have done"]
+    whole = summarized(history, "7")
+    assert (whole.tasks, whole.tasks_done, whole.attempts, whole.stalled_indexes) == (4, 2, 4, [1])
+    words = dict(job_summary.lines(whole))
+    assert words["tasks"] == "4: 2 done"
+    assert words["stalled"] == "1 task: 1"
+    # One that runs may still need more.
+    assert "would have done" not in words
+    assert summarized(history, "8").gpu_hours is None
+    assert job_summary.summary_of("9", ask(history, job_summary.statement("9"))) is None
+    for wrong in ("7'; --", "7_x", ""):
+        with pytest.raises(ValueError, match="is no job"):
+            job_summary.statement(wrong)
 
 
 def test_its_documents_are_in_the_questions(history: Any) -> None:
