@@ -22,7 +22,8 @@ from corral.processors.storage.lake.snapshot import write_snapshot
 from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.views import VIEWS
 from corral.schemas import codec, subjects
-from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
+from corral.schemas.jobs import JobState
+from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, WorkRequest
 from corral.schemas.telemetry import (
     AgentReport,
     DeviceEvent,
@@ -37,6 +38,7 @@ from corral.schemas.telemetry import (
 from msgspec.structs import replace
 from support.counter_stories import tell_stories
 from support.history import known_since_version_3, sample_batch
+from support.job_events import JobHistory
 from support.known_samples import BASE, GIB, HOUR
 from support.known_samples import samples as known_samples
 from support.postgres import Postgres
@@ -166,12 +168,19 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
     part.resume(PART, "made")
     found = facts.decode(facts_messages(), lambda *_: True, time.time_ns())
     assert not found.refused
+    job = JobHistory("7", 2, WorkRequest(owner="ann", gpus=1, gpu_memory_bytes=GIB), BASE)
+    job.run(0, 1, (0, 0, 3600), JobState.FAILED)
+    job.run(1, 1, (0, 60), JobState.RUNNING)
+    jobs = [
+        replace(event, tasks=[replace(task, lease_id=f"l{task.index + 1}") for task in event.tasks])
+        for event in job.events
+    ]
     for storage in (database, part):
         table = known_samples(storage)  # type: ignore[arg-type]
         half = table.num_rows // 2 + 7
         rest = Batch(
             stream=PART, sequence=2, samples=table.slice(0, half), tables=found.tables(),
-            inventories=found.inventories, leases=found.leases,
+            inventories=found.inventories, leases=found.leases, jobs=jobs,
         )  # fmt: skip
         for one in (Batch(stream=PART, sequence=1, samples=table.slice(half)), rest):
             storage.commit(one)
@@ -179,12 +188,14 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
                 # In between, so that what comes then corrects what is there.
                 maintenance.once(lake)
         # The same lease events and inventories again change nothing.
-        storage.commit(Batch(stream=PART, sequence=3, inventories=found.inventories, leases=found.leases))
+        storage.commit(
+            Batch(stream=PART, sequence=3, inventories=found.inventories, leases=found.leases, jobs=jobs[:2])
+        )
     for level in rollups.LEVELS:
         rollups.refresh(database.cursor(), level, sorted(database.days))
     both = database.cursor(), part.cursor()
     names = ["samples", "rollup_10s", "rollup_1m", "rollup_1h", "rollup_1m_bins", "rollup_1h_bins"]
-    names += ["devices", "hosts", "links", "leases", "lease_devices", "lease_events", *VIEWS]
+    names += ["devices", "hosts", "links", "leases", "lease_devices", "lease_events", "jobs", "job_tasks", *VIEWS]
     for name in names:
         expected, got = (rows(cursor, name) for cursor in both)
         columns = [row[0] for row in both[0].execute(f"DESCRIBE {name}").fetchall()]
