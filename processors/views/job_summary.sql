@@ -17,7 +17,7 @@
 -- hosts: its hosts, in the order of their ranks.
 -- pending_seconds: from the time when it was queued to its start, or until now.
 -- started_at: when its first process started.
--- seconds: from its start to its end, or until now.
+-- seconds: from its start to its end; until now for one that runs, and no later than its lease expires.
 -- gpus: number of devices.
 -- gpu_hours: hours that its lease held them, times the share, in whole boards.
 -- energy_kwh: energy of the devices during the lease.
@@ -62,7 +62,7 @@ WITH idle AS (
                 AND t.attempt < max(t.attempt) OVER (PARTITION BY t.job_id, t.submitted_at, t.index)
             THEN CASE l.state WHEN 'evicted' THEN 'preempted' WHEN 'released' THEN 'failed' ELSE 'lost' END
             ELSE t.state END AS shown,
-        coalesce(t.ended_at, l.ended_at, now()) AS over
+        coalesce(t.ended_at, l.ended_at, least(l.expires_at, now())) AS over
     FROM job_tasks t JOIN jobs j USING (job_id, submitted_at) LEFT JOIN leases l USING (lease_id)
 ), timed AS (
     SELECT *, epoch(over - started_at) AS seconds FROM attempts
