@@ -33,6 +33,8 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
         "CORRAL_REQUESTS",
         "CORRAL_INVENTORY",
         "CORRAL_DEAD",
+        "CORRAL_JOBS",
+        "CORRAL_LOGS",
         "CORRAL_HOSTS",
         "CORRAL_PEOPLE",
     }
