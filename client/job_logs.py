@@ -23,7 +23,7 @@ from ..bus import stream_reader
 from ..bus.permissions import NotAllowed
 from ..schemas import codec, subjects
 from ..schemas.jobs import FINAL, JobListing, JobTask, TaskPart
-from ..schemas.runs import LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
+from ..schemas.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
 from .errors import NotFound, Refused, Unavailable
 from .job_names import Selection
 
@@ -40,6 +40,11 @@ _PIECES: Final = (
     *(f"h{number}" for number in range(LOG_HEAD_CHUNKS)),
     *(f"t{number}" for number in range(LOG_TAIL_CHUNKS)),
 )
+_NEW: Final = "n0"
+"""What was printed last, which is in no other piece yet."""
+_HELD_SECONDS: Final = 16.0
+"""Time for which a piece is held while others before it are missing. A runner publishes a piece that grows again within
+15 s, and only what is new of it meanwhile."""
 _HOST_TOKEN: Final = len(subjects.LOGS.split("."))
 _INDEX_TOKEN: Final = _HOST_TOKEN + 2
 
@@ -88,6 +93,8 @@ class Output:
         self.attempt = 0
         self.position = 0
         self.ended = False
+        self._held: list[LogChunk] = []
+        self._held_since = 0.0
 
     def follows(self, chunk: LogChunk) -> bool:
         """True if nothing is missing before this piece."""
@@ -99,7 +106,7 @@ class Output:
         if attempt < self.attempt:
             return None
         if attempt > self.attempt:
-            self.attempt, self.position, self.ended = attempt, 0, False
+            self.attempt, self.position, self.ended, self._held = attempt, 0, False, []
         self.ended = self.ended or chunk.ended
         known = max(0, self.position - chunk.offset)
         data = chunk.data[known:]
@@ -118,6 +125,39 @@ class Output:
             file=self.part.log_file,
         )
 
+    def hold(self, chunk: LogChunk, now: float) -> bool:
+        """Keep a live piece for later if what is missing before it will be published again soon.
+
+        Args:
+            chunk: the piece.
+            now: time of a monotonic clock, in seconds.
+
+        Returns:
+            True if it is kept.
+        """
+        same = chunk.offset // LOG_CHUNK_BYTES == self.position // LOG_CHUNK_BYTES
+        if self.follows(chunk) or chunk.ended or not same or attempt_of(chunk) != max(self.attempt, 1):
+            return False
+        if not self._held:
+            self._held_since = now
+        self._held.append(chunk)
+        return True
+
+    def take_held(self, now: float) -> Iterator[LogPiece]:
+        """What is new in pieces that were kept: those that follow now, and all once they have been kept for 16 s."""
+        held, self._held = self._held, []
+        late = bool(held) and now - self._held_since >= _HELD_SECONDS
+        for chunk in held:
+            if not late and attempt_of(chunk) == self.attempt and not self.follows(chunk):
+                self._held.append(chunk)
+            elif (piece := self.take(chunk)) is not None:
+                yield piece
+
+    @property
+    def waits(self) -> bool:
+        """True if pieces are kept until others before them come."""
+        return bool(self._held)
+
     def take_all(self, chunks: Iterable[LogChunk]) -> Iterator[LogPiece]:
         """What is new in stored pieces: of the newest attempt among them, in the order of the output."""
         known = list(chunks)
@@ -125,6 +165,11 @@ class Output:
         for chunk in sorted(known, key=lambda chunk: chunk.offset):
             if attempt_of(chunk) == newest and (piece := self.take(chunk)) is not None:
                 yield piece
+
+    def take_last(self, chunk: LogChunk | None) -> Iterator[LogPiece]:
+        """What is new in the piece that was printed last, if nothing is missing before it."""
+        if chunk is not None and self.follows(chunk) and (piece := self.take(chunk)) is not None:
+            yield piece
 
 
 def attempt_of(chunk: LogChunk) -> int:
@@ -147,7 +192,7 @@ async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = N
     """
     listing = await ask()
     for output in _outputs(listing.tasks, host):
-        for piece in output.take_all(await _stored(nc, listing, output)):
+        for piece in await _new_of(nc, listing, output):
             yield piece
 
 
@@ -181,10 +226,13 @@ async def follow_logs(
                 key = (output.index, subjects.host_token(output.part.host))
                 current = known.setdefault(key, output)
                 current.part = output.part
-                if current is output or (current.position < output.part.log_bytes and key not in fresh):
+                behind = current.waits or (current.position < output.part.log_bytes and key not in fresh)
+                if current is output or behind:
                     with contextlib.suppress(*([] if current is output else [Unavailable])):
-                        for piece in current.take_all(await _stored(nc, listing, current)):
+                        for piece in await _new_of(nc, listing, current):
                             yield piece
+                    for piece in current.take_held(asyncio.get_running_loop().time()):
+                        yield piece
             if all(task.state in FINAL for task in listing.tasks):
                 break
             fresh.clear()
@@ -201,10 +249,13 @@ async def follow_logs(
                 fresh.add(key)
                 if not current.follows(chunk):
                     with contextlib.suppress(Unavailable):
-                        for piece in current.take_all(await _stored(nc, listing, current)):
+                        for piece in await _new_of(nc, listing, current):
                             yield piece
-                if (piece := current.take(chunk)) is not None:
-                    yield piece
+                if not current.hold(chunk, asyncio.get_running_loop().time()):
+                    for piece in current.take_held(asyncio.get_running_loop().time()):
+                        yield piece
+                    if (piece := current.take(chunk)) is not None:
+                        yield piece
                 if chunk.ended:
                     end = min(end, asyncio.get_running_loop().time() + _LAST_TRY_SECONDS)
             listing = await ask()
@@ -221,7 +272,7 @@ async def _rest(nc: nats.aio.client.Client, listing: JobListing, output: Output)
     for _ in range(_LAST_TRIES):
         if output.ended or (output.part.log_bytes and output.position >= output.part.log_bytes):
             return
-        for piece in output.take_all(await _stored(nc, listing, output)):
+        for piece in await _new_of(nc, listing, output):
             yield piece
         if not output.part.log_bytes and not output.position:  # it has printed nothing, as far as is known
             return
@@ -257,7 +308,22 @@ async def _next(subscription: Subscription, end: float) -> Msg | None:
         return None
 
 
-async def _stored(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> list[LogChunk]:
+async def _new_of(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> list[LogPiece]:
+    """What is stored of an output and was not taken yet."""
+    chunks, last = await _stored(nc, listing, output)
+    return [*output.take_all(chunks), *output.take_last(last)]
+
+
+async def _stored(
+    nc: nats.aio.client.Client, listing: JobListing, output: Output
+) -> tuple[list[LogChunk], LogChunk | None]:
+    """Pieces of begin and end, and the one that was printed last.
+
+    Raises:
+        Refused: the connection may not read them.
+        NotFound: there is no stream.
+        Unavailable: the bus does not answer.
+    """
     job = listing.job
     host = subjects.host_token(output.part.host)
     gate = asyncio.Semaphore(_AT_ONCE)
@@ -269,7 +335,8 @@ async def _stored(nc: nats.aio.client.Client, listing: JobListing, output: Outpu
         return None if found is None else _decoded(found.data)
 
     try:
-        return [chunk for chunk in await asyncio.gather(*map(piece, _PIECES)) if chunk is not None]
+        *chunks, last = await asyncio.gather(*map(piece, (*_PIECES, _NEW)))
+        return [chunk for chunk in chunks if chunk is not None], last
     except NotAllowed as error:
         raise Refused(f"what job {job.job_id} prints is for its owner, {job.owner}: {error}", "refused") from None
     except NotFoundError:

@@ -40,8 +40,6 @@ class JobFields(RequestFields, total=False):
     Of a request are left out: `wait`, `ttl`, `request_id`, `requeue_of`, `holder`, and those of work items.
     """
 
-    gpus_per_host: int
-    """number of devices on each host, instead of `gpus`"""
     env: Mapping[str, str]
     """variables to set (`environment`)"""
     directory: str | Path
@@ -107,7 +105,7 @@ def job_spec(owner: str, work: Work, arguments: Sequence[Any], fields: JobFields
     hosts = own.get("host_count", 1)
     body["hosts"] = hosts
     given.setdefault("name", name_of(work))
-    given["gpus"] = _gpus(given.get("gpus"), own.get("gpus_per_host"), hosts)
+    given["gpus"] = _gpus(given.get("gpus"), given.pop("gpus_per_host", None), hosts)
     if isinstance(hosts, int) and hosts > 1:
         given.setdefault("placement", "spread")
     body["request"] = work_request(owner, cast("RequestFields", given))
@@ -238,7 +236,7 @@ def read_script(path: Path) -> str:
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith(("/", "~")) or not path else os.path.abspath(path)
+    return os.path.abspath(path) if path else path
 
 
 def _array(given: Any) -> str:
@@ -259,6 +257,9 @@ def _gpus(gpus: Any, per_host: Any, hosts: Any) -> Any:
         return per_host * hosts
     if gpus is None:
         return hosts
+    if not isinstance(gpus, int | str) or (isinstance(gpus, str) and not gpus.strip().lstrip("-").isdecimal()):
+        text = f"gpus={gpus}: a job keeps the devices that it starts with: give one number"
+        raise InvalidRequest(text, "invalid", "$.gpus")
     count = int(gpus) if isinstance(gpus, str) and gpus.isdecimal() else gpus
     if isinstance(count, int) and isinstance(hosts, int) and hosts > 1 and count % hosts:
         raise InvalidRequest(

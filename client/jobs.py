@@ -26,7 +26,7 @@ from ..schemas.jobs import (
     OverrideAction,
 )
 from ..schemas.subjects import PlanSubject
-from .errors import InvalidRequest, NotFound, Rejected, TimedOut, Unavailable
+from .errors import InvalidRequest, NotFound, Rejected, ServiceError, TimedOut, Unavailable
 from .job_functions import script_of_map, shell_map
 from .job_logs import LogPiece, follow_logs, stored_logs
 from .job_names import Selection, parse_selection
@@ -104,7 +104,12 @@ class JobCalls(OwnedCalls):
             spec = replace(spec, submit_id=uuid.uuid4().hex)
         owner = spec.request.owner
         expected: Any = Job | requests.Rejection
-        answer: Job | requests.Rejection = await self._plan(self._owned(PlanSubject.SUBMIT, owner), spec, expected)
+        try:
+            answer: Job | requests.Rejection = await self._plan(self._owned(PlanSubject.SUBMIT, owner), spec, expected)
+        except ServiceError as error:
+            if error.code != requests.RejectionCode.IMPOSSIBLE:
+                raise
+            raise Rejected(requests.Rejection(code=requests.RejectionCode.IMPOSSIBLE, message=str(error))) from None
         if isinstance(answer, requests.Rejection):
             raise Rejected(answer)
         return answer

@@ -47,7 +47,8 @@ _PAIRS: Final = {"env", "label", "host_label"}
 
 def _gpus(text: str) -> str:
     try:
-        parse_gpus(text)
+        if not isinstance(parse_gpus(text), int):
+            raise typer.BadParameter(f"{text!r}: a job keeps the GPUs that it starts with: give one number")
     except InvalidRequest as error:
         raise typer.BadParameter(str(error)) from None
     return text
