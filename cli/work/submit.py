@@ -453,5 +453,5 @@ async def _ended(client: Client, job: Job, follow: bool) -> int:
         raise
     code = exit_code(ended.tasks)
     if code and ended.job.message:
-        say(f"corral: job {job.job_id} has {ended.job.state.value}: {ended.job.message}")
+        say(f"corral: job {job.job_id}: {ended.job.state.value}: {ended.job.message}")
     return code or 0
