@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 import nats.aio.client
@@ -33,13 +34,15 @@ _FIRST_POLL_SECONDS: Final = 0.1
 _POLL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 64
 """Pieces that are asked for at a time."""
-_LAST_TRIES: Final = 10
+_LAST_TRIES: Final = 15
 _LAST_TRY_SECONDS: Final = 0.2
 """Time between the tries to get the last pieces of a run that has ended."""
 _PIECES: Final = (
     *(f"h{number}" for number in range(LOG_HEAD_CHUNKS)),
     *(f"t{number}" for number in range(LOG_TAIL_CHUNKS)),
 )
+_JUST_NOW_SECONDS: Final = 30.0
+"""Time after the end of a run in which its last pieces are waited for; clocks of hosts may differ by as much."""
 _NEW: Final = "n0"
 """What was printed last, which is in no other piece yet."""
 _HELD_SECONDS: Final = 16.0
@@ -268,15 +271,18 @@ async def follow_logs(
 
 
 async def _rest(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> AsyncIterator[LogPiece]:
-    """The last pieces of a run that has ended: its runner may still be publishing them."""
-    for _ in range(_LAST_TRIES):
-        if output.ended or (output.part.log_bytes and output.position >= output.part.log_bytes):
+    """The last pieces of a run that has ended: its runner may publish them after its last report."""
+    for attempt in range(_LAST_TRIES):
+        if output.ended or output.part.started_at is None or (attempt and not _ended_just_now(output.part)):
             return
         for piece in await _new_of(nc, listing, output):
             yield piece
-        if not output.part.log_bytes and not output.position:  # it has printed nothing, as far as is known
-            return
         await asyncio.sleep(_LAST_TRY_SECONDS)
+
+
+def _ended_just_now(part: TaskPart) -> bool:
+    ended_at = part.ended_at or datetime.now(UTC)
+    return abs((datetime.now(UTC) - ended_at).total_seconds()) < _JUST_NOW_SECONDS
 
 
 def _outputs(tasks: Iterable[JobTask], host: str | None) -> Iterator[Output]:

@@ -50,8 +50,8 @@ def lines(job: Job, tasks: Sequence[JobTask], used: dict[str, Any]) -> list[tupl
             ("GPUs", f"{used['gpu_hours']:.2f} GPU-hours, {shown}" + (f", {idle:.0f} min idle" if idle else ""))
         )
     if used.get("memory_peak_bytes"):
-        granted = used.get("memory_granted_bytes")
-        found.append(("GPU memory", _of(used["memory_peak_bytes"], granted)))
+        of = "asked for" if request and request.gpu_memory_bytes else "granted"
+        found.append(("GPU memory", _of(used["memory_peak_bytes"], used.get("memory_granted_bytes"), of)))
     if memory:
         asked = request.host_memory_bytes if request else 0
         found.append(("RAM", _of(memory, asked)))
@@ -73,7 +73,7 @@ def _times(times: Sequence[float], limit: float | None) -> str:
     return text + (f"; the limit is {render.duration(limit)}" if limit else "")
 
 
-def _of(used: float, asked: float | None) -> str:
+def _of(used: float, asked: float | None, what: str = "asked for") -> str:
     if not asked:
         return f"{format_bytes(used)} at most"
-    return f"{format_bytes(used)} at most, {used / asked:.0%} of {format_bytes(asked)} asked for"
+    return f"{format_bytes(used)} at most, {used / asked:.0%} of {format_bytes(asked)} {what}"

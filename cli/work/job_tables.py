@@ -76,7 +76,7 @@ def jobs_table(jobs: Iterable[Job], width: int, now: datetime | None = None) -> 
             "GROUP": job.group,
             "NAME": job.name,
             "STATE": state_text(job.state, job.held),
-            "DONE": progress_text(job.progress),
+            "DONE": progress_text(None if job.state in FINAL else job.progress),
             "GPUS": str(job.gpus),
             "HOSTS": str(job.hosts) if job.hosts > 1 else "",
             "AGE": render.duration((now - job.submitted_at).total_seconds()),

@@ -147,7 +147,14 @@ class JobsPlanner:
         """Set the state of a task."""
         task = self.tasks[job_id][index]
         now = datetime.now(UTC)
-        part = TaskPart(host=HOST, state=state, log_bytes=log_bytes, log_file=f"/logs/{job_id}_{index}")
+        part = TaskPart(
+            host=HOST,
+            state=state,
+            started_at=task.started_at or now,
+            ended_at=now if state in FINAL else None,
+            log_bytes=log_bytes,
+            log_file=f"/logs/{job_id}_{index}",
+        )
         self.tasks[job_id][index] = replace(
             task,
             state=state,
