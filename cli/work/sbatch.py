@@ -227,7 +227,10 @@ class _Wrong(Exception):
 
 
 def translate(options: Sequence[Given]) -> Meaning:
-    """Say options in the words of `corral submit`. Without GPUs among them, the job has none, as with Slurm."""
+    """Say options in the words of `corral submit`. Without GPUs among them, the job has none, and a core for each task.
+
+    These are Slurm's defaults.
+    """
     last = {given.rule.long: given for given in options}
     notes: list[Remark] = []
     unknown: list[Remark] = []
@@ -252,6 +255,8 @@ def translate(options: Sequence[Given]) -> Meaning:
             notes.append(Remark(given.line, given.text, remark))
     if options and not any(name in last for name in _GPU_OPTIONS):
         words.insert(0, (options[0].line, ("--gpus", "0")))
+        if not any(name in last for name in _CORES_OR_MEMORY):
+            words.insert(1, (options[0].line, ("--cpus", str(numbers.tasks))))
     return Meaning(tuple(words), tuple(sorted(notes)), tuple(sorted(unknown)))
 
 
@@ -290,6 +295,7 @@ class _Numbers:
 
 _Last = Mapping[str, Given]
 _Pairs = list[tuple[str, ...]]
+_CORES_OR_MEMORY: Final = ("cpus-per-task", "cpus-per-gpu", "mem", "mem-per-cpu", "mem-per-gpu")
 _GPU_OPTIONS: Final = ("gpus", "gpus-per-node", "gres", "gpus-per-task")
 
 
