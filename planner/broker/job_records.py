@@ -154,8 +154,11 @@ class JobRecords:
             while (make := self._values.pop(key, None)) is not None:
                 try:
                     await self._store.put(key, make(), self._term)
-                except WriteFailed as error:
-                    log.warning("%s is not written yet: %s", key, error)
+                except Deposed:
+                    raise
+                except Exception as error:
+                    unusual = not isinstance(error, WriteFailed | NatsError | OSError | TimeoutError)
+                    log.warning("%s is not written yet: %r", key, error, exc_info=unusual)
                     self._values.setdefault(key, make)
                     await asyncio.sleep(_RETRY_SECONDS)
         except Deposed:

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 from corral.planner.jobs.checks import InvalidJob, check
-from corral.schemas.jobs import JobSpec, JobState
+from corral.planner.jobs.listing import listing
+from corral.planner.jobs.records import StoredJob
+from corral.planner.jobs.retention import to_forget
+from corral.planner.jobs.table import JobTable
+from corral.schemas.jobs import Dependency, JobFilter, JobSpec, JobState
 from corral.schemas.requests import LeaseState, WorkRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.jobs_world import World
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_each_attempt_runs_once_and_each_task_ends_whatever_happens(seed: int) -> None:
     """Grants, reports, lost orders, ends of leases, commands and crashes of the planner, in any order."""
@@ -58,3 +62,36 @@ def test_a_job_that_says_nothing_or_too_much_is_refused_with_the_field(field: st
     with pytest.raises(InvalidJob) as refused:
         check(JobSpec(**{**base, **fields}))
     assert refused.value.field == field
+
+
+def test_ended_jobs_are_forgotten_by_age_and_room_but_not_while_others_wait_for_them() -> None:
+    table, now = JobTable(), 1_700_000_000.0
+    for number in range(1, 6):
+        after = [Dependency(job_id="1")] if number == 5 else []
+        spec = JobSpec(request=WorkRequest(owner="a"), command=["true"], after=after)
+        table.submit(StoredJob(job_id=str(number), spec=spec, submitted_at=now), 1000, now)
+    for job_id in ("3", "2", "4"):
+        table.cancel(table.jobs[job_id], [], "enough", 0, now)
+        now += 10
+    assert to_forget(table.jobs.values(), now, 0) == []
+    assert to_forget(table.jobs.values(), now, 8 * 2500) == ["3"]
+    assert to_forget(table.jobs.values(), now + 86_400 - 15, 0) == ["3", "2"]
+    table.cancel(table.jobs["1"], [], "enough", 0, now)
+    assert table.jobs["5"].state is JobState.CANCELLED
+    assert "job 1 has not ended as asked for" in table.jobs["5"].rest_message
+
+
+def test_a_listing_is_cut_at_the_size_of_a_message_and_pages_over_the_tasks_of_one_job() -> None:
+    table, now = JobTable(), 1_700_000_000.0
+    spec = JobSpec(request=WorkRequest(owner="a", name="sweep"), command=["true"], array="0-999")
+    for number in range(1, 31):
+        table.submit(StoredJob(job_id=str(number), spec=spec, submitted_at=now), 1000, now)
+    jobs = table.jobs.values()
+    few = listing(jobs, JobFilter(), 5_000)
+    assert few.total == 30
+    assert 1 < len(few.jobs) < 30
+    assert few.jobs[0].job.job_id == "30"
+    page = listing(jobs, JobFilter(job_ids=["7"], tasks=True, offset=990, limit=5), 100_000).jobs[0]
+    assert [task.index for task in page.tasks] == [990, 991, 992, 993, 994]
+    assert page.total_tasks == 1000
+    assert listing(jobs, JobFilter(name="swe*", owner="b"), 5_000).total == 0
