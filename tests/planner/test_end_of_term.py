@@ -195,9 +195,9 @@ async def test_nobody_loses_anything_to_a_leader_that_can_not_be_asked_yet(
             await persist(nc, "renew", {"owner": "ann", "lease_id": lease["lease_id"]})
     opens = Endpoints.open
 
-    async def late(endpoints: Endpoints, broker: Any) -> None:
+    async def late(endpoints: Endpoints, *answering: Any) -> None:
         await asyncio.sleep(6.0)
-        await opens(endpoints, broker)
+        await opens(endpoints, *answering)
 
     monkeypatch.setattr(Endpoints, "open", late)
     async with running(server.url, silence_seconds=2.0):
