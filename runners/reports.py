@@ -145,7 +145,8 @@ class Reporter:
         return True
 
     def _refused(self, why: str) -> None:
-        if why != self._last_refusal:
+        # A planner that is starting answers soon.
+        if why != self._last_refusal and self.answered.seconds > 2 * RETRY_SECONDS:
             self._last_refusal = why
             log.warning("%s: no orders: %s", self._host.name, why)
 

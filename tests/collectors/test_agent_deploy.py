@@ -23,37 +23,39 @@ from support.secured_bus import SecuredBus
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
+RUNNER_UNIT = ROOT / "deploy" / "systemd" / "corral-runner.service"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
 """Settings of the bus, and of the processes that are watched."""
 
 
-def options() -> dict[str, Any]:
+def options(command: str = "collect") -> dict[str, Any]:
     """The command's options by their environment variable."""
     found: dict[str, Any] = {}
-    for parameter in load("collect").params:
+    for parameter in load(command).params:
         names = [parameter.envvar] if isinstance(parameter.envvar, str) else list(parameter.envvar or [])
         found |= dict.fromkeys(names, parameter)
     return found
 
 
-@pytest.mark.parametrize("file", [UNIT, MANIFEST])
-def test_unit_and_manifest_set_what_there_is(file: Path) -> None:
+@pytest.mark.parametrize(("file", "command"), [(UNIT, "collect"), (MANIFEST, "collect"), (RUNNER_UNIT, "runner")])
+def test_unit_and_manifest_set_what_there_is(file: Path, command: str) -> None:
     named = set(re.findall(r"CORRAL_[A-Z_]+", file.read_text()))
     assert named
-    assert named - OUTSIDE <= set(options())
+    assert named - OUTSIDE <= set(options(command))
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
+@pytest.mark.parametrize("file", [UNIT, RUNNER_UNIT])
+def test_systemd_takes_the_unit(file: Path, tmp_path: Path) -> None:
+    unit = tmp_path / file.name
     program = Path(sys.executable).parent / "corral"
-    unit.write_text(UNIT.read_text().replace("/opt/corral/bin/corral", str(program)))
+    unit.write_text(file.read_text().replace("/opt/corral/bin/corral", str(program)))
     verified = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=30, check=False
     )
     assert verified.returncode == 0, verified.stderr
-    assert UNIT.name not in verified.stderr
+    assert file.name not in verified.stderr
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ async def test_a_run_survives_the_runner_that_is_killed_while_it_runs(
     assert (report.part.exit_code, len(executions(tmp_path))) == (5, 1)
 
 
+@pytest.mark.long
 async def test_a_run_that_ends_without_a_runner_is_reported_by_the_next_one_until_that_is_stored(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
@@ -74,7 +75,14 @@ async def test_a_run_that_ends_without_a_runner_is_reported_by_the_next_one_unti
     assert len(executions(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("at", ["before the journal", "before the claim", "claimed twice"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param("before the journal", marks=pytest.mark.long),
+        "before the claim",
+        pytest.param("claimed twice", marks=pytest.mark.long),
+    ],
+)
 async def test_a_start_that_was_interrupted_is_made_once(
     at: str, planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
@@ -109,6 +117,7 @@ async def test_a_start_that_was_interrupted_is_made_once(
     assert len(executions(tmp_path)) == 1
 
 
+@pytest.mark.long
 async def test_what_a_run_has_left_is_ended_without_the_runner(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
@@ -127,6 +136,7 @@ async def test_what_a_run_has_left_is_ended_without_the_runner(
     assert (report.part.state, report.part.exit_code) == (JobState.FAILED, 4)
 
 
+@pytest.mark.long
 async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
@@ -142,6 +152,7 @@ async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
     assert [alive(pid) for pid in (*executions(tmp_path), bare_pid)] == [False, False]
 
 
+@pytest.mark.long
 async def test_jobs_go_on_without_the_bus_and_are_reported_when_it_is_back(
     planner: PlannerOfRuns, runner: RunnerProcess, server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -157,6 +168,7 @@ async def test_jobs_go_on_without_the_bus_and_are_reported_when_it_is_back(
     assert len(executions(tmp_path)) == 1
 
 
+@pytest.mark.long
 async def test_a_run_ends_at_its_time_limit_without_bus_and_runner(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:

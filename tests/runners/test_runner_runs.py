@@ -295,6 +295,7 @@ async def test_what_is_printed_reaches_the_bus_as_it_comes_and_at_the_end(
     await subscription.unsubscribe()
 
 
+@pytest.mark.long
 async def test_output_of_a_gibibyte_is_bounded_on_the_bus_and_readable_at_both_ends(
     orders: PlannerOfRuns, client: Client
 ) -> None:
