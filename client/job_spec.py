@@ -106,8 +106,7 @@ def job_spec(owner: str, work: Work, arguments: Sequence[Any], fields: JobFields
     body["hosts"] = hosts
     given.setdefault("name", name_of(work))
     given["gpus"] = _gpus(given.get("gpus"), given.pop("gpus_per_host", None), hosts)
-    if isinstance(hosts, int) and hosts > 1:
-        given.setdefault("placement", "spread")
+    given.setdefault("placement", "spread" if isinstance(hosts, int) and hosts > 1 else "same_host")
     body["request"] = work_request(owner, cast("RequestFields", given))
     return validated(body)
 

@@ -21,6 +21,7 @@ import message_examples
 import metrics_table
 import msgspec
 import roles_table
+import sbatch_table
 import telemetry_page
 from corral.processors import views
 from corral.schemas import codec
@@ -438,6 +439,7 @@ def files() -> dict[Path, str]:
         DOCS / "views.md": views.document(),
         DOCS / "metrics.md": metrics_table.render(),
         DOCS / "security.md": roles_table.fill(DOCS / "security.md"),
+        DOCS / "jobs.md": sbatch_table.fill(DOCS / "jobs.md"),
         REFERENCE / "services.md": instruments_table.render(),
     }
 

@@ -27,7 +27,17 @@ _JOB = "Job"
 _EXECUTION = "Execution"
 _CLIENT = "After submitting"
 _NOT_FOR_JOBS: Final = frozenset(
-    ("ttl", "request_id", "requeue_of", "items", "method", "weight_by", "memory_per_item", "max_items_per_device")
+    (
+        "placement",
+        "ttl",
+        "request_id",
+        "requeue_of",
+        "items",
+        "method",
+        "weight_by",
+        "memory_per_item",
+        "max_items_per_device",
+    )
 )
 _OPTIONS: Final = {
     "`host_count`": "--hosts",
