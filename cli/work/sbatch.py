@@ -64,7 +64,7 @@ RULES: Final = (
     Rule("no-requeue", "", "", "it is the default", value=False),
     Rule("kill-on-invalid-dep", "", "", "a job whose dependency can't be met is always cancelled"),
     Rule("error", "e", "", "errors go where the output goes"),
-    Rule("open-mode", "", "", "each attempt begins a new file"),
+    Rule("open-mode", "", "", "attempts append to their file"),
     Rule("partition", "p", "", "there are no partitions: name what is needed, as --model or --host-label does"),
     Rule("account", "A", "", "the group of the owner counts"),
     Rule("qos", "q", "", "the group of the owner counts, and --priority within it"),

@@ -3,7 +3,7 @@
 python sweep.py
 """
 
-from corral.client import map
+import corral.client
 
 RATES = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 
@@ -25,7 +25,7 @@ def train(rate: float, epochs: int = 3) -> None:
 
 
 def main() -> None:
-    sweep = map(train, RATES, gpus=1, array="%2", retries=1, name="sweep")
+    sweep = corral.client.map(train, RATES, gpus=1, array="%2", retries=1, name="sweep")
     print("job", sweep.job_id)
     for task in sweep.as_completed():
         print(f"rate {RATES[task.index]}: {task.state.value}, exit code {task.exit_code}")
