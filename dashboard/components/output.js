@@ -18,6 +18,7 @@ export default {
   created() {
     this.size = 0;
     this.head = 0;
+    this.top = 0;
   },
   mounted() {
     this.$emit("ready");
@@ -79,7 +80,8 @@ export default {
     // Whoever scrolls up reads: the text stays where it is then.
     scrolled() {
       const { text } = this.$refs;
-      if (text.scrollTop + text.clientHeight < text.scrollHeight - 40) this.following = false;
+      if (text.scrollTop < this.top - 1 && text.scrollTop + text.clientHeight < text.scrollHeight - 40) this.following = false;
+      this.top = text.scrollTop;
     },
     note() {
       this.$el.dataset.characters = this.size;

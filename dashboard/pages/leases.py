@@ -187,7 +187,9 @@ class LeasesPage:
 
         def actions() -> None:
             mine = lease.owner == self.frame.session.name
-            if mine and self.frame.may(Role.REQUESTER):
+            if mine and attempt_of_request(lease.request_id) is not None:
+                pass  # the planner holds the leases of jobs, which are cancelled on their own pages
+            elif mine and self.frame.may(Role.REQUESTER):
                 button("Release", lambda: self._release(lease), "small")
             elif self.frame.may(Role.OPERATOR):
                 button("Evict", lambda: self._evict(lease), "small danger")
