@@ -73,9 +73,18 @@ class Segments:
 
 def search(value: str, on_change: Callable[[str], Any], placeholder: str, classes: str = "search") -> Element:
     """Create a search field; `on_change` gets its text, up to 256 characters, while the user types."""
-    made = tag("input", f"field {classes}", type="search", value=value, placeholder=placeholder, aria_label=placeholder)
+    made = tag(
+        "input", f"field {classes}", type="search", placeholder=placeholder, aria_label=placeholder,
+        **initial_text(value),
+    )  # fmt: skip
     on_typing(made, lambda text: on_change(text[:256]))
     return made
+
+
+def initial_text(text: str) -> dict[str, str]:
+    """Attribute for the text that a field has before anybody types."""
+    # With `value`, each update of the page would put it back in place of what was typed meanwhile.
+    return {"defaultValue": text}
 
 
 def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -> None:

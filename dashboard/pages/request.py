@@ -18,7 +18,7 @@ from ...schemas.operations import Explanation, QueueEntry
 from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
 from ...schemas.units import format_bytes
 from ..fleet import problem_of
-from ..html import button, on_choice, on_typing, remember, table, tag
+from ..html import button, initial_text, on_choice, on_typing, remember, table, tag
 from ..page_frame import Frame, NotAllowed, Notice
 from ..security.accounts import Role
 
@@ -137,8 +137,8 @@ class RequestPage:
     def _field(self, name: str, label: str, placeholder: str, classes: str = "", **attributes: Any) -> None:
         with tag("label", classes):
             tag("span", text=label)
-            field = tag("input", "field", name=name, placeholder=placeholder, value=self.form.get(name, ""),
-                        maxlength=256, **attributes)  # fmt: skip
+            field = tag("input", "field", name=name, placeholder=placeholder,
+                        maxlength=256, **initial_text(self.form.get(name, "")), **attributes)  # fmt: skip
         on_typing(field, lambda text: self._typed(name, text), pause=0.1)
 
     def _choice(self, name: str, label: str, choices: list[tuple[str, str]]) -> None:
