@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -183,7 +184,7 @@ def test_output_is_plain_text_and_bounded() -> None:
         text.add(piece(at, line))
     kept = list(text.since(0))
     assert sum(len(entry.text) for entry in kept) <= HEAD_BYTES + TAIL_BYTES + len(line)
-    holes = [(one.end, other.offset) for one, other in zip(kept, kept[1:], strict=False) if one.end != other.offset]
+    holes = [(one.end, other.offset) for one, other in itertools.pairwise(kept) if one.end != other.offset]
     assert len(holes) == 1
     assert kept[-1].end == text.position
     text.add(piece(0, b"old", attempt=0))
