@@ -247,7 +247,7 @@ def translate(options: Sequence[Given]) -> Meaning:
             continue
         try:
             made = _SAME[name](given, numbers, last)
-        except _Wrong as error:
+        except (_Wrong, ValueError) as error:  # a number of thousands of digits is none to Python
             unknown.append(Remark(given.line, given.text, str(error)))
             continue
         words += [(given.line, pair) for pair in made]

@@ -36,6 +36,7 @@ def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster
     here = {
         "corral request --mem": ["--memory", "--memory-per-item"],
         "corral run --placement s": ["same_host", "spread"],
+        "corral jobs --state c": ["cancelled", "completing"],
         "corral run --policy pa": ["pack"],
         "corral context use TAB": ["far", "lab"],
         "corral --context l": ["lab"],

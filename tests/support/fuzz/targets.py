@@ -24,6 +24,7 @@ from corral.cli import config
 from corral.cli.exits import CommandError
 from corral.cli.loading import load
 from corral.cli.operate import group_file
+from corral.cli.work.directives import read_directives
 from corral.client.errors import CorralError
 from corral.client.query import QueryResult
 from corral.collectors.agent.spill import Record, Spill
@@ -348,6 +349,25 @@ def units(data: bytes) -> None:
             continue
         assert math.isfinite(value)
         assert value >= 0
+
+
+@target(
+    [
+        b"#!/bin/sh\n#SBATCH --gres=gpu:a100:2 -N2 -n 8\n#SBATCH --mem=4G --time=1-2:03:04 -d afterok:1:2,afterany:3\n",
+        b"#!/bin/sh\n#CORRAL --gpus 2 --name 'a b' # c\n#SBATCH --array=0-9%3 --output=%A_%a.out\nsrun $SLURM_PROCID\n",
+    ]
+)
+def scripts(data: bytes) -> None:
+    """Options in scripts, of Corral and of Slurm."""
+    text = data.decode(errors="replace")
+    lines = len(text.splitlines())
+    try:
+        found = read_directives(text)
+    except ValueError as error:
+        if not str(error).startswith("line "):
+            raise
+        return
+    assert all(1 <= one.line <= lines for one in (*found.options, *found.notes, *found.unknown))
 
 
 @target([b"node-7.example.org", b"*", b"a b>c"])
