@@ -16,7 +16,7 @@ from ...schemas.requests import Lease
 from ..components.job_details import show_spec
 from ..components.job_rows import gpus_of, length, percent, state_chip, states_bar, states_in_words
 from ..components.output_panel import OutputPanel
-from ..components.task_details import clock, show_task
+from ..components.task_details import TaskDetails, clock
 from ..components.tasks import TaskGrid
 from ..fleet import Problem, problem_of
 from ..html import button, on_typing, remember, tag, url
@@ -84,7 +84,7 @@ class JobPage:
                 with tag("div", "panel-head"):
                     self._title = tag("h2", text="Task")
                     self._task_commands = tag("div", "bar")
-                self._task = tag("div")
+                self._task = TaskDetails()
             self._one.set_visibility(False)
             self._output = OutputPanel(frame)
             self._command = _Command(frame, self._perform)
@@ -207,7 +207,8 @@ class JobPage:
 
     def _show_array(self, listing: JobListing) -> None:
         if not listing.job.array:
-            self.index = 0 if self.index is None else self.index
+            self._again = self._again or self.index != 0
+            self.index = 0
             return
         self._array.set_visibility(True)
         if self._watched is None:
@@ -230,25 +231,23 @@ class JobPage:
         task = next((one for one in listing.tasks if one.index == index), None)
         if index is None or (task is None and not listing.tasks and self._again):
             return
-        lease = self._lease(task)
-        may = self._task_commands_of(job, task)
-        shown = (job.held, task, lease and lease.lease_id, may)
-        if task is None or shown != self._task_shown or task.state not in FINAL:
-            self._task_shown = shown
-            self._one.set_visibility(True)
-            self._title.set_text(f"Task {task_name(job.job_id, index)}" if job.array else "Task")
-            self._task.clear()
-            self._task_commands.clear()
-            with self._task_commands:
-                for verb, words, look in may:
-                    which = Selection(job.job_id, (index,))
-                    button(words, lambda verb=verb, which=which: self._confirm(verb, which), f"small {look}")
-            with self._task:
-                if task is None:
-                    tag("div", "note", f"Job {job.job_id} has no task {index}.")
-                else:
-                    show_task(job, task, lease)
+        self._one.set_visibility(True)
+        self._title.set_text(f"Task {task_name(job.job_id, index)}" if job.array else "Task")
+        self._show_task_commands(job, task, index)
+        self._task.show(job, task, self._lease(task))
         self._output.show(job, task)
+
+    def _show_task_commands(self, job: Job, task: JobTask | None, index: int) -> None:
+        commands = self._task_commands_of(job, task)
+        shown = (index, commands)
+        if shown == self._task_shown:
+            return
+        self._task_shown = shown
+        self._task_commands.clear()
+        with self._task_commands:
+            for verb, words, look in commands:
+                which = Selection(job.job_id, (index,))
+                button(words, lambda verb=verb, which=which: self._confirm(verb, which), f"small {look}")
 
     def _lease(self, task: JobTask | None) -> Lease | None:
         if task is None or not task.lease_id:

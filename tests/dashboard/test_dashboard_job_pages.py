@@ -98,7 +98,7 @@ def test_jobs_are_seen_with_their_tasks_and_output_and_cancelled_by_their_owner(
         page.click("button:has-text('Cancel task')")
         page.click(".q-dialog button:has-text('Cancel it')")
         settled(lambda: given(planner, JobVerb.CANCEL) == [("", [11], "")])
-        tab.until("[...document.querySelectorAll('[data-state]')].some((one) => one.innerText.includes('cancelled 1'))")
+        page.wait_for_selector("[data-state=cancelled]:has-text('1')")
 
 
 @pytest.mark.long
