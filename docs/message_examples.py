@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from corral.schemas import (
+    attach,
     durations,
     groups,
     health,
@@ -116,6 +117,14 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "JobFilter": [
         ("One's own that have not ended", {"owner": "ann", "active": True}),
         ("The tasks of one that failed", {"job_ids": ["1234"], "tasks": True, "task_states": ["failed"]}),
+    ],
+    "AttachOpen": [
+        ("A shell", {"run_id": "1234_7.1", "terminal": {"rows": 24, "columns": 80}, "terminal_type": "xterm"}),
+        ("A command", {"run_id": "1234_7.1", "command": ["nvidia-smi"]}),
+    ],
+    "AttachStep": [
+        ("Wait for output", {"session": "dG9rZW4gb2YgYSBzZXNzaW9u", "received": 3}),
+        ("The window has changed", {"session": "dG9rZW4gb2YgYSBzZXNzaW9u", "terminal": {"rows": 50, "columns": 120}}),
     ],
     "RunnerReport": [
         (
@@ -390,6 +399,11 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
             ],
             complete=True,
         ),
+    ),
+    ("A session has begun", attach.AttachOpened(session="dG9rZW4gb2YgYSBzZXNzaW9u", executor="systemd")),
+    (
+        "Its command has ended",
+        attach.AttachNews(exit=attach.AttachExit(end=attach.AttachEnd.EXITED, exit_code=0)),
     ),
     (
         "One workload",

@@ -7,6 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from . import (
+    attach,
     codec,
     durations,
     groups,
@@ -103,6 +104,20 @@ def _plan(
         message=message,
         replies=(*replies, requests.Error),
         content_types=_JSON_FIRST,
+        summary=summary,
+    )
+
+
+def _attach(name: str, verb: str, message: Message, reply: Message, summary: str, who: str) -> Channel:
+    return Channel(
+        name=name,
+        subject=f"{subjects.ATTACH}.{verb}.{{host}}.{{{who}}}",
+        parameters={**_HOST, who: _NAMES[who]},
+        publisher="client",
+        subscriber="runner",
+        message=message,
+        replies=(reply, requests.Error),
+        content_types=(codec.MSGPACK, codec.JSON),
         summary=summary,
     )
 
@@ -225,6 +240,26 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=runs.LogChunk,
         summary="Piece of what a run prints.",
         stream=subjects.LOGS_STREAM,
+    ),
+    _attach(
+        "attach", "open", attach.AttachOpen, attach.AttachOpened, "Start a command inside a job of one's own.", "owner"
+    ),
+    _attach("attach_step", "step", attach.AttachStep, attach.AttachNews, "Input and output of that command.", "owner"),
+    _attach(
+        "attach_override",
+        "override",
+        attach.AttachOpen,
+        attach.AttachOpened,
+        "Start a command inside a job of anybody.",
+        "operator",
+    ),
+    _attach(
+        "attach_override_step",
+        "override_step",
+        attach.AttachStep,
+        attach.AttachNews,
+        "Input and output of that command.",
+        "operator",
     ),
     Channel(
         name="dead_letters",

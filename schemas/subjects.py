@@ -31,6 +31,10 @@ LOGS: Final = f"{PREFIX}.logs"
 """`corral.v1.logs.<host>.<job id>.<index>.<part>.<owner>`, published by runners; the owner may contain dots."""
 RUNS: Final = f"{PREFIX}.runs"
 """`corral.v1.runs.<host>`: orders of the planner for the runner of a host."""
+ATTACH: Final = f"{PREFIX}.attach"
+"""Sessions inside jobs, answered by runners: `corral.v1.attach.open.<host>.<owner>` and `….step.<host>.<owner>`; for
+operators `….override.<host>.<operator>` and `….override_step.<host>.<operator>`. A server that checks permissions
+vouches for the owner, or that it is an operator. Both may contain dots."""
 DEAD_LETTERS: Final = f"{PREFIX}.dead"
 """`corral.v1.dead.<code>`, published by processors."""
 
@@ -321,6 +325,19 @@ def log_subject(host: str, job_id: str, index: int, part: str, owner: str) -> st
         owner: of the job.
     """
     return f"{LOGS}.{host}.{job_id}.{index}.{part}.{owner}"
+
+
+def attach_subject(host: str, name: str, *, step: bool, override: bool) -> str:
+    """Subject of a session inside a job.
+
+    Args:
+        host: of the job.
+        name: of the job's owner; with `override`, of the operator.
+        step: of an open session.
+        override: by an operator.
+    """
+    verb = ("override_step" if step else "override") if override else ("step" if step else "open")
+    return f"{ATTACH}.{verb}.{host}.{name}"
 
 
 def lease_subject(kind: str, lease_id: str) -> str:

@@ -287,6 +287,23 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"$JS.API.DIRECT.GET.{bus.LOGS_STREAM}.{_OWN_LOGS}",
     ),
     _may(_PUB, "what all jobs have printed", [Role.OPERATOR], f"$JS.API.DIRECT.GET.{bus.LOGS_STREAM}.{_ALL_LOGS}"),
+    _may(
+        _PUB,
+        "sessions inside its own jobs",
+        ASKING,
+        f"{bus.ATTACH}.open.*.{{owner}}",
+        f"{bus.ATTACH}.step.*.{{owner}}",
+        asked_of=(Account.HOSTS,),
+    ),
+    _may(
+        _PUB,
+        "sessions inside anybody's jobs, under its own name",
+        [Role.OPERATOR],
+        f"{bus.ATTACH}.override.*.{{operator}}",
+        f"{bus.ATTACH}.override_step.*.{{operator}}",
+        asked_of=(Account.HOSTS,),
+    ),
+    _may(_SUB, "sessions inside the jobs of a host", [Role.RUNNER], f"{bus.ATTACH}.*.{{host}}.>", within=True),
     # Asking the planner
     _may(
         _PUB,
@@ -443,7 +460,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_PUB, "its own health (a runner)", [Role.RUNNER], f"{bus.HEALTH}.runner.{{host}}", within=True),
     _may(_SUB, "answers to its own requests", EVERYBODY, "_INBOX.{user}.>", within=True),
     _may(_PUB, "answers to requests", SERVICES, "_INBOX.*.>", "_R_.>", within=True),
-    _may(_PUB, "answers to health checks", ON_HOSTS, "_INBOX.{user}.>", "_R_.>", within=True),
+    _may(_PUB, "answers to health checks and sessions", ON_HOSTS, "_INBOX.{user}.>", "_R_.>", within=True),
     _may(_PUB, "acknowledging parts of an answer", PEOPLE, "_R_.>", within=True),
     # JetStream
     _may(_PUB, "whether JetStream is enabled", EVERYBODY, "$JS.API.INFO"),
