@@ -272,6 +272,25 @@ class Host:
             supervisor = processes.Process(status.pid, 0, status.started_ticks, "", "")
             processes.send(supervisor, signal.SIGUSR1)
 
+    # Sessions
+
+    def running(self, run_id: str) -> KnownRun | None:
+        """The run with an id whose commands run now; None if there is none."""
+        found = (known for key, known in self.runs.runs.items() if known.run.run_id == run_id and self.is_running(key))
+        return next(found, None)
+
+    def is_running(self, key: str) -> bool:
+        """True while the commands of a run have been started, and have not ended."""
+        known = self.runs.runs.get(key)
+        if known is None or known.status is None or known.over:
+            return False
+        return known.status.started_at is not None and known.status.exited_at is None
+
+    def poke(self, key: str) -> None:
+        """Have the supervisor of a run read what is wanted."""
+        if (known := self.runs.runs.get(key)) is not None:
+            self._poke(known)
+
     # Facts
 
     def _read_news(self) -> None:

@@ -23,6 +23,7 @@ from ..schemas import subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind
 from .accounts import Accounts
+from .attach import AttachService
 from .executors import Executors
 from .host import Host
 from .launcher import Launcher
@@ -86,6 +87,7 @@ class Runner:
         self._launcher = Launcher()
         self._reporters: dict[str, Reporter] = {}
         self._publishers: list[LogPublisher] = []
+        self._attached: dict[str, AttachService] = {}
         self._hosts = [
             Host(
                 name,
@@ -129,6 +131,8 @@ class Runner:
     def _changed(self, host: str, keys: Collection[str]) -> None:
         if (reporter := self._reporters.get(host)) is not None:
             reporter.change(keys)
+        if (attached := self._attached.get(host)) is not None:
+            attached.changed(keys)
 
     def _judge(self) -> HealthStatus:
         return health_status(self._hosts, list(self._reporters.values()), self._publishers, self._starts)
@@ -156,6 +160,7 @@ class Runner:
             for host in self._hosts:
                 self._reporters[host.name] = Reporter(nc, host, self._id, self._token, names)
                 self._publishers.append(LogPublisher(nc, host))
+                self._attached[host.name] = AttachService(nc, host)
             await self._health.open(nc)
             log.info(
                 "running jobs of %s as runner %s (%s)", _some(self._settings.hosts), self._id[:8], ", ".join(names)
@@ -165,6 +170,8 @@ class Runner:
                     group.create_task(reporter.run())
                 for publisher in self._publishers:
                     group.create_task(publisher.run())
+                for attached in self._attached.values():
+                    group.create_task(attached.run())
                 group.create_task(until_closed(nc, closed))
         finally:
             await self._health.close()

@@ -7,6 +7,8 @@ share a folder:
 - `status`: what became of the run, by the supervisor: lines of JSON, of which the last counts. Whoever creates it has
   claimed the run, so that no other supervisor starts it. After each line the folder's name goes to the pipe `news`.
 - `wanted.json`: signals, end and time limit, by the runner, which replaces it as a whole, and then sends SIGUSR1.
+- `attach-….json`: a command to start beside the others for a session (`attached.py`), by the runner, with SIGUSR1;
+  deleted once it has been read.
 
 It uses only the standard library, so that it starts within milliseconds and stays small.
 """
@@ -29,11 +31,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING or __package__:
     from ..bus import processes
+    from . import attached, execution
 else:
-    _PLACE = Path(__file__).resolve().parents[1] / "bus" / "processes.py"
-    _SPEC = importlib.util.spec_from_file_location("processes", _PLACE)
-    processes = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(processes)
+    _HERE = Path(__file__).resolve().parent
+    for _PLACE in (_HERE.parent / "bus" / "processes.py", _HERE / "execution.py", _HERE / "attached.py"):
+        # Each finds those that were loaded before it in `sys.modules`.
+        _SPEC = importlib.util.spec_from_file_location(f"corral_{_PLACE.stem}", _PLACE)
+        sys.modules[_SPEC.name] = importlib.util.module_from_spec(_SPEC)
+        _SPEC.loader.exec_module(sys.modules[_SPEC.name])
+    processes = sys.modules["corral_processes"]
+    execution = sys.modules["corral_execution"]
+    attached = sys.modules["corral_attached"]
 
 SCAN_SECONDS: Final = 0.05
 FIRST_SAMPLE_SECONDS: Final = 1.0
@@ -94,6 +102,7 @@ class Supervisor:
         self._wake = wake
         self._left_behind = processes.LeftBehind(start["lease_id"], os.getpid(), claimed["started_ticks"])
         self._commands: dict[int, int] = {}
+        self._sessions: set[int] = set()
         self._codes: dict[int, int] = {}
         self._first_failed: int | None = None
         self._exited_at: float | None = None
@@ -123,6 +132,7 @@ class Supervisor:
             ready, _, _ = select.select([self._wake], [], [], self._pause())
             if ready and signal.SIGUSR1 in os.read(self._wake, 4096):
                 self._read_wanted()
+                self._attach()
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._sampled(used.ru_maxrss * 1024)
         self._tell(
@@ -141,8 +151,10 @@ class Supervisor:
         except OSError as error:
             return self._failed(126, f"{error.filename or self._folder}: {(error.strerror or '').lower()}")
         for rank, command in enumerate(self._start["commands"]):
-            failure = self._fork(rank, command, output)
-            if failure:
+            pid, failure = execution.start(command, self._start, (None, output, output))
+            if failure is None:
+                self._commands[pid] = rank
+            else:
                 for pid in self._commands:
                     os.killpg(pid, signal.SIGKILL)
                 return self._failed(failure["code"], failure["message"])
@@ -176,24 +188,6 @@ class Supervisor:
             "output_inode": found.st_ino,
         }
         return output
-
-    def _fork(self, rank: int, command: dict[str, Any], output: int) -> dict[str, Any] | None:
-        """Start one command. Returns why it could not be executed; None if it was."""
-        receive, give = os.pipe()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _execute(command, self._start, give, parent, output)
-        os.close(give)
-        failed = b""
-        while piece := os.read(receive, 4096):
-            failed += piece
-        os.close(receive)
-        if failed:
-            os.waitpid(pid, 0)
-            return json.loads(failed)
-        self._commands[pid] = rank
-        return None
 
     def _failed(self, code: int, message: str) -> bool:
         self._tell(failed=True, exit_code=code, message=message)
@@ -234,6 +228,16 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 os.killpg(pid, number)
 
+    def _attach(self) -> None:
+        """Start the sessions that the runner wants."""
+        for path in Path(self._folder).glob("attach-*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                wanted = json.loads(path.read_bytes())
+                path.unlink()
+                if self._commands:
+                    command = self._start["commands"][0]
+                    self._sessions.add(attached.fork(self._folder, wanted, command, self._start))
+
     # The end
 
     def _reap(self) -> None:
@@ -247,6 +251,7 @@ class Supervisor:
             self._childless = False
             if pid == 0:
                 return
+            self._sessions.discard(pid)
             if pid in self._commands:
                 self._ended(self._commands.pop(pid), os.waitstatus_to_exitcode(status))
 
@@ -340,7 +345,7 @@ class Supervisor:
 
     def _sample(self, now: float) -> None:
         total = 0
-        for one in self._left_behind.find(now):
+        for one in self._left_behind.find(now, self._sessions):
             with contextlib.suppress(OSError, IndexError, ValueError):
                 total += int(Path(f"/proc/{one.pid}/statm").read_bytes().split()[1]) * _PAGE
         self._sampled(total)
@@ -383,39 +388,6 @@ def _acting_as(account: dict[str, Any] | None):
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
-
-
-def _execute(command: dict[str, Any], start: dict[str, Any], give: int, parent: int, output: int) -> None:
-    """Execute a command in the child process; never returns."""
-    try:
-        os.setsid()
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number, file in ((0, nowhere), (1, output), (2, output)):
-            os.dup2(file, number)
-        account = start["account"]
-        if account is not None:
-            os.setgroups(account["groups"])
-            os.setgid(account["gid"])
-            os.setuid(account["uid"])
-        # Changing the account has cleared it; if the supervisor is killed, the kernel ends the command.
-        if not processes.end_with_parent(parent):
-            os._exit(1)
-        os.umask(0o022)
-        os.environ.clear()
-        os.environ.update(command["environment"])
-        processes.restore_signals()
-        try:
-            os.chdir(start["directory"])
-        except OSError as error:
-            failed = f"{start['directory']}: {(error.strerror or '').lower()}"
-            os.write(give, json.dumps({"code": 126, "message": failed}).encode())
-            return
-        error = processes.execute(command["words"])
-        code = 127 if isinstance(error, FileNotFoundError) else 126
-        words = (error.strerror or "can't be executed").lower()
-        os.write(give, json.dumps({"code": code, "message": f"{command['words'][0]}: {words}"}).encode())
-    finally:
-        os._exit(127)
 
 
 def _nothing(number: int, frame: object) -> None:

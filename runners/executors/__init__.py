@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .choice import ExecutorError, Executors, Name, confine
 from .command import Command, Confined, Work
+from .inside import inside
 from .removal import removal
 
-__all__ = ["Command", "Confined", "ExecutorError", "Executors", "Name", "Work", "confine", "removal"]
+__all__ = ["Command", "Confined", "ExecutorError", "Executors", "Name", "Work", "confine", "inside", "removal"]
