@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "jobs": Entry("work.jobs:jobs", _JOBS, "List jobs."),
     "job": Entry("work.jobs:job", _JOBS, "Show a job: its tasks, why it waits or how it ended, and what it used."),
     "logs": Entry("work.job_output:logs", _JOBS, "Show what a job prints."),
+    "attach": Entry("work.attach:attach", _JOBS, "Open a shell, or run a command, inside a running job."),
     "cancel": Entry("work.jobs:cancel", _JOBS, "Cancel jobs or tasks of an array."),
     "hold": Entry("work.jobs:hold", _JOBS, "Keep waiting jobs from being started."),
     "unhold": Entry("work.jobs:unhold", _JOBS, "Let held jobs be started again."),

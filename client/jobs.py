@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, Unpack
 from msgspec.structs import replace
 
 from ..schemas import requests
+from ..schemas.attach import LOST_SECONDS, TerminalSize
 from ..schemas.jobs import (
     FINAL,
     Job,
@@ -26,6 +27,7 @@ from ..schemas.jobs import (
     OverrideAction,
 )
 from ..schemas.subjects import PlanSubject
+from .attach import AttachedSession, open_session, place_of
 from .errors import InvalidRequest, NotFound, Rejected, ServiceError, TimedOut, Unavailable
 from .job_functions import script_of_map, shell_map
 from .job_logs import LogPiece, follow_logs, stored_logs
@@ -359,6 +361,50 @@ class JobCalls(OwnedCalls):
             return listing
 
         return follow_logs(self.nc, ask, chosen, host)
+
+    # Sessions
+
+    async def attach(
+        self,
+        which: Which,
+        command: Sequence[str] = (),
+        *,
+        host: str | None = None,
+        terminal: TerminalSize | None = None,
+        terminal_type: str = "",
+        operator: bool | str = False,
+        lost_seconds: float = LOST_SECONDS,
+    ) -> AttachedSession:
+        """Start a command inside a running job: on its host, as its account, with its environment and its GPUs.
+
+        Args:
+            which: the job, or one task of an array.
+            command: its words; empty for a shell.
+            host: of a task on several hosts; None for the first.
+            terminal: size of its pseudo-terminal; None for pipes.
+            terminal_type: of the terminal, as in `TERM`.
+            operator: as an operator, in a job of any owner.
+            lost_seconds: once the bus is away for so long, the command is ended, and the session is lost.
+
+        Raises:
+            Conflict: nothing of it runs.
+            InvalidRequest: several tasks run.
+            NotFound: there is no such job or host.
+            NotOwner, Refused: it belongs to another owner.
+            Unavailable: no runner answers for its host.
+        """
+        place = place_of(await self.get(which), host)
+        name = self._operator(None if operator is True else operator) if operator else self.owner
+        return await open_session(
+            self.nc,
+            place,
+            name,
+            command,
+            override=bool(operator),
+            terminal=terminal,
+            terminal_type=terminal_type,
+            lost_seconds=lost_seconds,
+        )
 
 
 def selection(which: Which) -> Selection:
