@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,7 +17,7 @@ from nats.errors import Error as NatsError
 
 from ...bus.permissions import NotAllowed, request
 from ...schemas import codec, subjects
-from ...schemas.jobs import JobEvent, JobEventKind
+from ...schemas.jobs import JobEvent, JobEventKind, JobTask
 from ..jobs.job import Job
 from ..jobs.listing import listed, task_of
 from ..jobs.records import state_key
@@ -55,11 +55,20 @@ class JobEvents:
         self._max_bytes = max_bytes
         self._job = job
         self._changed: dict[str, set[int]] = {}
+        self._ended: dict[str, list[JobTask]] = {}
         self._added = asyncio.Event()
         self._refused_at = -_REFUSED_SECONDS
 
-    def add(self, job_id: str, indexes: Iterable[int] = ()) -> None:
-        """Publish that a job has changed, and some of its tasks."""
+    def add(self, job_id: str, indexes: Iterable[int] = (), ended: Sequence[JobTask] = ()) -> None:
+        """Publish that a job has changed, and some of its tasks.
+
+        Args:
+            job_id: of the job.
+            indexes: of the tasks.
+            ended: attempts that have ended, of tasks that are at a further one now.
+        """
+        if ended:
+            self._ended.setdefault(job_id, []).extend(ended)
         self._changed.setdefault(job_id, set()).update(indexes)
         self._added.set()
 
@@ -84,6 +93,7 @@ class JobEvents:
         """
         if time.monotonic() - self._refused_at < _REFUSED_SECONDS:
             self._changed.clear()
+            self._ended.clear()
         changed, self._changed = self._changed, {}
         gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -102,14 +112,24 @@ class JobEvents:
                     log.warning("%s: jobs are not in the history until `corral auth apply`", error)
                 self._refused_at = time.monotonic()
                 self._changed.clear()
+                self._ended.clear()
             elif error is not None:
                 raise error
 
     async def _publish(self, job_id: str, indexes: set[int]) -> None:
         job = self._job(job_id)
+        ended = self._ended.pop(job_id, [])
         if job is None:
             return
-        left = sorted(indexes)
+        try:
+            await self._publish_tasks(job, [*ended, *sorted(indexes)])
+        except BaseException:
+            self.add(job_id, (), ended)
+            raise
+
+    async def _publish_tasks(self, job: Job, left: list[JobTask | int]) -> None:
+        """Publish tasks: those that are given by their index as they are now."""
+        job_id = job.job_id
         while True:
             count = min(TASKS_MOST, len(left))
             reserved, new = job.versions, not job.announced
@@ -123,7 +143,7 @@ class JobEvents:
                     time=datetime.now(UTC),
                     job=listed(job, brief=not new),
                     version=version,
-                    tasks=[task_of(job, index) for index in left[:count]],
+                    tasks=[task_of(job, each) if isinstance(each, int) else each for each in left[:count]],
                     planner=self._planner,
                 )
                 data = codec.encode(event, codec.JSON)
@@ -132,7 +152,6 @@ class JobEvents:
                 count //= 2
             await self._send(job_id, data)
             job.announced = True
-            indexes.difference_update(left[:count])
             left = left[count:]
             if not left:
                 return

@@ -190,7 +190,7 @@ class JobBroker:
         for host, keys in changes.orders.items():
             self.runners.order(host, keys)
         for job_id, indexes in changes.events.items():
-            self.events.add(job_id, indexes)
+            self.events.add(job_id, indexes, changes.ended.get(job_id, ()))
         self._refill_soon(changes.refill)
         if changes.leave:
             self._recount()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ...schemas.jobs import JobTask
+
 TaskKey = tuple[str, int]
 """Job id and index."""
 
@@ -36,9 +38,10 @@ class Changes:
         orders: hosts with the tasks about which their runners have other orders.
         refill: jobs that may have room for more tasks in the queue.
         events: jobs with the tasks that have changed.
+        ended: attempts that have ended, of tasks that wait for a further one, by job: their end is an event, too.
     """
 
-    __slots__ = ("events", "later", "leave", "orders", "refill", "releases", "states", "tasks")
+    __slots__ = ("ended", "events", "later", "leave", "orders", "refill", "releases", "states", "tasks")
 
     def __init__(self) -> None:
         self.tasks: dict[TaskKey, None] = {}
@@ -49,6 +52,7 @@ class Changes:
         self.orders: dict[str, dict[TaskKey, None]] = {}
         self.refill: dict[str, None] = {}
         self.events: dict[str, set[int]] = {}
+        self.ended: dict[str, list[JobTask]] = {}
 
     def order(self, host: str, key: TaskKey) -> None:
         """Note that the runner of a host has other orders about a task."""

@@ -316,11 +316,11 @@ class JobTable:
             job.message = task.message if len(job.indexes) == 1 else f"task {task.index}: {task.message}"
         if task.ending is not None and task.ending.final:
             return
-        if task.state is JobState.FAILED and task.retries_left:
-            task.retries_left -= 1
-            task.wait_again(now, in_place=False)
-        elif task.state in (JobState.PREEMPTED, JobState.LOST) and spec.requeue:
-            task.wait_again(now, in_place=True)
+        requeued = task.state in (JobState.PREEMPTED, JobState.LOST) and spec.requeue
+        if requeued or (task.state is JobState.FAILED and task.retries_left):
+            self.changes.ended.setdefault(job.job_id, []).append(task.listed())
+            task.retries_left -= not requeued
+            task.wait_again(now, in_place=requeued)
 
     def _check_end(self, job: Job, now: float) -> None:
         """Note that a job has ended, or goes on again."""

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.limits import Limits
+from corral.schemas import codec, subjects
+from corral.schemas.jobs import JobEvent, JobState, JobTask
 from nats.aio.client import Client as Bus
 from support.fake_runner import FakeRunner
 from support.planner_rig import FakeHosts, PlannerProcess, ask, running, until_ready
@@ -221,6 +223,7 @@ async def test_a_preempted_task_gets_its_signal_and_is_queued_again_and_one_at_i
 ) -> None:
     async with running(server.url):
         await until_ready(nc, 4)
+        events = await nc.subscribe(subjects.job_events_subject("*"))
         request = {"preemptible": True, "grace_seconds": 0.5}
         job = (await submit(nc, "forever", request=request, requeue=True, preempt_signal="USR1"))["job_id"]
         lease = (await until_state(nc, job, "running"))["tasks"][0]["lease_id"]
@@ -231,6 +234,13 @@ async def test_a_preempted_task_gets_its_signal_and_is_queued_again_and_one_at_i
         assert signals[f"{job}_0.1"] == [(1, 10)]
         leases = (await ask(nc, "leases", {"lease_id": task["lease_id"]}))["leases"]
         assert leases[0]["requeued"]
+        # The end of the first attempt is published, though the task waits again at once.
+        ended: list[JobTask] = []
+        async with asyncio.timeout(20):
+            while not ended:
+                event = codec.decode((await events.next_msg(20)).data, JobEvent, codec.JSON)
+                ended = [task for task in event.tasks if task.state is JobState.PREEMPTED]
+        assert (ended[0].attempt, ended[0].lease_id, ended[0].parts[0].signal) == (1, lease, 15)
         limited = (await submit(nc, "forever", request={"max_seconds": 1}))["job_id"]
         task = (await until_state(nc, limited, "failed"))["tasks"][0]
         assert task["message"] == "time limit of 1 s"
