@@ -35,6 +35,18 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
         "–",
         "Number of times that the command of `corral run --requeue` was run before. Set by Corral for the command.",
     ),
+    "CORRAL_JOB_ID": (
+        "–",
+        "Id of the job. Set by Corral for [jobs](../jobs.md#what-a-job-sees), as are the next four.",
+    ),
+    "CORRAL_JOB_NAME": ("–", "Name of the job."),
+    "CORRAL_ATTEMPT": ("–", "Number of the attempt of the task, from 1."),
+    "CORRAL_HOSTS": ("–", "Hosts of the task, separated by commas."),
+    "CORRAL_ARRAY_INDEX": (
+        "–",
+        "Index of the task in its array. `CORRAL_ARRAY_FIRST`, `CORRAL_ARRAY_LAST` and `CORRAL_ARRAY_COUNT` are the "
+        "smallest, the greatest, and the number of them.",
+    ),
     "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),
