@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, durations, groups, jobs, moves, operations, query, requests, runs, windows
+from corral.schemas import attach, codec, durations, groups, jobs, moves, operations, query, requests, runs, windows
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -46,6 +46,8 @@ BASE: dict[type[Any], dict[str, Any]] = {
     jobs.OverrideAction: {"action": {"job_id": "1234", "verb": "show"}},
     jobs.JobFilter: {},
     runs.RunnerReport: {"host": "h", "runner": "r"},
+    attach.AttachOpen: {"run_id": "1234_0.1"},
+    attach.AttachStep: {"session": "0123456789abcdef"},
 }
 """The least that each request says."""
 
@@ -87,6 +89,8 @@ def test_a_schema_takes_what_the_service_takes(message: type[Any]) -> None:
     subject = {said: "ann"} if said else {}
     valid = Draft202012Validator(schema).is_valid
     for field, part in {**schema["properties"], "quantum": {}}.items():
+        if part.get("x-msgpack-type") == "bin":
+            continue  # JSON Schema has no word for bytes
         for value in boundaries(part, schema):
             body = {**BASE[message], field: value}
             whole = {**subject, **body}

@@ -71,6 +71,12 @@ LOGS = [logs(host, owner) for host in HOSTS for owner in (*NAMES, "team.alice", 
 READ_LOGS = [f"$JS.API.DIRECT.GET.CORRAL_LOGS.{subject}" for subject in LOGS]
 
 
+def attached(host: str, *names: str, override: bool = False) -> set[str]:
+    """Subjects of sessions inside the jobs of a host."""
+    verbs = ("override", "override_step") if override else ("open", "step")
+    return {f"{V}.attach.{verb}.{host}.{name}" for verb in verbs for name in names}
+
+
 def publish_probes() -> list[str]:
     """Subjects of Corral, of JetStream, of the server and of nobody."""
     found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
@@ -86,6 +92,8 @@ def publish_probes() -> list[str]:
     found += [f"{V}.health.{kind}.{host}" for kind in ("collector", "runner") for host in HOSTS]
     found += [f"{V}.plan.runner", *(f"{V}.{kind}.{host}" for kind in ("plan.runner", "runs") for host in HOSTS)]
     found += [f"{V}.jobs.12", f"{V}.logs", *LOGS, *READ_LOGS]
+    for host, override in itertools.product(HOSTS, (False, True)):
+        found += attached(host, *NAMES, "team.alice", "alice.team", override=override)
     found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
     found += [f"_INBOX.{name}.x" for name in NAMES] + ["_INBOX.x", "_R_.a.b", "$SYS.REQ.SERVER.PING", "$G"]
     found += [f"$KV.corral_hosts.{host}" for host in HOSTS]
@@ -131,6 +139,7 @@ def subscribe_probes() -> list[str]:
     found += [f"{V}.jobs.*", f"{V}.runs.*", f"{V}.logs.>", f"{V}.logs.*.*.*.*.>", f"{V}.logs.node-7.>", *LOGS]
     found += [f"{V}.runs.{host}" for host in HOSTS] + [f"{V}.plan.runner.*", f"{V}.plan.submit.alice"]
     found += [f"{V}.logs.*.*.*.*.{name}" for name in (*NAMES, "*")]
+    found += [f"{V}.attach.>", *(f"{V}.attach.*.{host}.{name}" for host in HOSTS for name in (">", "alice"))]
     found += ["$KV.corral_planner.>", f"$KV.corral_hosts.{HOSTS[0]}", "$SRV.PING", "$JS.EVENT.ADVISORY.>"]
     return found
 
@@ -193,6 +202,10 @@ def reading_logs(name: str) -> set[str]:
     return {f"$JS.API.DIRECT.GET.CORRAL_LOGS.{logs(host, name)}" for host in HOSTS}
 
 
+def attaching(name: str, *, override: bool = False) -> set[str]:
+    return {subject for host in HOSTS for subject in attached(host, name, override=override)}
+
+
 def seeing(name: str) -> set[str]:
     return SEEING | {f"{V}.plan.explain.{name}", f"{V}.query.{name}"}
 
@@ -250,12 +263,14 @@ PUBLISH: dict[Role, set[str]] = {
         "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
         *consuming(*STREAMS[:3], "KV_corral_planner"),
     },
-    Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice"),
+    Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice") | attaching("alice"),
     Role.VIEWER: seeing("vera"),
     Role.OPERATOR: {
         *seeing("olga"),
         *asking("olga"),
         *READ_LOGS,
+        *attaching("olga"),
+        *attaching("olga", override=True),
         f"{V}.plan.job_override.olga",
         f"{V}.plan.drain.olga",
         f"{V}.plan.evict.olga",
@@ -275,7 +290,13 @@ SUBSCRIBE: dict[Role, set[str]] = {
         f"{V}.health.collector",
         f"{V}.health.collector.node-7",
     },
-    Role.RUNNER: {f"{V}.runs.node-7", f"{V}.health", f"{V}.health.runner", f"{V}.health.runner.node-7"},
+    Role.RUNNER: {
+        f"{V}.runs.node-7",
+        f"{V}.health",
+        f"{V}.health.runner",
+        f"{V}.health.runner.node-7",
+        *(f"{V}.attach.*.node-7.{name}" for name in (">", "alice")),
+    },
     Role.PROCESSOR: {
         *(f"{V}.query{rest}" for rest in ("", ".*", ".alice")),
         *(f"{V}.history.{rest}" for rest in (">", "snapshot.*", "read.olga")),
@@ -540,3 +561,40 @@ async def test_orders_need_a_token(layout: SecuredBus) -> None:
     finally:
         await runner.close()
         await node.close()
+
+
+async def test_sessions_are_asked_for_by_people_alone(layout: SecuredBus) -> None:
+    """An answer that is wanted where a runner listens has no reply subject, and none of a person's gets there."""
+    came: asyncio.Queue[Msg] = asyncio.Queue()
+    runner, node, processor, alice, bob = [
+        await layout.connect(name) for name in ("runner-8", "node-7", "processor", "alice", "bob")
+    ]
+
+    async def see(message: Msg) -> None:
+        came.put_nowait(message)
+
+    async def answer(message: Msg) -> None:
+        # An answer in parts wants acknowledgements, and so has a reply subject.
+        await processor.publish(message.reply, b"forged", reply=f"{V}.history.ack.p.q")
+
+    aim = f"{V}.attach.open.node-8.alice"
+    try:
+        await runner.subscribe(f"{V}.attach.*.node-8.>", cb=see)
+        await processor.subscribe(f"{V}.query.*", cb=answer)
+        await runner.flush()
+        await processor.flush()
+        assert (await bob.request(f"{V}.query.bob", b"", timeout=5)).data == b"forged"
+        await bob.publish(f"{V}.query.bob", b"", reply=aim)
+        await node.jetstream().publish(f"{V}.events.node-7", b"forged")
+        await node.publish(f"$JS.API.DIRECT.GET.CORRAL_FACTS.{V}.events.node-7", b"", reply=aim)
+        async with asyncio.timeout(5):
+            forged = await came.get()
+        assert (forged.subject, forged.data, forged.reply) == (aim, b"forged", "")
+        await alice.publish(aim, b"mine", reply=alice.new_inbox())
+        async with asyncio.timeout(5):
+            mine = await came.get()
+        assert (mine.subject, mine.data, mine.reply.startswith("_R_.")) == (aim, b"mine", True)
+        assert came.empty()
+    finally:
+        for nc in (runner, node, processor, alice, bob):
+            await nc.close()
