@@ -1,4 +1,4 @@
-"""`corral demo`: a cluster comes up, telemetry flows, GPUs are granted, the history answers, and all goes down."""
+"""`corral demo`: a cluster comes up, telemetry flows, GPUs are granted, jobs run, the history answers, all ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,6 +26,8 @@ from ...schemas import operations, requests
 from .. import render
 from ..exits import USAGE, CommandError
 from ..options import console
+from ..work import job_summary
+from ..work.job_output import print_logs
 from .server import EmbeddedServer
 from .supervisor import DataFolder, Part, Supervisor, SupervisorEvent
 from .up import cluster_parts, wait_until_ready
@@ -38,6 +40,8 @@ FIRST_SAMPLES: Final = 2_000
 MIN_SAMPLES: Final = 12_000
 """Minimum number of samples in the history before it is queried."""
 PATIENCE_SECONDS: Final = 20.0
+SWEEP_TASKS: Final = 4
+SWEEP: Final = 'for step in 1 2 3; do echo "rate 0.$CORRAL_ARRAY_INDEX, step $step of 3"; sleep 0.2; done'
 
 
 class Question(Struct, frozen=True):
@@ -96,7 +100,7 @@ def demo(
     ] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="Simulate GPUs even if there is a recording.")] = False,
 ) -> None:
-    """Run a tour on a temporary cluster: telemetry, requests, a rejection with its reasons, distribution, SQL.
+    """Run a tour on a temporary cluster: telemetry, requests, a rejection with its reasons, distribution, jobs, SQL.
 
     The cluster uses a temporary folder and a free port, and is stopped at the end. It replays a recording of real GPUs
     if there is one, and simulates a fleet otherwise.
@@ -205,6 +209,8 @@ async def _scenes(client: Client, show: Show) -> None:
     show.scene("dave requests more than the fleet has", "corral request --gpus 64 --memory 70GiB")
     await _ask(client, show, owner="dave", gpus=64, memory="70GiB")
 
+    sweep = await _sweep(client, show)
+
     with show.busy("The history stores all of it…"):
         await _until(lambda: _recorded(client, MIN_SAMPLES, 0))
     show.scene("alice renews her lease, bob releases his", "corral renew … && corral release …")
@@ -217,7 +223,12 @@ async def _scenes(client: Client, show: Show) -> None:
     show.out.print(render.leases_table(await client.leases()))
 
     granted = [lease for lease in (held, shared, worked) if lease is not None]
-    await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted), ended=int(shared is not None)))
+    ended = SWEEP_TASKS + int(shared is not None)
+    await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted) + SWEEP_TASKS, ended=ended))
+    show.scene("What the sweep used of what it asked for", f"corral job {sweep}")
+    listing = await client.jobs.get(sweep)
+    used = await job_summary.usage(client, listing.tasks)
+    show.pairs([(name, escape(value)) for name, value in job_summary.lines(listing.job, listing.tasks, used)])
     for question in QUESTIONS:
         show.scene(question.words, None)
         show.answer(question.sql.strip(), await client.query(question.sql))
@@ -240,6 +251,25 @@ async def _ask(client: Client, show: Show, **fields: Any) -> requests.Lease | No
     )
     show.out.print(render.grants_table(lease.grants))
     return lease
+
+
+async def _sweep(client: Client, show: Show) -> str:
+    """Submit an array, and follow what its tasks print until all have ended. Returns the job's id."""
+    words = f"erin submits a sweep of {SWEEP_TASKS} tasks as a job, and follows what they print"
+    show.scene(words, f"corral submit --array 0-{SWEEP_TASKS - 1} --gpus 1 --name sweep --follow sweep.sh")
+    job = await client.jobs.submit(
+        ["sh", "-c", SWEEP], owner="erin", array=f"0-{SWEEP_TASKS - 1}", gpus=1, name="sweep", directory="/"
+    )
+    show.out.print(f"[green]Submitted[/] job [bold]{job.job_id}[/] ({SWEEP_TASKS} tasks)")
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await print_logs(client, job.job_id, follow=True)
+            ended = (await client.jobs.wait(job)).job
+    except TimeoutError:
+        found = (await client.jobs.get(job, tasks=False)).job
+        raise CommandError(f"job {job.job_id} has not ended: it is {found.state} {found.message}") from None
+    show.out.print(f"[green]Ended[/] job {job.job_id}: {ended.state}")
+    return job.job_id
 
 
 async def _recorded(client: Client, samples: int, leases: int, ended: int = 0) -> bool:
@@ -305,6 +335,13 @@ class Show:
         self.out.print(f"[bold green]{self._number}[/] [bold]{escape(words)}[/]")
         if command:
             self.out.print(f"  [dim]$ {escape(command)}[/]")
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Print names with their values, which are markup."""
+        made = render.table("", "")
+        for name, value in pairs:
+            made.add_row(f"[dim]{name}[/]", value)
+        self.out.print(made)
 
     def answer(self, sql: str, result: QueryResult) -> None:
         """Print a query and its result."""
