@@ -8,7 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import nats.errors
 from msgspec import Struct
@@ -17,6 +17,7 @@ from nats.aio.subscription import Subscription
 
 from ..client import Client, CorralError, NotFound, Refused, Unavailable
 from ..client.job_names import Selection
+from ..client.job_summary import JobSummary, statement, summary_of
 from ..client.jobs import JobCalls
 from ..schemas import codec, subjects
 from ..schemas.jobs import JobDetails, JobEvent, JobFilter, JobListing, Jobs, JobState, JobTask, JobVerb, task_name
@@ -37,6 +38,8 @@ _RELOAD_SECONDS: Final = 5.0
 _RELOAD_SHARE: Final = 20.0
 """Least time between two listings of all tasks, as a multiple of what one takes."""
 _RETRY_SECONDS: Final = 3.0
+_SUMMARY_SECONDS: Final = 15.0
+"""Time for which a summary is kept."""
 _MOST_OUTPUTS: Final = 64
 """Outputs that are followed at a time."""
 
@@ -65,6 +68,7 @@ class JobBoard:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._answers: OrderedDict[bytes, tuple[int, asyncio.Task[Jobs]]] = OrderedDict()
+        self._summaries: OrderedDict[str, tuple[float, asyncio.Task[JobSummary | None]]] = OrderedDict()
         self._tasks = _Shared[str, WatchedTasks](lambda job_id: WatchedTasks(fleet, job_id))
         self._outputs = _Shared[tuple[str, int], FollowedOutput](lambda key: FollowedOutput(fleet, *key))
         self._absent_until = 0.0
@@ -112,6 +116,30 @@ class JobBoard:
             self._absent_until = time.monotonic() + _ABSENT_SECONDS
             return None
         return JobCounts(going=going.total, waiting=max(0, active.total - going.total))
+
+    async def summary(self, name: str) -> JobSummary | None:
+        """What a job or a task has used, from the history, at most 15 s ago; None if the history does not know it.
+
+        Args:
+            name: `1234` or `1234_7`.
+
+        Raises:
+            CorralError: the history did not answer.
+        """
+
+        async def asked(client: Client) -> JobSummary | None:
+            found = await client.query(statement(name), timeout=20)
+            return summary_of(name, found.dicts())
+
+        kept = self._summaries.get(name)
+        if kept is None or (kept[1].done() and time.monotonic() - kept[0] > _SUMMARY_SECONDS):
+            task = asyncio.ensure_future(self._fleet.ask(asked))
+            task.add_done_callback(_failed)
+            kept = self._summaries[name] = (time.monotonic(), task)
+        self._summaries.move_to_end(name)
+        while len(self._summaries) > _KEPT:
+            self._summaries.popitem(last=False)
+        return await asyncio.shield(kept[1])
 
     # Commands
 
@@ -167,7 +195,7 @@ class JobBoard:
         return self._outputs.opened(key)
 
 
-def _failed(task: asyncio.Task[Jobs]) -> bool:
+def _failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 

@@ -16,6 +16,7 @@ from ...schemas.requests import Lease
 from ..components.job_details import show_spec
 from ..components.job_rows import gpus_of, length, percent, state_chip, states_bar, states_in_words
 from ..components.output_panel import OutputPanel
+from ..components.summary_panel import SummaryPanel
 from ..components.task_details import TaskDetails, clock
 from ..components.tasks import TaskGrid
 from ..fleet import Problem, problem_of
@@ -59,6 +60,7 @@ class JobPage:
         self._job: Job | None = None
         self._asking = False
         self._again = False
+        self._summing = False
         self._head_shown: Any = None
         self._facts_shown: Any = None
         self._task_shown: Any = None
@@ -89,6 +91,7 @@ class JobPage:
             self._output = OutputPanel(frame)
             self._command = _Command(frame, self._perform)
         self._content.set_visibility(False)
+        self._summary = SummaryPanel(frame)
         frame.on_close(self._close)
         self._refresh()
         frame.on_refresh(self._refresh)
@@ -144,6 +147,8 @@ class JobPage:
             listing = await self.frame.jobs.job(self.job_id, self.index)
         except NotFound:
             self._notice.tell(_no_job(self.job_id), whole=self._job is None)
+            if await self._summary.show(self.job_id, self.index) and self._job is None:
+                self._notice.tell(_FORGOTTEN)
             return
         except CorralError as error:
             self._notice.tell(problem_of(error, self.frame.fleet.url), whole=self._job is None)
@@ -156,6 +161,17 @@ class JobPage:
         self._show_array(listing)
         self._show_task(listing)
         self._command.show(listing.job)
+        if not self._summing:
+            ui.timer(0, self._sum, once=True)
+
+    async def _sum(self) -> None:
+        # Apart from what the planner knows, since the history takes longer to answer.
+        self._summing = True
+        try:
+            array = self._job is not None and self._job.array
+            await self._summary.show(self.job_id, self.index if array else None)
+        finally:
+            self._summing = False
 
     def _show_head(self, job: Job) -> None:
         commands = self._commands(job)
@@ -378,10 +394,15 @@ def _worth_a_look(states: TaskStates) -> int:
     return states.indexes[0]
 
 
+_FORGOTTEN: Final = Problem(
+    kind="jobs", title="It ended long ago", detail="The planner no longer knows this job; the history does."
+)
+
+
 def _no_job(job_id: str) -> Problem:
     return Problem(
         kind="jobs",
         title=f"No job {job_id}",
-        detail="The planner knows no such job. Of one that has ended long ago, the history has the summary.",
+        detail="Neither the planner nor the history knows such a job.",
         commands=(f"corral job {job_id}",),
     )
