@@ -51,13 +51,13 @@ def statuses(draw: st.DrawFn) -> DeviceStatus:
     )
 
 
-@given(st.binary(max_size=400), st.data())
-def test_an_update_leads_from_one_look_to_the_next(before: bytes, data: st.DataObject) -> None:
+@given(st.binary(max_size=400), st.booleans(), st.data())
+def test_an_update_leads_from_one_look_to_the_next(before: bytes, wide: bool, data: st.DataObject) -> None:
     now = data.draw(st.one_of(st.binary(max_size=400), st.binary(min_size=len(before), max_size=len(before))))
     if data.draw(st.booleans()) and before:
         at = data.draw(st.integers(0, len(before) - 1))
         now = before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :]
-    update = cells.update(before, now)
+    update = cells.update(before, now, wide=wide)
     if update is None:
         assert before == now
         return
@@ -65,7 +65,8 @@ def test_an_update_leads_from_one_look_to_the_next(before: bytes, data: st.DataO
     if update.full:
         shown = bytearray(base64.b64decode(update.full))
     raw, to = base64.b64decode(update.at), base64.b64decode(update.to)
-    for number, level in zip(struct.unpack(f"<{len(raw) // 2}H", raw), to, strict=True):
+    positions = struct.unpack(f"<{len(to)}{'I' if wide else 'H'}", raw)
+    for number, level in zip(positions, to, strict=True):
         shown[number] = level
     assert bytes(shown) == now or not now
     assert len(update.full) + len(update.at) + len(update.to) <= 4 * len(now) // 3 + 12

@@ -95,7 +95,7 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
         tab = open_tab(browser, dashboard, client, 390, 844)
         device = client.get("/").text  # the layout is the same for any device
         assert device
-        for path in ("/", "/leases", "/analytics", "/groups", "/analytics?view=console", "/request", "/login"):
+        for path in ("/", "/jobs", "/leases", "/analytics", "/groups", "/analytics?view=console", "/request", "/login"):
             page = tab.go(path)
             page.wait_for_selector("main")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
