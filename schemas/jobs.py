@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, cast
 
 from msgspec import Meta, Struct
 
@@ -128,6 +128,17 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     preempt_signal: Annotated[str, Meta(max_length=16)] = ""
     grace_seconds: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     submit_id: Identifier | None = None
+
+
+class SubmittedSpec(JobSpec, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False):
+    """A job as it was submitted. Fields of a later version are ignored, so that an older runner takes its orders."""
+
+    request: AskedRequest
+
+
+def submitted(spec: JobSpec) -> SubmittedSpec:
+    """A job as it was submitted. To encode, not to look at its type."""
+    return cast(SubmittedSpec, spec)
 
 
 class Array(NamedTuple):
@@ -443,7 +454,7 @@ class JobDetails(Struct, frozen=True, kw_only=True, tag="job_details", tag_field
     """
 
     job: Job
-    spec: JobSpec | None = None
+    spec: SubmittedSpec | None = None
     changed: int = 0
     warnings: list[str] = []
 

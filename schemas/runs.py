@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from .jobs import JobSpec, JobState, TaskPart
+from .jobs import JobState, SubmittedSpec, TaskPart
 from .requests import Grant, Identifier, OwnerName, ShortText, Time
 
 REPORT_SECONDS: Final = 5.0
@@ -84,7 +84,7 @@ class Run(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lease_id: Identifier
     grants: list[Grant] = []
     lease_environment: dict[str, str] = {}
-    spec: JobSpec | None = None
+    spec: SubmittedSpec | None = None
     hosts: list[str] = []
     addresses: list[str] = []
     rank: int = 0

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from ...schemas.jobs import JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction
+from ...schemas.jobs import JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction, submitted
 from ...schemas.requests import Error
 from ..durable.store import Store
 from ..fleet.fleet import Fleet
@@ -114,7 +114,13 @@ class JobCommands:
         self._table.check_dependencies(spec.after)
         job_id = await self._new_id()
         now = time.time()
-        stored = StoredJob(job_id=job_id, spec=spec, submitted_at=now, group=self._group_of(owner), digest=digest)
+        stored = StoredJob(
+            job_id=job_id,
+            spec=submitted(spec),
+            submitted_at=now,
+            group=self._group_of(owner),
+            digest=digest,
+        )
         value = encoded(stored)
         refused = self._limiter.job_quota(owner, self._table.active[owner], self._table.bytes + len(value), self._most)
         if refused is not None or not self._store.has_room:

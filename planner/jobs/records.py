@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.jobs import Attempt, JobSpec, JobState, JobTask
+from ...schemas.jobs import Attempt, JobState, JobTask, SubmittedSpec
 
 JOB_PREFIX: Final = "job."
 STATE_PREFIX: Final = "job_state."
@@ -39,7 +39,7 @@ class StoredJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     job_id: str
-    spec: JobSpec
+    spec: SubmittedSpec
     submitted_at: float
     group: str = ""
     digest: str = ""

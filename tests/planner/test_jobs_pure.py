@@ -10,7 +10,7 @@ from corral.planner.jobs.listing import listing
 from corral.planner.jobs.records import StoredJob
 from corral.planner.jobs.retention import to_forget
 from corral.planner.jobs.table import JobTable
-from corral.schemas.jobs import Dependency, JobFilter, JobSpec, JobState
+from corral.schemas.jobs import Dependency, JobFilter, JobSpec, JobState, submitted
 from corral.schemas.requests import LeaseState, WorkRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ def test_ended_jobs_are_forgotten_by_age_and_room_but_not_while_others_wait_for_
     for number in range(1, 6):
         after = [Dependency(job_id="1")] if number == 5 else []
         spec = JobSpec(request=WorkRequest(owner="a"), command=["true"], after=after)
-        table.submit(StoredJob(job_id=str(number), spec=spec, submitted_at=now), 1000, now)
+        table.submit(StoredJob(job_id=str(number), spec=submitted(spec), submitted_at=now), 1000, now)
     for job_id in ("3", "2", "4"):
         table.cancel(table.jobs[job_id], [], "enough", 0, now)
         now += 10
@@ -85,7 +85,7 @@ def test_a_listing_is_cut_at_the_size_of_a_message_and_pages_over_the_tasks_of_o
     table, now = JobTable(), 1_700_000_000.0
     spec = JobSpec(request=WorkRequest(owner="a", name="sweep"), command=["true"], array="0-999")
     for number in range(1, 31):
-        table.submit(StoredJob(job_id=str(number), spec=spec, submitted_at=now), 1000, now)
+        table.submit(StoredJob(job_id=str(number), spec=submitted(spec), submitted_at=now), 1000, now)
     jobs = table.jobs.values()
     few = listing(jobs, JobFilter(), 5_000)
     assert few.total == 30

@@ -9,9 +9,11 @@ from corral.bus.layout import REPLICAS_VARIABLE, SCALE_VARIABLE, default_replica
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, columns, subjects, units
 from corral.schemas.inventory import check
+from corral.schemas.jobs import JobSpec, SubmittedSpec, submitted
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.operations import ExplainRequest
 from corral.schemas.requests import WorkRequest
+from corral.schemas.runs import Run, RunOrders, RunVerb
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -222,3 +224,14 @@ async def test_replicas_without_a_majority_of_their_own_are_refused(
     monkeypatch.setenv(REPLICAS_VARIABLE, replicas)
     with pytest.raises(WrongSetting, match="write 1, 3 or 5"):
         default_replicas(nc.jetstream())
+
+
+def test_an_older_runner_takes_the_orders_of_a_newer_planner() -> None:
+    spec = JobSpec(request=WorkRequest(owner="ann", gpus=2), command=["true"])
+    run = Run(run_id="1_0.1", verb=RunVerb.START, owner="ann", job_id="1", lease_id="l", spec=submitted(spec))
+    newer = msgspec.to_builtins(RunOrders(planner="p", term=1, runs=[run]))
+    newer["later"] = newer["runs"][0]["later"] = 1
+    newer["runs"][0]["spec"]["later"] = newer["runs"][0]["spec"]["request"]["later"] = 1
+    assert msgspec.convert(newer, RunOrders).runs[0].spec == msgspec.convert(spec, SubmittedSpec, from_attributes=True)
+    with pytest.raises(msgspec.ValidationError, match="later"):
+        msgspec.convert(newer["runs"][0]["spec"], JobSpec)

@@ -21,7 +21,17 @@ from corral.planner.jobs.records import (
     task_key,
 )
 from corral.planner.jobs.table import JobTable
-from corral.schemas.jobs import FINAL, Attempt, Condition, Dependency, JobSpec, JobState, TaskPart, attempt_of_request
+from corral.schemas.jobs import (
+    FINAL,
+    Attempt,
+    Condition,
+    Dependency,
+    JobSpec,
+    JobState,
+    TaskPart,
+    attempt_of_request,
+    submitted,
+)
 from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
 from corral.schemas.runs import Run, RunReport, RunVerb
 from msgspec.structs import replace
@@ -178,7 +188,7 @@ class World:
             held=dice.random() < 0.1,
         )
         job_id = str(self.table.last_id + 1)
-        stored = StoredJob(job_id=job_id, spec=spec, submitted_at=self.now)
+        stored = StoredJob(job_id=job_id, spec=submitted(spec), submitted_at=self.now)
         self.durable[job_key(job_id)] = encoded(stored)
         job = self.table.submit(stored, 1, self.now)
         for index in job.indexes:
