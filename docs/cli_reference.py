@@ -35,18 +35,14 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
         "–",
         "Number of times that the command of `corral run --requeue` was run before. Set by Corral for the command.",
     ),
-    "CORRAL_JOB_ID": (
-        "–",
-        "Id of the job. Set by Corral for [jobs](../jobs.md#what-a-job-sees), as are the next four.",
-    ),
-    "CORRAL_JOB_NAME": ("–", "Name of the job."),
-    "CORRAL_ATTEMPT": ("–", "Number of the attempt of the task, from 1."),
-    "CORRAL_HOSTS": ("–", "Hosts of the task, separated by commas."),
-    "CORRAL_ARRAY_INDEX": (
-        "–",
-        "Index of the task in its array. `CORRAL_ARRAY_FIRST`, `CORRAL_ARRAY_LAST` and `CORRAL_ARRAY_COUNT` are the "
-        "smallest, the greatest, and the number of them.",
-    ),
+    "CORRAL_JOB_ID": ("–", "Id of the job. Set by the runner for the processes of [jobs](../jobs.md#what-a-job-sees), as the next ones are."),
+    "CORRAL_JOB_NAME": ("–", "Name of the job; empty without one."),
+    "CORRAL_ATTEMPT": ("–", "Number of the attempt, from 1."),
+    "CORRAL_ARRAY_INDEX": ("–", "Index of the task, in an array."),
+    "CORRAL_ARRAY_FIRST": ("–", "Smallest index of the array."),
+    "CORRAL_ARRAY_LAST": ("–", "Greatest index of the array."),
+    "CORRAL_ARRAY_COUNT": ("–", "Number of tasks of the array."),
+    "CORRAL_HOSTS": ("–", "Names of the task's hosts, in the order of their ranks, with commas."),
     "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),
@@ -68,8 +64,11 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "NO_COLOR": ("–", "With any value, no colors on a terminal. In a pipe there are never any."),
     "XDG_CONFIG_HOME": ("`~/.config`", "Folder of `corral/corral.toml`."),
     "XDG_DATA_HOME": ("`~/.local/share`", "Where `corral up` creates its folder `corral`."),
-    "XDG_STATE_HOME": ("`~/.local/state`", "Where a collector creates its folder `corral`, without `--state`."),
-    "STATE_DIRECTORY": ("–", "Set by systemd: folder of a collector's state, without `--state`."),
+    "XDG_STATE_HOME": (
+        "`~/.local/state`",
+        "Where collectors and runners create their folder `corral`, without `--state`.",
+    ),
+    "STATE_DIRECTORY": ("–", "Set by systemd: folder of a collector's or runner's state, without `--state`."),
 }
 """Variables that are not options of a command: default and meaning."""
 
