@@ -223,12 +223,14 @@ async def _scenes(client: Client, show: Show) -> None:
     show.out.print(render.leases_table(await client.leases()))
 
     granted = [lease for lease in (held, shared, worked) if lease is not None]
-    ended = SWEEP_TASKS + int(shared is not None)
-    await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted) + SWEEP_TASKS, ended=ended))
-    show.scene("What the sweep used of what it asked for", f"corral job {sweep}")
-    listing = await client.jobs.get(sweep)
-    used = await job_summary.usage(client, listing.tasks)
-    show.pairs([(name, escape(value)) for name, value in job_summary.lines(listing.job, listing.tasks, used)])
+    tasks = SWEEP_TASKS if sweep else 0
+    ended = tasks + int(shared is not None)
+    await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted) + tasks, ended=ended))
+    if sweep:
+        show.scene("What the sweep used of what it asked for", f"corral job {sweep}")
+        listing = await client.jobs.get(sweep)
+        used = await job_summary.usage(client, listing.tasks)
+        show.pairs([(name, escape(value)) for name, value in job_summary.lines(listing.job, listing.tasks, used)])
     for question in QUESTIONS:
         show.scene(question.words, None)
         show.answer(question.sql.strip(), await client.query(question.sql))
@@ -253,22 +255,29 @@ async def _ask(client: Client, show: Show, **fields: Any) -> requests.Lease | No
     return lease
 
 
-async def _sweep(client: Client, show: Show) -> str:
-    """Submit an array, and follow what its tasks print until all have ended. Returns the job's id."""
+async def _sweep(client: Client, show: Show) -> str | None:
+    """Submit an array, and follow what its tasks print until all have ended.
+
+    Returns:
+        The job's id; None if it has not ended in time, since all devices are busy.
+    """
     words = f"erin submits a sweep of {SWEEP_TASKS} tasks as a job, and follows what they print"
-    show.scene(words, f"corral submit --array 0-{SWEEP_TASKS - 1} --gpus 1 --name sweep --follow sweep.sh")
+    array = f"0-{SWEEP_TASKS - 1}"
+    show.scene(words, f"corral submit --array {array} --share 0.25 --memory 2GiB --name sweep --follow sweep.sh")
     job = await client.jobs.submit(
-        ["sh", "-c", SWEEP], owner="erin", array=f"0-{SWEEP_TASKS - 1}", gpus=1, name="sweep", directory="/"
+        ["sh", "-c", SWEEP], owner="erin", array=array, share=0.25, memory="2GiB", name="sweep", directory="/"
     )
     show.out.print(f"[green]Submitted[/] job [bold]{job.job_id}[/] ({SWEEP_TASKS} tasks)")
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await print_logs(client, job.job_id, follow=True)
-            ended = (await client.jobs.wait(job)).job
+            job = (await client.jobs.wait(job)).job
     except TimeoutError:
-        found = (await client.jobs.get(job, tasks=False)).job
-        raise CommandError(f"job {job.job_id} has not ended: it is {found.state} {found.message}") from None
-    show.out.print(f"[green]Ended[/] job {job.job_id}: {ended.state}")
+        job = (await client.jobs.get(job, tasks=False)).job
+        show.out.print(f"Job {job.job_id} is {job.state}: {escape(job.message)}")
+        await client.jobs.cancel(job, operator="erin")
+        return None
+    show.out.print(f"[green]Ended[/] job {job.job_id}: {job.state}")
     return job.job_id
 
 
