@@ -146,6 +146,8 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
         planner: id of the planner that answers.
         warnings: fields of the request that this planner does not know and has ignored.
         in_use_devices: number of devices that no lease holds, but that processes without a lease use.
+        runner_hosts: number of hosts with a runner, which can take jobs; null from a planner that does not say it.
+        without_runner: names of hosts without one, cut to 20.
     """
 
     hosts: int = 0
@@ -165,6 +167,8 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
     planner: str = ""
     warnings: list[str] = []
     in_use_devices: int = 0
+    runner_hosts: int | None = None
+    without_runner: list[str] = []
 
 
 class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

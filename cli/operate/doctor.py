@@ -113,7 +113,7 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
         async with connected(nats, timeout=3) as client:
             async for finding in _bus(client):
                 yield finding
-            for look in (_collector, _planner, _bucket, _history, _hosts):
+            for look in (_collector, _planner, _runners, _bucket, _history, _hosts):
                 try:
                     yield await look(client)
                 except CorralError as error:
@@ -337,6 +337,22 @@ async def _planner(client: Client) -> Finding:
     return ok("planner", detail)
 
 
+async def _runners(client: Client) -> Finding:
+    """Check that the hosts of the fleet can take jobs."""
+    summary = await client.fleet()
+    if summary.runner_hosts is None:
+        return note("runners", "the planner is of a version without jobs", "update it")
+    missing = summary.hosts - summary.runner_hosts
+    if not missing:
+        return ok("runners", f"all {summary.hosts} hosts take jobs")
+    names = ", ".join(summary.without_runner[:_SHOWN]) + (f" and {missing - _SHOWN} more" if missing > _SHOWN else "")
+    return note(
+        "runners",
+        f"{missing} of {summary.hosts} hosts take no jobs (corral submit): no runner reports from {names}",
+        "corral runner there, if they shall; leases (corral run) need none",
+    )
+
+
 async def _bucket(client: Client) -> Finding:
     """Check the free space in the planner's bucket, which holds leases and rejections."""
     leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
@@ -405,6 +421,7 @@ async def _hosts(client: Client) -> Finding:
 _FIXES: Final[dict[str, str]] = {
     _collector.__name__: "is JetStream enabled?",
     _planner.__name__: "corral plan",
+    _runners.__name__: "corral plan",
     _bucket.__name__: "corral plan",
     _history.__name__: "corral process",
     _hosts.__name__: "corral process",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from ...schemas import globs
 from ...schemas.inventory import board_part
@@ -12,6 +13,8 @@ from .bookings import booked_words
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
 from .state import MIG_PARENT, STALE, WHOLE_SHARE
+
+MOST_HOSTS_NAMED: Final = 20
 
 
 def devices(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> list[DeviceStatus]:
@@ -64,6 +67,7 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
     heat: list[float] = []
     power: list[float] = []
     memory_of: dict[tuple[str, str | None, int | None], str] = {}
+    without_runner: list[str] = []
     for host, found in _filtered(fleet, only):
         counted = 0
         for device in found:
@@ -100,7 +104,10 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
             if device.power is not None:
                 power.append(device.power)
         listed += counted
-        hosts += 1 if counted or only is None or not host.devices else 0
+        if counted or only is None or not host.devices:
+            hosts += 1
+            if host.name not in fleet.runners:
+                without_runner.append(host.name)
     return FleetSummary(
         hosts=hosts,
         devices=listed,
@@ -116,6 +123,8 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
         temperature_celsius_mean=math.fsum(heat) / len(heat) if heat else None,
         power_watts_total=math.fsum(power) if power else None,
         models=dict(sorted(models.items())),
+        runner_hosts=hosts - len(without_runner),
+        without_runner=without_runner[:MOST_HOSTS_NAMED],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,6 +17,7 @@ from corral.schemas import codec, subjects
 from corral.schemas.jobs import JobEvent, JobState, JobTask
 from nats.aio.client import Client as Bus
 from support.fake_runner import FakeRunner
+from support.local_cluster import invoke
 from support.planner_rig import FakeHosts, PlannerProcess, ask, running, until_ready
 
 STATES = ("starting", "running", "stopping", "ended")
@@ -258,6 +260,11 @@ async def test_a_host_that_vanishes_loses_its_tasks_and_one_without_a_runner_get
         first, second = FakeRunner(nc, "node0"), FakeRunner(nc, "node1")
         await first.start()
         await until_state(nc, job, "running")
+        fleet = await ask(nc, "fleet", {})
+        assert (fleet["runner_hosts"], fleet["without_runner"]) == (1, ["node1"])
+        done = await asyncio.to_thread(lambda: invoke("doctor", "--json", url=server.url))
+        [found] = [one for one in json.loads(done.stdout)["findings"] if one["what"] == "runners"]
+        assert (found["level"], "from node1" in found["detail"]) == ("note", True)
         await second.start()
         hosts.silent.add("node0")
         await first.stop()
