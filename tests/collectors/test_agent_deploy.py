@@ -24,6 +24,7 @@ from support.secured_bus import SecuredBus
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
 RUNNER_UNIT = ROOT / "deploy" / "systemd" / "corral-runner.service"
+RUNNER_MANIFEST = ROOT / "deploy" / "kubernetes" / "runner-daemonset.yaml"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
 """Settings of the bus, and of the processes that are watched."""
@@ -38,7 +39,10 @@ def options(command: str = "collect") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("file", "command"), [(UNIT, "collect"), (MANIFEST, "collect"), (RUNNER_UNIT, "runner")])
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [(UNIT, "collect"), (MANIFEST, "collect"), (RUNNER_UNIT, "runner"), (RUNNER_MANIFEST, "runner")],
+)
 def test_unit_and_manifest_set_what_there_is(file: Path, command: str) -> None:
     named = set(re.findall(r"CORRAL_[A-Z_]+", file.read_text()))
     assert named
