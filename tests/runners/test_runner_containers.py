@@ -17,6 +17,7 @@ from corral.schemas.runs import RunVerb
 from msgspec.structs import replace
 from support.containers import IMAGE, import_image, podman_environment, reason_against
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run
+from support.sessions import inside
 
 pytestmark = [pytest.mark.long]
 CDI = Path("/etc/cdi/corral-test.json")
@@ -92,6 +93,12 @@ async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit
     await planner.until(lambda: "started" in printed(planner, "2.1"))
     assert len(containers(podman)) == 1
     assert "secret-of-the-job" not in all_arguments()
+    # A session is in the container, too.
+    session = 'echo "$TOKEN|$CUDA_VISIBLE_DEVICES|$PWD|$TERM|$(ls /dev)"; exit 3'
+    for terminal in (False, True):
+        out, code = await inside(planner.nc, "2.1", "sh", "-c", session, terminal=terminal)
+        assert out.startswith(f"secret-of-the-job|GPU-1|{tmp_path}|{'vt100' if terminal else ''}"), out
+        assert ("full" in out, "kmsg" in out, code) == (True, False, 3)
     runner.kill()
     runner.start()
     planner.runs["2.1"] = replace(planner.runs["2.1"], verb=RunVerb.STOP, grace_seconds=1.0)

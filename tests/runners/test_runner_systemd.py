@@ -20,6 +20,7 @@ from corral.schemas.runs import RunVerb
 from msgspec.structs import replace
 from support.containers import podman_environment
 from support.planner_of_runs import PlannerOfRuns, a_run
+from support.sessions import inside
 
 pytestmark = [pytest.mark.long]
 IMAGE = "localhost/corral-test:systemd"
@@ -109,6 +110,9 @@ async def test_a_job_in_a_unit_has_its_own_limits_survives_the_runner_and_leaves
     assert "secret-of-the-job" not in shown
     await planner.until(lambda: (tmp_path / "left").exists())
     assert unit in machine.run("cat", report.part.log_file)
+    # A session is in the unit, too.
+    out, code = await inside(planner.nc, "1.1", "sh", "-c", 'cat /proc/self/cgroup; echo "$TOKEN"', terminal=True)
+    assert (unit in out, "secret-of-the-job" in out, code) == (True, True, 0)
 
     # The runner is killed; the unit goes on, and its end is reported by the next one.
     machine.run("systemctl", "kill", "--signal=KILL", "corral-runner")
