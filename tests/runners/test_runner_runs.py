@@ -26,6 +26,7 @@ from corral.schemas.runs import LOG_CHUNK_BYTES, LogChunk, Run, RunReport, RunVe
 from msgspec.structs import replace
 from nats.aio.client import Client
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run, planner_of_runs
+from support.sessions import inside
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -398,6 +399,15 @@ async def test_a_job_runs_as_the_account_of_its_owner(
             # What the account may not write is not opened with the rights of the runner.
             report, _ = await run(planner, "true", owner="carol", output=str(secret))
             assert (report.part.exit_code, secret.read_text()) == (126, "of root")
+            # A session has the account, too, and no more rights.
+            ordered = a_run("sleep", "300", job=next(_jobs), owner="carol", directory="")
+            await planner.push(ordered)
+            await planner.state(ordered.run_id, JobState.RUNNING)
+            words = ("sh", "-c", f"id -un; pwd; stat -c %U $(tty); cat {secret}")
+            said, _ = await inside(client, ordered.run_id, *words, owner="carol", host="node-8", terminal=True)
+            name = account.pw_name
+            assert said.splitlines()[:3] == [name, account.pw_dir, name]
+            assert "Permission denied" in said
             for owner, why in (("root", "system account"), ("daemon", "system account"), ("no-such", "no account")):
                 ordered = a_run("true", job=next(_jobs), owner=owner)
                 await planner.push(ordered)

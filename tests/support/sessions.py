@@ -7,11 +7,13 @@ from corral.schemas.attach import LOST_SECONDS, TerminalSize
 from nats.aio.client import Client
 
 
-async def inside(nc: Client, run_id: str, *words: str, owner: str = "alice", terminal: bool = False) -> tuple[str, int]:
-    """What a command inside a run on node-7 prints, and its exit code."""
+async def inside(
+    nc: Client, run_id: str, *words: str, owner: str = "alice", host: str = "node-7", terminal: bool = False
+) -> tuple[str, int]:
+    """What a command inside a run prints, and its exit code."""
     session = await open_session(
         nc,
-        Place(run_id, "node-7", run_id),
+        Place(run_id, host, run_id),
         owner,
         words,
         override=False,
