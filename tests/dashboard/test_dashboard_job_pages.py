@@ -193,7 +193,8 @@ def test_a_hundred_thousand_tasks_by_keyboard_on_a_phone_and_where_jobs_are_link
 @pytest.mark.long
 def test_a_job_on_a_real_fleet(cluster: LocalCluster, dashboard: DashboardProcess, browser: Any) -> None:
     script = "#!/bin/sh\nfor at in $(seq 600); do echo ::progress 0.$at; echo line $at; sleep 0.1; done\n"
-    with SyncClient(cluster.url, owner="rita") as client, visit(browser, dashboard, "rita") as tab:
+    dashboard.user("ruth", "requester")
+    with SyncClient(cluster.url, owner="ruth") as client, visit(browser, dashboard, "ruth") as tab:
         job_id = client.jobs.submit(script, gpus=1, name="steps").job_id
         page = tab.go(f"/job/{job_id}")
         page.wait_for_selector("pre:has-text('line 7')")
