@@ -35,7 +35,10 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
         "–",
         "Number of times that the command of `corral run --requeue` was run before. Set by Corral for the command.",
     ),
-    "CORRAL_JOB_ID": ("–", "Id of the job. Set by the runner for the processes of [jobs](../jobs.md#what-a-job-sees), as the next ones are."),
+    "CORRAL_JOB_ID": (
+        "–",
+        "Id of the job. Set by the runner for the processes of [jobs](../jobs.md#what-a-job-sees), as the next ones are.",
+    ),
     "CORRAL_JOB_NAME": ("–", "Name of the job; empty without one."),
     "CORRAL_ATTEMPT": ("–", "Number of the attempt, from 1."),
     "CORRAL_ARRAY_INDEX": ("–", "Index of the task, in an array."),
@@ -52,7 +55,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Replicas of new streams and buckets."),
     "CORRAL_STREAMS_SCALE": (
         "`1`",
-        "Factor on the disk space of new streams and buckets: 3.6 GiB in all at 1.",
+        "Factor on the disk space of new streams and buckets: 4.4 GiB in all at 1.",
     ),
     "CORRAL_CHUNKED_TRANSPORT": (
         "on for tested versions of nats-py",
