@@ -22,7 +22,18 @@ from hypothesis import strategies as st
 from support.browser import PASSWORD, DashboardProcess
 from support.local_cluster import LocalCluster, corral
 
-PAGES = ("/", "/jobs", "/job/1", "/leases", "/analytics", "/request", "/device/GPU-1", "/export/x/csv", "/_nicegui/x", "/nothing")
+PAGES = (
+    "/",
+    "/jobs",
+    "/job/1",
+    "/leases",
+    "/analytics",
+    "/request",
+    "/device/GPU-1",
+    "/export/x/csv",
+    "/_nicegui/x",
+    "/nothing",
+)
 
 
 def page_id(client: httpx.Client) -> str:
