@@ -152,7 +152,16 @@ def test_when_the_supervisor_is_killed_its_parts_end_too(tmp_path: Path) -> None
 async def test_the_demo_ends_well() -> None:
     done = await asyncio.to_thread(corral, "demo")
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("Granted", "Rejected (impossible)", "Renewed", "Released", "step 3 of 3", "Ended job", "in all", "That was Corral"):
+    for said in (
+        "Granted",
+        "Rejected (impossible)",
+        "Renewed",
+        "Released",
+        "step 3 of 3",
+        "Ended job",
+        "in all",
+        "That was Corral",
+    ):
         assert said in done.stdout
     assert done.stdout.count("SELECT") == 3
     assert done.stdout.count(" rows in ") == 3
