@@ -17,6 +17,8 @@ LEASE_LOST: Final = 9
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 INTERRUPTED: Final = 130
+SESSION_LOST: Final = 255
+"""As `ssh` has it."""
 
 MEANINGS: Final[dict[int, str]] = {
     OK: "done",
@@ -32,6 +34,7 @@ MEANINGS: Final[dict[int, str]] = {
     NOT_EXECUTABLE: "`corral run`: the command can't be run",
     NOT_FOUND: "`corral run`: there is no such command",
     INTERRUPTED: "interrupted",
+    SESSION_LOST: "`corral attach`: the session ended before its command did",
 }
 
 

@@ -100,7 +100,7 @@ def _version(wanted: bool) -> None:
 @app.callback(
     epilog="Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no server · 4 rejected · 5 not found or not yours · "
     "6 no planner or processor · 7 timed out · 8 query failed · 9 lease lost · "
-    "126, 127 the command can't be run · 130 interrupted"
+    "126, 127 the command can't be run · 130 interrupted · 255 session lost"
 )
 def corral(
     ctx: typer.Context,

@@ -20,10 +20,9 @@ from ...client import CorralError, NotOwner, Refused
 from ...client.attach import AttachedSession
 from ...client.job_names import parse_selection
 from ...schemas.attach import AttachEnd, AttachExit, TerminalSize
+from .. import exits
 from ..options import NatsUrl, Timeout, connected, run, say
 
-LOST: Final = 255
-"""Exit code where it is not the command that has ended, as `ssh` has it."""
 _READ_BYTES: Final = 32 * 1024
 
 
@@ -72,7 +71,7 @@ def attach(
                 return await _relay(session, has_terminal=has_terminal)
             except CorralError as error:
                 say(f"corral: {error}")
-                return LOST
+                return exits.SESSION_LOST
 
     raise typer.Exit(run(work()))
 
@@ -114,14 +113,14 @@ async def _relay(session: AttachedSession, *, has_terminal: bool) -> int:
 
 def _code(end: AttachExit | None, session: AttachedSession) -> int:
     if end is None:
-        return LOST
+        return exits.SESSION_LOST
     if end.message:
         say(f"corral: {session.place.name}: {end.message}")
     if end.signal is not None:
         return 128 + end.signal
     if end.exit_code is not None and end.end in (AttachEnd.EXITED, AttachEnd.NOT_EXECUTED):
         return end.exit_code
-    return LOST
+    return exits.SESSION_LOST
 
 
 async def _print(session: AttachedSession) -> None:
