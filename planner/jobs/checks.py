@@ -47,6 +47,9 @@ def check(spec: JobSpec) -> Array:
     for name in spec.environment:
         if "=" in name or "\0" in name:
             raise InvalidJob(f"{name!r} is no name of a variable", "$.environment")
+    for field, path in (("$.directory", spec.directory), ("$.output", spec.output)):
+        if "\0" in path:
+            raise InvalidJob("A path contains a NUL character", field)
     if any("\0" in value for value in (*spec.environment.values(), *spec.command, *spec.arguments)):
         raise InvalidJob("A word or a variable contains a NUL character", "$.command")
     if spec.preempt_signal:
