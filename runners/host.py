@@ -80,6 +80,8 @@ class Host:
         self._launched = launched
         self._launched_at: dict[str, float] = {}
         self._sweeping: set[str] = set()
+        self._untold: set[str] = set()
+        """Runs whose supervisors could not be told what is wanted, since that could not be written."""
         self._tasks = BackgroundTasks()
         self._orders: asyncio.Queue[tuple[RunOrders, Collection[str], float]] = asyncio.Queue()
         self._news = self._open_news(folder / "news")
@@ -109,7 +111,7 @@ class Host:
     def _load(self, folder: RunFolder, run: Run) -> None:
         key, status = folder.key, folder.read_status()
         begun_in = self.journal.begun_in(key)
-        known = KnownRun(key=key, run=run, launched=begun_in is not None, status=status)
+        known = KnownRun(key=key, run=run, launched=begun_in is not None or status is not None, status=status)
         known.executor = status.executor if status is not None else ""
         if status is not None and not folder.logged:
             self.followed[key] = known
@@ -117,11 +119,11 @@ class Host:
             self.runs.closed.add(key)
             return
         self.runs.runs[key] = known
-        if begun_in is None:
+        if not known.launched:
             if run.verb is RunVerb.STOP:
                 known.final = EarlyEnd(state=JobState.CANCELLED, message="it was ended before it was started")
         elif status is None or status.ended_at is None:
-            if begun_in != self.runs.boot_id:
+            if begun_in not in (None, self.runs.boot_id):
                 known.final = EarlyEnd(state=JobState.LOST, message="its host has restarted")
             elif status is None:
                 self._tasks.start(self._launch([key]), name="launch")
@@ -167,10 +169,7 @@ class Host:
             for orders, asked, _ in batch:
                 actions += self.runs.apply(orders, self._keyed(orders.runs), asked, time.monotonic())
             if actions:
-                try:
-                    await self._act(actions, batch[0][2])
-                except OSError:
-                    log.exception("%s: orders can't be carried out", self.name)
+                await self._act(actions, batch[0][2])
 
     def _keyed(self, runs: Sequence[Run]) -> list[tuple[str, Run]]:
         found: list[tuple[str, Run]] = []
@@ -183,23 +182,41 @@ class Host:
 
     async def _act(self, actions: Sequence[Action], received: float) -> None:
         launches = list(dict.fromkeys(action.key for action in actions if action.verb is Verb.LAUNCH))
-        for key in launches:
-            self._keep(key)
-        await self._launch(launches)
+        await self._launch([key for key in launches if self._keep(key)])
         for _ in launches:
             self._launched(time.monotonic() - received)
         for verb, key, run in actions:
             if verb is Verb.PREPARE:
-                self._keep(key)
-                self._prepare(key)
+                if self._keep(key):
+                    self._prepare(key)
             elif verb is Verb.TELL:
                 self._tell(self.runs.runs[key])
             elif verb is Verb.CLOSE:
-                self.journal.folder_of(key).close(run)
+                self._close(key, run)
         self._changed(self.name, {action.key for action in actions if action.key in self.runs.runs})
 
-    def _keep(self, key: str) -> None:
-        self.journal.folder_of(key).write_order(self.runs.runs[key].run)
+    def _keep(self, key: str) -> bool:
+        try:
+            self.journal.folder_of(key).write_order(self.runs.runs[key].run)
+        except OSError as error:
+            self._not_kept(key, error)
+            return False
+        return True
+
+    def _not_kept(self, key: str, error: OSError) -> None:
+        """End a run that is not started, since nothing can be written of it, such as on a full disk."""
+        log.error("%s can't be started: %s", key, error)
+        self.journal.folder_of(key).forget_order()
+        if not self.runs.runs[key].over:
+            why = (error.strerror or str(error)).lower()
+            self.runs.failed(key, f"the runner of {self.name} can't keep it in its folder: {why}")
+
+    def _close(self, key: str, run: Run) -> None:
+        try:
+            self.journal.folder_of(key).close(run)
+        except OSError as error:
+            # It is reported once more by the next start of the runner.
+            log.error("%s can't be closed: %s", key, error)
 
     def _prepare(self, key: str) -> None:
         known = self.runs.runs[key]
@@ -230,8 +247,11 @@ class Host:
                 executor, confined = plan(folder, known.run, account, self._executors)
                 if not (again and folder.has_start):
                     folder.write_start(start_of(folder, known.run, account, executor, confined, known.wanted))
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 self.runs.failed(key, str(error))
+                continue
+            except OSError as error:
+                self._not_kept(key, error)
                 continue
             known.executor = executor
             if confined.unit is None:
@@ -240,7 +260,12 @@ class Host:
                 units[key] = confined.unit
         begun = [*forked, *units]
         if begun:
-            await asyncio.to_thread(self.journal.begin, begun, self.runs.boot_id)
+            try:
+                await asyncio.to_thread(self.journal.begin, begun, self.runs.boot_id)
+            except OSError as error:
+                for key in begun:
+                    self._not_kept(key, error)
+                return
         now = time.monotonic()
         for key in begun:
             self._launched_at[key] = now
@@ -263,14 +288,23 @@ class Host:
                 self._changed(self.name, [key])
 
     def _tell(self, known: KnownRun) -> None:
-        self.journal.folder_of(known.key).write_wanted(known.wanted)
+        try:
+            self.journal.folder_of(known.key).write_wanted(known.wanted)
+        except OSError as error:
+            if known.key not in self._untold:
+                log.error("%s: its supervisor can't be told what is wanted: %s", known.key, error)
+            self._untold.add(known.key)
+            if known.stop is not None:
+                self._poke(known, signal.SIGUSR2)
+            return
+        self._untold.discard(known.key)
         self._poke(known)
 
-    def _poke(self, known: KnownRun) -> None:
+    def _poke(self, known: KnownRun, number: int = signal.SIGUSR1) -> None:
         status = known.status
         if status is not None and status.ended_at is None and status.boot_id == self.runs.boot_id:
             supervisor = processes.Process(status.pid, 0, status.started_ticks, "", "")
-            processes.send(supervisor, signal.SIGUSR1)
+            processes.send(supervisor, number)
 
     # Sessions
 
@@ -329,6 +363,12 @@ class Host:
         """Check that all supervisors run: start those that never came, and end what killed ones have left."""
         now = time.monotonic()
         self.observe(list(self.runs.runs))
+        for key in list(self._untold):
+            known = self.runs.runs.get(key)
+            if known is None or known.over:
+                self._untold.discard(key)
+            else:
+                self._tell(known)
         for key, known in list(self.runs.runs.items()):
             if known.over or not known.launched or key in self._sweeping:
                 continue

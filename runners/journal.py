@@ -120,6 +120,12 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "logged").touch()
 
+    def forget_order(self) -> None:
+        """Remove the order of a run that can't be started: a later start of the runner must not take it up."""
+        for name in ("order", "start.json"):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+
     def forget_start(self) -> None:
         """Remove what the supervisor was to start: it has been read, or another has started it."""
         with contextlib.suppress(FileNotFoundError):
@@ -162,6 +168,8 @@ class Journal:
             (folder / name).chmod(mode)
         self._begun: dict[str, str] = {}
         self._lines = 0
+        self._torn = False
+        """The end of the file may be a part of a line."""
         self._read()
         self._open = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         _sync_folder(folder)
@@ -180,12 +188,22 @@ class Journal:
         return self._begun.get(key)
 
     def begin(self, keys: Iterable[str], boot_id: str) -> None:
-        """Note that runs are about to be started; durable when it returns."""
+        """Note that runs are about to be started; durable when it returns.
+
+        Raises:
+            OSError: it can't be written.
+        """
         new = [key for key in keys if key not in self._begun]
         if not new:
             return
-        os.write(self._open, "".join(f"{key} {boot_id}\n" for key in new).encode())
+        lines = "".join(f"{key} {boot_id}\n" for key in new).encode()
+        # The line break ends a line of which only a part could be written.
+        left = memoryview(b"\n" + lines if self._torn else lines)
+        self._torn = True
+        while left:
+            left = left[os.write(self._open, left) :]
         os.fdatasync(self._open)
+        self._torn = False
         self._begun.update(dict.fromkeys(new, boot_id))
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -211,9 +229,11 @@ class Journal:
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            for line in self._file.read_text().splitlines():
+            text = self._file.read_text()
+            self._torn = text != "" and not text.endswith("\n")
+            for line in text.splitlines():
                 key, _, boot = line.partition(" ")
-                # A machine that fails may leave half a line.
+                # A machine that fails, or a full disk, may leave half a line.
                 if _KEY.fullmatch(key):
                     self._begun[key] = boot
 

@@ -6,7 +6,8 @@ share a folder:
 - `start.json`: what to start, by the runner; deleted once it has been read, since it holds the environment.
 - `status`: what became of the run, by the supervisor: lines of JSON, of which the last counts. Whoever creates it has
   claimed the run, so that no other supervisor starts it. After each line the folder's name goes to the pipe `news`.
-- `wanted.json`: signals, end and time limit, by the runner, which replaces it as a whole, and then sends SIGUSR1.
+- `wanted.json`: signals, end and time limit, by the runner, which replaces it as a whole, and then sends SIGUSR1. If it
+  can't write that the run shall end, such as on a full disk, it sends SIGUSR2.
 - `attach-….json`: a command to start beside the others for a session (`attached.py`), by the runner, with SIGUSR1;
   deleted once it has been read.
 
@@ -53,6 +54,10 @@ UNKILLABLE_SECONDS: Final = 3.0
 """Time after SIGKILL when remaining processes are named in the status."""
 FINISH_SECONDS: Final = 60.0
 """Time limit of a command that removes a container."""
+RETRY_SECONDS: Final = 1.0
+"""Time after which a status that could not be written is written again."""
+LAST_TRIES: Final = 60
+"""Number of tries to write the last status."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _START: Final = "start.json"
 _WANTED: Final = "wanted.json"
@@ -109,6 +114,7 @@ class Supervisor:
         self._status: dict[str, Any] = {**claimed, "executor": start["executor"], "started_at": None}
         self._grace: float = start["grace_seconds"]
         self._noticed = 0
+        self._untold = self._torn = False
         self._stopped: tuple[int, float] | None = None
         self._ends_at = math.inf
         self._settle_until = math.inf
@@ -124,18 +130,24 @@ class Supervisor:
     def run(self) -> None:
         """Start the commands, and run until no process of the run is left."""
         if not self._begin():
-            self._tell(ended_at=time.time())
+            self._tell_end(ended_at=time.time())
             return
         self._want(self._start["wanted"])
         self._read_wanted()
         while not self._step():
+            if self._untold:
+                self._tell()
             ready, _, _ = select.select([self._wake], [], [], self._pause())
-            if ready and signal.SIGUSR1 in os.read(self._wake, 4096):
+            numbers = os.read(self._wake, 4096) if ready else b""
+            if signal.SIGUSR1 in numbers:
                 self._read_wanted()
                 self._attach()
+            if signal.SIGUSR2 in numbers and self._stopped is None:
+                self._stopped = (signal.SIGTERM, self._grace)
+                self._stop(signal.SIGTERM, time.monotonic() + self._grace)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._sampled(used.ru_maxrss * 1024)
-        self._tell(
+        self._tell_end(
             exited_at=self._exited_at,
             ended_at=time.time(),
             cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
@@ -150,6 +162,9 @@ class Supervisor:
             output = self._prepare()
         except OSError as error:
             return self._failed(126, f"{error.filename or self._folder}: {(error.strerror or '').lower()}")
+        except ValueError as error:
+            # A path with a NUL character.
+            return self._failed(126, f"{self._start['output']!r}: {error}")
         for rank, command in enumerate(self._start["commands"]):
             pid, failure = execution.start(command, self._start, (None, output, output))
             if failure is None:
@@ -175,7 +190,7 @@ class Supervisor:
         with _acting_as(account):
             if self._start["script"]:
                 script = os.open(work / "script", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
-                with os.fdopen(script, "w") as file:
+                with os.fdopen(script, "w", encoding="utf-8") as file:
                     file.write(self._start["script"])
             # A pipe without a reader must not block.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
@@ -331,6 +346,9 @@ class Supervisor:
             self._stop(signal.SIGTERM, now + max(0.0, left))
 
     def _pause(self) -> float:
+        return min(self._due_in(), RETRY_SECONDS) if self._untold else self._due_in()
+
+    def _due_in(self) -> float:
         now = time.monotonic()
         if not self._commands or now >= self._kill_at:
             stuck = now > self._kill_at + UNKILLABLE_SECONDS
@@ -360,9 +378,11 @@ class Supervisor:
     # The runner
 
     def _tell(self, **changed: Any) -> None:
-        """Write the status, and tell the runner of it, if it is there."""
+        """Write the status, and tell the runner of it, if it is there. What can't be written is tried again."""
         self._status |= changed
-        os.write(self._file, json.dumps(self._status).encode() + b"\n")
+        self._untold = not self._write(json.dumps(self._status).encode() + b"\n")
+        if self._untold:
+            return
         with contextlib.suppress(OSError):
             # Without a reader, or with a full pipe, the runner finds the line itself.
             pipe = os.open(self._start["news"], os.O_WRONLY | os.O_NONBLOCK)
@@ -370,6 +390,25 @@ class Supervisor:
                 os.write(pipe, os.path.basename(self._folder).encode() + b"\n")
             finally:
                 os.close(pipe)
+
+    def _tell_end(self, **changed: Any) -> None:
+        """Write the last status. If that fails for long, such as on a full disk, the runner finds the run lost."""
+        self._tell(**changed)
+        for _ in range(LAST_TRIES):
+            if not self._untold:
+                return
+            time.sleep(RETRY_SECONDS)
+            self._tell()
+
+    def _write(self, line: bytes) -> bool:
+        # The line break ends a line of which only a part could be written; readers skip it.
+        whole = b"\n" + line if self._torn else line
+        try:
+            written = os.write(self._file, whole)
+        except OSError:
+            return False
+        self._torn = written < len(whole)
+        return not self._torn
 
 
 @contextlib.contextmanager
