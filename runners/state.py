@@ -176,6 +176,9 @@ class HostRuns:
         if run.verb is RunVerb.START and not known.launched:
             known.launched = True
             return [Action(Verb.LAUNCH, key, known.run)]
+        if run.verb is RunVerb.PREPARE and not known.launched and not known.prepared:
+            # An earlier start of the runner has kept the order, and may have ended before it had said so.
+            return [Action(Verb.PREPARE, key, known.run)]
         return [Action(Verb.TELL, key, known.run)] if changed and known.launched else []
 
     def _new(self, key: str, run: Run) -> list[Action]:

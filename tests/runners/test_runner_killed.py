@@ -117,6 +117,18 @@ async def test_a_start_that_was_interrupted_is_made_once(
     assert len(executions(tmp_path)) == 1
 
 
+async def test_a_run_that_is_prepared_is_prepared_by_the_next_runner_too(
+    planner: PlannerOfRuns, runner: RunnerProcess
+) -> None:
+    await planner.until(lambda: planner.token)
+    await planner.push(a_run("true", verb=RunVerb.PREPARE))
+    await planner.until(lambda: (found := planner.reports.get("1.1")) and found.prepared)
+    runner.kill()
+    planner.reports.clear()
+    runner.start()
+    await planner.until(lambda: (found := planner.reports.get("1.1")) and found.prepared)
+
+
 @pytest.mark.long
 async def test_what_a_run_has_left_is_ended_without_the_runner(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
