@@ -440,12 +440,17 @@ def supervise(folder: str, wake: int) -> None:
         folder: of the run.
         wake: file descriptor that yields the numbers of signals to this process.
     """
+    try:
+        # Before the claim: once the runner sees that, it removes the file.
+        with open(f"{folder}/{_START}", "rb") as file:
+            start: dict[str, Any] = json.loads(file.read())
+    except FileNotFoundError:
+        return
     claimed = claim(folder)
     if claimed is None:
         return
-    with open(f"{folder}/{_START}", "rb") as file:
-        start: dict[str, Any] = json.loads(file.read())
-    os.unlink(f"{folder}/{_START}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{folder}/{_START}")
     processes.become_subreaper()
     processes.set_name("corral-run")
     Supervisor(folder, start, *claimed, wake).run()

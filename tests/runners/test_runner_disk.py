@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from corral.runners.journal import Journal, run_key
+from corral.runners.supervisor import supervise
 from corral.schemas.jobs import JobState
 from corral.schemas.runs import RunVerb
 from msgspec.structs import replace
@@ -57,3 +58,9 @@ def test_half_a_line_in_the_journal_costs_no_other(half: str, tmp_path: Path) ->
     journal = Journal(tmp_path)
     assert [journal.begun_in(key) for key in ("2.1-def", "3.1-ghi")] == ["boot", "boot"]
     journal.close()
+
+
+def test_a_supervisor_does_not_claim_what_it_cannot_start(tmp_path: Path) -> None:
+    """The runner removes what is to be started as soon as it sees the claim of whoever has read it."""
+    supervise(str(tmp_path), 0)
+    assert not (tmp_path / "status").exists()
