@@ -22,7 +22,6 @@ from ..jobs.records import (
     NEXT_ID,
     STATE_PREFIX,
     TASK_PREFIX,
-    VERSIONS,
     StoredJob,
     StoredState,
     StoredTask,
@@ -92,9 +91,8 @@ class FoundJobs(Struct):
             stored = decode_or_none(key, value, StoredJob)
             if stored is not None:
                 job = jobs[stored.job_id] = Job(stored, len(value), states.get(stored.job_id))
-                # An event of any version below may have been published.
+                # An event of any version below may have been published. The next one reserves further ones.
                 job.version = job.versions - 1
-                job.versions += VERSIONS
         orphans = {job_id for job_id in states if job_id not in jobs}
         for key, value in self.tasks:
             job_id = key.removeprefix(TASK_PREFIX).partition(".")[0]

@@ -179,6 +179,38 @@ async def test_a_planner_that_is_killed_loses_no_task_and_starts_none_twice(
     await hosts.stop()
 
 
+async def test_versions_of_a_job_grow_from_planner_to_planner(
+    server: EmbeddedServer, nc: Bus, runners: list[FakeRunner], tmp_path: Path
+) -> None:
+    """The history keeps what has the greatest version, so that one that comes again would hide what is later."""
+    planner = PlannerProcess(server.url, tmp_path / "planner.log")
+    planner.start()
+    await until_ready(nc, 4)
+    job_id = (await submit(nc, "forever"))["job_id"]
+    await until_state(nc, job_id, "running")
+    events = await nc.jetstream().pull_subscribe(
+        subjects.job_events_subject(job_id), "versions", stream=subjects.JOBS_STREAM
+    )
+    [message] = await events.fetch(1, timeout=30)
+    first = codec.decode(message.data, JobEvent, codec.JSON)
+    versions, planners = [first.version], {first.planner}
+    for _ in range(3):  # each publishes the job once more
+        planner.kill()
+        planner.start()
+        await until_ready(nc, 4)
+        [message] = await events.fetch(1, timeout=30)
+        event = codec.decode(message.data, JobEvent, codec.JSON)
+        while message.metadata.num_pending or event.planner in planners:
+            versions.append(event.version)
+            [message] = await events.fetch(1, timeout=30)
+            event = codec.decode(message.data, JobEvent, codec.JSON)
+        versions.append(event.version)
+        planners.add(event.planner)
+    assert versions == sorted(set(versions))
+    assert len(versions) > 3
+    planner.stop()
+
+
 async def test_on_two_hosts_all_start_or_none_and_one_that_fails_ends_the_others(
     server: EmbeddedServer, nc: Bus, runners: list[FakeRunner]
 ) -> None:
