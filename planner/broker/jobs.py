@@ -131,7 +131,8 @@ class JobBroker:
             self.table.wait_for_others(job, now)
             ended = job.ended_at
             if ended is None or now - ended.timestamp() < _FORGET_SECONDS * 10:
-                self.events.add(job.job_id, job.tasks)
+                ended_before = [task.last for task in job.tasks.values() if task.last is not None]
+                self.events.add(job.job_id, job.tasks, ended_before)
         self.records.forget(forgotten)
         self.carry_out()
 

@@ -93,12 +93,15 @@ class StoredTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
         ending: why it is being ended; null if it is not.
         requeue_of: id of the preempted lease whose work it goes on with; empty for none.
         queued_at: time from which it counts as waiting, in seconds since the epoch.
+        last: its last attempt, as it ended, where it waits for a further one or is at it: a later leader publishes
+            that once more, since this one may not have. Null for none.
     """
 
     task: JobTask
     ending: Ending | None = None
     requeue_of: str = ""
     queued_at: float = 0.0
+    last: JobTask | None = None
 
 
 _RUN_ID: Final = re.compile(r"(\d+)_(\d+)\.(\d+)")

@@ -446,6 +446,9 @@ class JobTable:
             if not task.is_final or (not some and task.state is JobState.DONE):
                 continue
             before = task.state
+            if task.lease_id:
+                # It may have ended just now: that is published together with what it is next.
+                self.changes.ended.setdefault(job.job_id, []).append(task.listed())
             task.message = ""
             task.wait_again(now, in_place=False)
             task.requeue_of = ""

@@ -54,6 +54,7 @@ class Task:
         stop_for: what it becomes then.
         lost_at: time from which nobody is expected to say how its parts ended; infinite for none.
         grace_seconds: time between SIGTERM and SIGKILL when it is stopped.
+        last: its last attempt, as it ended; None if none has, or if it has not gone on since.
         queued_at: time from which it counts as waiting, in seconds since the epoch.
         requeue_of: id of the preempted lease whose work it goes on with; empty for none.
     """
@@ -66,6 +67,7 @@ class Task:
         "exit_code",
         "grace_seconds",
         "index",
+        "last",
         "lease_id",
         "lease_over",
         "lost_at",
@@ -94,6 +96,7 @@ class Task:
         self.retries_left = retries_left
         self.requeue_of = ""
         self.message = ""
+        self.last: JobTask | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -147,7 +150,13 @@ class Task:
 
     def stored(self) -> StoredTask:
         """The task as the bucket holds it."""
-        return StoredTask(task=self.listed(), ending=self.ending, requeue_of=self.requeue_of, queued_at=self.queued_at)
+        return StoredTask(
+            task=self.listed(),
+            ending=self.ending,
+            requeue_of=self.requeue_of,
+            queued_at=self.queued_at,
+            last=self.last,
+        )
 
     @classmethod
     def restored(cls, stored: StoredTask) -> Task:
@@ -160,7 +169,7 @@ class Task:
         task.exit_code, task.signal = listed.exit_code, listed.signal
         task.started_at, task.ended_at = listed.started_at, listed.ended_at
         task.progress, task.message = listed.progress, listed.message
-        task.ending, task.requeue_of = stored.ending, stored.requeue_of
+        task.ending, task.requeue_of, task.last = stored.ending, stored.requeue_of, stored.last
         return task
 
     # Leases
@@ -335,6 +344,8 @@ class Task:
             now: seconds since the epoch.
             in_place: true if it keeps its place, by the time since which it has waited.
         """
+        if self.lease_id:
+            self.last = self.listed()
         preempted = self.state is JobState.PREEMPTED
         self.requeue_of = self.lease_id if preempted else ""
         message, attempt = self.message, self.attempt

@@ -10,8 +10,10 @@ from corral.planner.jobs.listing import listing
 from corral.planner.jobs.records import StoredJob
 from corral.planner.jobs.retention import to_forget
 from corral.planner.jobs.table import JobTable
-from corral.schemas.jobs import Dependency, JobFilter, JobSpec, JobState, submitted
-from corral.schemas.requests import LeaseState, WorkRequest
+from corral.planner.jobs.task import Task, time_of
+from corral.schemas.jobs import Attempt, Dependency, JobFilter, JobSpec, JobState, TaskPart, submitted
+from corral.schemas.requests import Grant, Lease, LeaseState, WorkRequest
+from corral.schemas.runs import RunReport
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.jobs_world import World
@@ -96,3 +98,27 @@ def test_a_listing_is_cut_at_the_size_of_a_message_and_pages_over_the_tasks_of_o
     assert [task.index for task in page.tasks] == [990, 991, 992, 993, 994]
     assert page.total_tasks == 1000
     assert listing(jobs, JobFilter(name="swe*", owner="b"), 5_000).total == 0
+
+
+def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
+    """By this planner where the task is submitted again, and by the next one where this one was killed."""
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["false"]))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+    lease = Lease(
+        lease_id="L1",
+        owner="ann",
+        state=LeaseState.ACTIVE,
+        grants=[Grant(host="a", device="0")],
+        ttl_seconds=600.0,
+        granted_at=time_of(now),
+        expires_at=time_of(now + 600),
+    )
+    assert table.granted(Attempt("1", 0, 1), lease, now)
+    part = TaskPart(host="a", state=JobState.FAILED, exit_code=3, ended_at=time_of(now))
+    table.reported("a", RunReport(run_id="1_0.1", lease_id="L1", part=part), now)
+    assert table.resubmit(job, [], now) == 1
+    [ended] = table.changes.ended["1"]
+    last = Task.restored(job.tasks[0].stored()).last
+    assert last is not None
+    assert [(one.attempt, one.state, one.exit_code) for one in (ended, last)] == [(1, JobState.FAILED, 3)] * 2
