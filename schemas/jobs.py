@@ -240,7 +240,7 @@ class TaskPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
         cpu_seconds: CPU time of its processes; 0 if unknown.
         executor: what confines it: `process`, `systemd`, `podman`, `docker`.
         log_bytes: size of what it has printed.
-        log_file: of that, on the host.
+        log_file: of that, on the host; empty in listings if the job names one, which only its owner may see.
         message: what went wrong, in words; empty if nothing did.
     """
 

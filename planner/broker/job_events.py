@@ -19,7 +19,7 @@ from ...bus.permissions import NotAllowed, request
 from ...schemas import codec, subjects
 from ...schemas.jobs import JobEvent, JobEventKind, JobTask
 from ..jobs.job import Job
-from ..jobs.listing import listed, task_of
+from ..jobs.listing import listed, public, task_of
 from ..jobs.records import state_key
 from .job_records import JobRecords, encoded
 
@@ -143,7 +143,7 @@ class JobEvents:
                     time=datetime.now(UTC),
                     job=listed(job, brief=not new),
                     version=version,
-                    tasks=[task_of(job, each) if isinstance(each, int) else each for each in left[:count]],
+                    tasks=[task_of(job, each) if isinstance(each, int) else public(job, each) for each in left[:count]],
                     planner=self._planner,
                 )
                 data = codec.encode(event, codec.JSON)

@@ -74,8 +74,15 @@ def task_of(job: Job, index: int) -> JobTask:
     """A task as it is published."""
     task = job.view(index).listed()
     if task.state is JobState.PENDING and index in job.held_tasks:
-        return replace(task, message="held")
-    return task
+        task = replace(task, message="held")
+    return public(job, task)
+
+
+def public(job: Job, task: JobTask) -> JobTask:
+    """A task as everyone may see it: without the file that the job names for its output."""
+    if not job.stored.spec.output or not any(part.log_file for part in task.parts):
+        return task
+    return replace(task, parts=[replace(part, log_file="") for part in task.parts])
 
 
 def listing(jobs: Iterable[Job], only: JobFilter, max_bytes: int, why: Callable[[Job], str] = lambda _: "") -> Jobs:

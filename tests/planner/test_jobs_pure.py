@@ -100,12 +100,8 @@ def test_a_listing_is_cut_at_the_size_of_a_message_and_pages_over_the_tasks_of_o
     assert listing(jobs, JobFilter(name="swe*", owner="b"), 5_000).total == 0
 
 
-def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
-    """By this planner where the task is submitted again, and by the next one where this one was killed."""
-    table, now = JobTable(), 1_700_000_000.0
-    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["false"]))
-    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
-    lease = Lease(
+def a_lease(now: float) -> Lease:
+    return Lease(
         lease_id="L1",
         owner="ann",
         state=LeaseState.ACTIVE,
@@ -114,7 +110,14 @@ def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
         granted_at=time_of(now),
         expires_at=time_of(now + 600),
     )
-    assert table.granted(Attempt("1", 0, 1), lease, now)
+
+
+def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
+    """By this planner where the task is submitted again, and by the next one where this one was killed."""
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["false"]))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+    assert table.granted(Attempt("1", 0, 1), a_lease(now), now)
     part = TaskPart(host="a", state=JobState.FAILED, exit_code=3, ended_at=time_of(now))
     table.reported("a", RunReport(run_id="1_0.1", lease_id="L1", part=part), now)
     assert table.resubmit(job, [], now) == 1
@@ -122,3 +125,15 @@ def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
     last = Task.restored(job.tasks[0].stored()).last
     assert last is not None
     assert [(one.attempt, one.state, one.exit_code) for one in (ended, last)] == [(1, JobState.FAILED, 3)] * 2
+
+
+@pytest.mark.parametrize(("output", "shown"), [("", "/runner/output"), ("secret-%j", "")])
+def test_a_file_that_a_job_names_is_not_listed(output: str, shown: str) -> None:
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["true"], output=output))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+    assert table.granted(Attempt("1", 0, 1), a_lease(now), now)
+    part = TaskPart(host="a", state=JobState.RUNNING, log_file="/runner/output")
+    table.reported("a", RunReport(run_id="1_0.1", lease_id="L1", part=part), now)
+    [listed] = listing([job], JobFilter(tasks=True), 1_000_000).jobs
+    assert [part.log_file for part in listed.tasks[0].parts] == [shown]
