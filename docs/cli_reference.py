@@ -37,7 +37,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     ),
     "CORRAL_JOB_ID": (
         "–",
-        "Id of the job. Set by the runner for the processes of [jobs](../jobs.md#what-a-job-sees), as are the next ones.",
+        "Id of the job. Set by the runner for the processes of [jobs](../jobs.md#what-a-job-sees), like the next ones.",
     ),
     "CORRAL_JOB_NAME": ("–", "Name of the job; empty without one."),
     "CORRAL_ATTEMPT": ("–", "Number of the attempt, from 1."),
