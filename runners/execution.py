@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING or __package__:
     from ..bus import processes
@@ -19,6 +19,9 @@ else:
 
 Files = tuple[int | None, int, int]
 """Descriptors of standard input, output and error of a command; None for an empty input."""
+_VARIABLES: Final = 100
+VARIABLES_FILE: Final = f"/proc/self/fd/{_VARIABLES}"
+"""File with the variables of a command that are not in its environment, a line each."""
 
 
 def start(
@@ -27,7 +30,7 @@ def start(
     """Start a command in a session of its own.
 
     Args:
-        command: its words and its environment.
+        command: its words, its environment, and its variables for `VARIABLES_FILE`.
         start: the run's account and directory; see `runners/start.py`.
         files: its standard files.
         terminal: its standard input is the terminal that controls it.
@@ -76,6 +79,8 @@ def _execute(
         os.umask(0o022)
         os.environ.clear()
         os.environ.update(command["environment"])
+        if command.get("variables"):
+            _offer(command["variables"])
         processes.restore_signals()
         try:
             os.chdir(start["directory"])
@@ -89,3 +94,11 @@ def _execute(
         os.write(give, json.dumps({"code": code, "message": f"{command['words'][0]}: {words}"}).encode())
     finally:
         os._exit(127)
+
+
+def _offer(variables: dict[str, str]) -> None:
+    """Write variables to a file in memory, which the command inherits."""
+    with os.fdopen(os.memfd_create("variables"), "w", encoding="utf-8") as file:
+        file.writelines(f"{key}={value}\n" for key, value in variables.items())
+        file.flush()
+        os.dup2(file.fileno(), _VARIABLES)

@@ -66,7 +66,10 @@ def start_of(
     return {
         "lease_id": run.lease_id,
         "executor": executor,
-        "commands": [{"words": each.words, "environment": each.environment} for each in confined.commands],
+        "commands": [
+            {"words": each.words, "environment": each.environment, "variables": each.variables}
+            for each in confined.commands
+        ],
         "account": None if own is None else {"uid": own.uid, "gid": own.gid, "groups": own.groups},
         # Who owns the folder of script and output, also where a container's client runs as the runner itself.
         "owner": {"uid": account.uid, "gid": account.gid, "groups": account.groups} if account.switched else None,

@@ -42,6 +42,8 @@ def check(spec: JobSpec) -> Array:
     """
     _check_command(spec)
     _check_request(spec)
+    if spec.image.startswith("-") or any(character.isspace() for character in spec.image):
+        raise InvalidJob(f"{spec.image!r} is no image", "$.image")
     if spec.directory and not spec.directory.startswith("/"):
         raise InvalidJob(f"directory is {spec.directory!r}: give an absolute path on the host", "$.directory")
     for name in spec.environment:

@@ -17,10 +17,13 @@ class Command(Struct, frozen=True, kw_only=True):
     Attributes:
         words: the command and its arguments.
         environment: all of its environment.
+        variables: further ones, that it finds as lines of the file `VARIABLES_FILE`: those of a container, which must
+            not affect the client of the container itself.
     """
 
     words: list[str]
     environment: dict[str, str]
+    variables: dict[str, str] = {}
 
 
 class Confined(Struct, frozen=True, kw_only=True):

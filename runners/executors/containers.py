@@ -1,8 +1,9 @@
 """Jobs in containers of Podman or Docker, with their devices by CDI names.
 
 The client of the container runs under the supervisor like any command: it passes signals on and ends with the exit code
-of the container's command, so that 137 is a command that ended with 137, or by SIGKILL. Values of variables are in the
-client's environment, not in its arguments.
+of the container's command, so that 137 is a command that ended with 137, or by SIGKILL. The client runs as the runner's
+account, so nothing of the job may affect it: the job's variables are in a file in memory, neither in the client's
+environment (such as `LD_PRELOAD`) nor in its arguments, which others see.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ..accounts import Account
+from ..execution import VARIABLES_FILE
 from .command import Command, Confined, Work, limits
 from .devices import cdi_names
 
@@ -40,8 +42,10 @@ def confine(program: str, work: Work) -> Confined:
     """Execute the commands in a container each.
 
     Raises:
-        ValueError: a device has no CDI name.
+        ValueError: a device has no CDI name, or the job can't be passed to a container's client.
     """
+    if work.image.startswith("-") or any(character.isspace() for character in work.image):
+        raise ValueError(f"{work.image!r} is no image")
     devices = cdi_names(work.run.grants)
     own = names(work.key, len(work.commands))
     return Confined(
@@ -66,11 +70,12 @@ def _command(program: str, work: Work, name: str, command: Command, devices: lis
         if path != "/" and Path(path).is_dir():
             words += ["--volume", f"{path}:{path}"]
     words += ["--workdir", work.directory]
-    # A name without a value: the client takes that from its own environment.
-    words += [f"--env={key}" for key in inside if key not in _CLIENTS_OWN]
-    words += [f"--env={key}={inside[key]}" for key in _CLIENTS_OWN if key in inside]
+    for key, value in inside.items():
+        if "\n" in key + value or key.startswith("#"):
+            raise ValueError(f"{program} does not take the variable {key!r}: it has a line break, or is a comment")
+    words += [f"--env-file={VARIABLES_FILE}"]
     own = {key: os.environ[key] for key in _CLIENTS_OWN if key in os.environ}
-    return Command(words=[*words, work.image, *command.words], environment=inside | own)
+    return Command(words=[*words, work.image, *command.words], environment=own, variables=inside)
 
 
 def _user(program: str, account: Account) -> list[str]:

@@ -49,6 +49,7 @@ def test_each_attempt_runs_once_and_each_task_ends_whatever_happens(seed: int) -
         ("$.script", {"command": [], "script": "echo\n"}),
         ("$.arguments", {"arguments": ["x"]}),
         ("$.directory", {"directory": "here"}),
+        ("$.image", {"image": "--privileged"}),
         ("$.output", {"output": "a\0b"}),
         ("$.array", {"array": "5-1"}),
         ("$.preempt_signal", {"preempt_signal": "SIGNOT"}),

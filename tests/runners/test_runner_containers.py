@@ -74,14 +74,19 @@ async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit
 ) -> None:
     await planner.until(lambda: planner.token)
     assert "podman" in planner.all_reports[-1].executors
-    script = 'echo "$TOKEN|$FAKE_GPU_1|$FAKE_GPU_2|$PWD|$CORRAL_JOB_ID"; ls /dev; exit 41'
-    fields = {"image": IMAGE, "directory": str(tmp_path), "environment": {"TOKEN": "secret-of-the-job"}}
+    script = 'echo "$TOKEN|$FAKE_GPU_1|$FAKE_GPU_2|$PWD|$CORRAL_JOB_ID|$CONTAINERS_STORAGE_CONF"; ls /dev; exit 41'
+    fields = {
+        "image": IMAGE,
+        "directory": str(tmp_path),
+        "environment": {"TOKEN": "secret-of-the-job", "CONTAINERS_STORAGE_CONF": "/of-the-job"},
+    }
     await planner.push(a_run("sh", "-c", script, **fields))
     report = await planner.ended("1.1")
     out = printed(planner, "1.1")
     assert (report.part.exit_code, report.part.executor) == (41, "podman"), out
     lines = out.splitlines()
-    assert lines[0] == f"secret-of-the-job|1||{tmp_path}|1"
+    # The client of the container runs as the runner's account: a job's variables have no effect on it.
+    assert lines[0] == f"secret-of-the-job|1||{tmp_path}|1|/of-the-job"
     assert "full" in lines
     assert "kmsg" not in lines
 
@@ -105,6 +110,10 @@ async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit
     report = await planner.ended("2.1")
     assert report.part.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL) or report.part.signal
     assert containers(podman) == []
+
+    # An option in place of an image is none: the client would take it.
+    await planner.push(a_run("busybox", "true", job=4, image="--privileged"))
+    assert "is no image" in (await planner.state("4.1", JobState.FAILED)).part.message
 
     # Its runner says what it lacks.
     nameless = a_run("true", job=3, image=IMAGE, grants=[Grant(host="node-7", device="GPU-9", index=9)])
