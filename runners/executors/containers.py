@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -42,10 +43,13 @@ def confine(program: str, work: Work) -> Confined:
     """Execute the commands in a container each.
 
     Raises:
-        ValueError: a device has no CDI name, or the job can't be passed to a container's client.
+        ValueError: a device has no CDI name, the job can't be passed to a container's client, or its account may not
+            enter its directory, which the client would mount with the runner's rights.
     """
     if work.image.startswith("-") or any(character.isspace() for character in work.image):
         raise ValueError(f"{work.image!r} is no image")
+    if work.account.switched and not may_enter(work.account, work.directory):
+        raise ValueError(f"{work.account.name} may not enter {work.directory}")
     devices = cdi_names(work.run.grants)
     own = names(work.key, len(work.commands))
     return Confined(
@@ -76,6 +80,15 @@ def _command(program: str, work: Work, name: str, command: Command, devices: lis
     words += [f"--env-file={VARIABLES_FILE}"]
     own = {key: os.environ[key] for key in _CLIENTS_OWN if key in os.environ}
     return Command(words=[*words, work.image, *command.words], environment=own, variables=inside)
+
+
+def may_enter(account: Account, path: str) -> bool:
+    """True if an account may enter a directory, through all those above it."""
+    words = ["/usr/bin/test", "-x", path]
+    found = subprocess.run(
+        words, user=account.uid, group=account.gid, extra_groups=account.groups, cwd="/", env={}, check=False
+    )
+    return found.returncode == 0
 
 
 def _user(program: str, account: Account) -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from corral.runners.accounts import Account
+from corral.runners.executors.containers import may_enter
 from corral.runners.executors.devices import cdi_names, device_nodes
 from corral.schemas.requests import Grant
 
@@ -71,3 +75,13 @@ def test_a_container_gets_its_devices_by_name_or_number(tmp_path: Path) -> None:
             cdi_names([wrong], [tmp_path])
     with pytest.raises(ValueError, match="names GPU-c"):
         cdi_names([grant("GPU-c", 2)], [tmp_path / "missing", tmp_path])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another account")
+def test_a_container_mounts_no_directory_that_its_account_may_not_enter() -> None:
+    private = Path(tempfile.mkdtemp(dir="/tmp"))  # 0700, with what anybody may read inside
+    (private / "inside").mkdir(mode=0o755)
+    account = Account("alice", 1234, 1234, [1234], "/", "/bin/sh", switched=True)
+    assert [may_enter(account, str(path)) for path in (private / "inside", Path("/tmp"))] == [False, True]
+    (private / "inside").rmdir()
+    private.rmdir()
