@@ -145,6 +145,7 @@ class _Attached:
         if not self._lost:
             self._send(EXIT, json.dumps(self._exit(failure)).encode())
             self._flush()
+            self._await_close()
 
     def _begin(self) -> dict[str, Any] | None:
         size = self._wanted["terminal"]
@@ -334,6 +335,18 @@ class _Attached:
         while self._sending and time.monotonic() < end:
             select.select([], [self._control], [], 0.5)
             self._flush_some()
+
+    def _await_close(self) -> None:
+        """Wait until the runner has closed the connection: it has read everything then.
+
+        Closing it with something unread, such as a request for more output, is an error at the other end, for which
+        asyncio drops what it has not handed on yet.
+        """
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+            self._control.settimeout(5.0)
+            while self._control.recv(65536):
+                pass
 
     # The end
 

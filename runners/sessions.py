@@ -161,21 +161,21 @@ class Session:
             self._writer.write(attached.HEADER.pack(kind, len(content)) + content)
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
-        found = AttachExit(end=AttachEnd.LOST, message="the session was ended on the host")
         try:
             while True:
                 kind, length = attached.HEADER.unpack(await reader.readexactly(attached.HEADER.size))
                 content = await reader.readexactly(length)
                 if kind == attached.EXIT:
-                    found = _exit_of(json.loads(content))
-                elif kind == attached.TAKEN:
+                    self.end(_exit_of(json.loads(content)))
+                    return
+                if kind == attached.TAKEN:
                     self._taken = self._written
                     self._input.set()
                 else:
                     self._frames.append((kind, content))
                     self._news.set()
         except (asyncio.IncompleteReadError, OSError):
-            self.end(found)
+            self.end(AttachExit(end=AttachEnd.LOST, message="the session was ended on the host"))
 
     def end(self, exit_: AttachExit) -> None:
         """End the session with its processes, unless it has ended already."""

@@ -237,6 +237,8 @@ class TopApp(App[None]):
                 self._write()
 
     def _write(self) -> None:
+        if not self.query("#summary"):  # the program ends, and its widgets are gone before what refreshes them
+            return
         seen = self._fleet.last
         notice = Text()
         if seen is not None:

@@ -120,8 +120,8 @@ def submit(
         list[str] | None,
         typer.Option(
             "--after",
-            metavar="JOB[:ok|any|failed]",
-            help="Start once this job has ended well, or as said. Repeatable.",
+            metavar="JOB",
+            help="Start once this job is done; JOB:any once it has ended, JOB:failed if it was not done. Repeatable.",
             rich_help_panel=_JOB,
         ),
     ] = None,

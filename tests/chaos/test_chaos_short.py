@@ -16,5 +16,5 @@ def test_nothing_is_lost_and_nothing_is_there_twice(name: str, tmp_path: Path, m
     account = account_of(name, tmp_path, 4, apart=False)
     assert account.wrong == [], account
     assert account.rows_found == account.rows_expected > 200
-    assert account.leases_found == account.leases_expected > 5
+    assert account.leases_found == account.leases_expected > 0
     assert account.promised_twice == account.messages_missing == account.rows_doubled == 0

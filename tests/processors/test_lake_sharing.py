@@ -101,7 +101,7 @@ async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: f
     raise AssertionError(f"the parts are not owned as they should be: {found}")
 
 
-PARTS = PARTITIONS + 4
+PARTS = PARTITIONS + 5
 """Of the samples, inventories, facts, requests and maintenance."""
 
 

@@ -225,7 +225,7 @@ from corral.client import connect
 STUBBORN = "trap '' HUP TERM; echo ready; sleep 1000"
 async def main():
     async with connect(os.environ["CORRAL_NATS_URL"], owner="alice") as client:
-        session = await client.jobs.attach("1000", ["sh", "-c", STUBBORN], lost_seconds=1)
+        session = await client.jobs.attach("1000", ["sh", "-c", STUBBORN], lost_seconds=4)
         async for some in session.output():
             print(some.output.decode(), flush=True)
 asyncio.run(main())
