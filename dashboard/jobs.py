@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar
@@ -199,7 +200,7 @@ def _failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-class _Running:
+class _Running(ABC):
     """Something that is kept up to date by a background task, from `start` to `stop`."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -215,8 +216,8 @@ class _Running:
         if self._running is not None:
             self._running.cancel()
 
-    async def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _run(self) -> None: ...
 
 
 R = TypeVar("R", bound=_Running)

@@ -21,6 +21,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from ...client import Client, CorralError, QueryResult, Rejected
+from ...client.job_names import Selection
 from ...client.request import RequestFields
 from ...schemas import operations, requests
 from .. import render
@@ -228,9 +229,8 @@ async def _scenes(client: Client, show: Show) -> None:
     await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted) + tasks, ended=ended))
     if sweep:
         show.scene("What the sweep used of what it asked for", f"corral job {sweep}")
-        listing = await client.jobs.get(sweep)
-        used = await job_summary.usage(client, listing.tasks)
-        show.pairs([(name, escape(value)) for name, value in job_summary.lines(listing.job, listing.tasks, used)])
+        used = await job_summary.used(client, Selection(sweep))
+        show.pairs([(name, escape(value)) for name, value in used])
     for question in QUESTIONS:
         show.scene(question.words, None)
         show.answer(question.sql.strip(), await client.query(question.sql))

@@ -100,15 +100,15 @@ def job(
         async with connected(nats, timeout=timeout) as client:
             return await client.jobs.show(chosen, operator=override)
 
-    async def work() -> tuple[JobListing, dict[str, Any]]:
+    async def work() -> tuple[JobListing, list[tuple[str, str]]]:
         async with connected(nats, timeout=timeout) as client:
             listing = await client.jobs.get(chosen)
-            return listing, {} if json else await job_summary.usage(client, listing.tasks)
+            return listing, [] if json else await job_summary.used(client, chosen)
 
     if script:
         _print_script(run(details()), json)
         return
-    listing, used = run(work())
+    listing, summary = run(work())
     if chosen.indexes and not listing.tasks:
         raise exits.CommandError(f"job {chosen.job_id} has no such task: it has {listing.job.array or 'one'}",
                                  exits.NOT_YOURS)  # fmt: skip
@@ -123,7 +123,6 @@ def job(
         out.print(job_tables.tasks_table(listing, shown))
     if len(listing.tasks) > len(shown):
         out.print(f"[dim]… and {len(listing.tasks) - len(shown)} more tasks (--most)[/]")
-    summary = job_summary.lines(listing.job, listing.tasks, used)
     if summary:
         out.print()
         out.print(_pairs("used", [(name, escape(value)) for name, value in summary]))
