@@ -17,23 +17,25 @@ HOST = "sim-0002"
 async def test_a_coroutine_takes_devices_and_gives_others_back(cluster: LocalCluster) -> None:
     async with connect(cluster.url, owner="ann") as ann, connect(cluster.url, owner="bob") as bob:
         seen: list[ResizeKind] = []
-        answered = asyncio.Event()
+        answered = {kind: asyncio.Event() for kind in ResizeKind}
 
         async def resize(notice: Resize) -> None:
             seen.append(notice.kind)
             await held.accept_resize(first if notice.kind is ResizeKind.REQUEST else ())
-            answered.set()
+            answered[notice.kind].set()
 
         blocker = await bob.request(gpus=3, hosts=HOST)
         async with ann.lease(gpus="1-3", hosts=HOST, ttl=60, on_resize=resize) as held:
             first = held.devices
             assert (len(first), held.lease.elastic) == (1, GpuRange(min=1, max=3))
             await bob.release(blocker.lease.lease_id)
-            await asyncio.wait_for(answered.wait(), 20)
+            await asyncio.wait_for(answered[ResizeKind.OFFER].wait(), 20)
             assert (len(held.devices), held.resize) == (3, None)
             assert len(next(iter(held.lease.environment.values()))["CUDA_VISIBLE_DEVICES"].split(",")) == 3
             got = await bob.request(gpus=2, hosts=HOST, wait="30s")
             assert first[0] in [grant.device for grant in got.lease.grants]  # the one that was named
+            # The planner may answer bob before ann, who has agreed.
+            await asyncio.wait_for(answered[ResizeKind.REQUEST].wait(), 20)
             assert first[0] not in held.devices
             await bob.release(got.lease.lease_id)
         assert seen[:2] == [ResizeKind.OFFER, ResizeKind.REQUEST]
