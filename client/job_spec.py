@@ -44,6 +44,8 @@ class JobFields(RequestFields, total=False):
     """variables to set (`environment`)"""
     directory: str | Path
     """working directory on the host; that of this process for a Python function, else the home of the account"""
+    group: str
+    """group to charge, of which the owner must be a member"""
     output: str
     image: str
     array: str | Sequence[int]
@@ -64,7 +66,7 @@ class JobFields(RequestFields, total=False):
 
 _JOB_ONLY: Final = frozenset(JobFields.__annotations__) - frozenset(RequestFields.__annotations__)
 _AS_THEY_ARE: Final = (
-    *("output", "image", "retries", "requeue", "tasks_per_host", "held", "preempt_signal", "submit_id"),
+    *("group", "output", "image", "retries", "requeue", "tasks_per_host", "held", "preempt_signal", "submit_id"),
 )
 
 

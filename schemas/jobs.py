@@ -94,6 +94,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         arguments: of the script.
         environment: variables to set. Only the owner, operators and the runner see them.
         directory: working directory on the host, absolute; empty for the home of the account.
+        group: group that the job is charged to: the one of its owner, or one around that; any other is refused. Empty
+            for the owner's, whichever it is.
         output: file on the host for what the command prints, absolute or relative to the working directory, with `%j`
             for the job's id and `%a` for the index; empty for a file of the runner's.
         image: container image to run the command in; empty for none.
@@ -116,6 +118,7 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     arguments: Annotated[list[Word], Meta(max_length=4096)] = []
     environment: Annotated[dict[VariableName, Word], Meta(max_length=4096)] = {}
     directory: Annotated[str, Meta(max_length=4096)] = ""
+    group: Annotated[str, Meta(max_length=128)] = ""
     output: Annotated[str, Meta(max_length=4096)] = ""
     image: ShortText = ""
     array: Annotated[str, Meta(max_length=4096)] = ""

@@ -136,6 +136,12 @@ def submit(
             rich_help_panel=_JOB,
         ),
     ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group", metavar="GROUP", help="Group to charge: one that the owner is in.", rich_help_panel=_JOB
+        ),
+    ] = None,
     hold: Annotated[
         bool, typer.Option("--hold/--no-hold", help="Don't start it before corral unhold.", rich_help_panel=_JOB)
     ] = False,
@@ -252,6 +258,7 @@ def submit(
         "gpus_per_host": gpus_per_host,
         "array": array,
         "after": after,
+        "group": group,
         "submit_id": submit_id,
         "directory": cd,
         "output": output,

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ...schemas.jobs import JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction, submitted
 from ...schemas.requests import Error
 from ..durable.store import Store
 from ..fleet.fleet import Fleet
 from ..jobs import listing
-from ..jobs.checks import InvalidJob, check, number_of_signal, placed_request
+from ..jobs.checks import InvalidJob, check, check_group, number_of_signal, placed_request
 from ..jobs.job import Job
 from ..jobs.listing import listed
 from ..jobs.records import NEXT_ID, StoredJob, job_key, state_key, task_key
@@ -94,7 +95,9 @@ class JobCommands:
             except InvalidJob as error:
                 await caller.answer(Error(code=error.code, message=str(error), field=error.field))
                 return
-            await caller.answer(listed(job))
+            ungrouped = f"There are no groups: the job is not charged to {spec.group!r}"
+            warnings = [ungrouped] if spec.group and not job.stored.group else []
+            await caller.answer(replace(listed(job), warnings=warnings))
             self._jobs.carry_out()
 
     async def _submit_once(self, spec: JobSpec, key: tuple[str, str]) -> Job:
@@ -110,6 +113,8 @@ class JobCommands:
     async def _submit(self, spec: JobSpec, digest: str) -> Job:
         check(spec)
         owner = spec.request.owner
+        group = self._group_of(owner)
+        check_group(spec.group, owner, group)
         self._check_possible(spec)
         self._table.check_dependencies(spec.after)
         job_id = await self._new_id()
@@ -118,7 +123,7 @@ class JobCommands:
             job_id=job_id,
             spec=submitted(spec),
             submitted_at=now,
-            group=self._group_of(owner),
+            group=group,
             digest=digest,
         )
         value = encoded(stored)

@@ -96,6 +96,21 @@ def _check_request(spec: JobSpec) -> None:
         raise InvalidJob("hosts says on how many hosts the devices are: leave gpus_per_host out", "$.request")
 
 
+def check_group(wanted: str, owner: str, group: str) -> None:
+    """Check that a job may be charged to a group; where there are none, any name will do.
+
+    Args:
+        wanted: that the job names; empty for none.
+        owner: of the job.
+        group: of the owner; empty where there are no groups.
+
+    Raises:
+        InvalidJob: the owner is not a member of the group.
+    """
+    if wanted and group and wanted != group and not group.startswith(f"{wanted}/"):
+        raise InvalidJob(f"{owner!r} is not a member of group {wanted!r}, but of {group!r}", "$.group")
+
+
 def array_of(spec: JobSpec) -> Array:
     """Indexes of a job.
 

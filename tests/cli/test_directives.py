@@ -45,6 +45,7 @@ def options(*lines: str) -> str:
         (["--export=NONE,DATA,MODE=fast"], "--gpus 0 --cpus 1 --env DATA --env MODE=fast"),
         (["-D /data", "--requeue", "-H", "-W", "-w node-7"],
          "--gpus 0 --cpus 1 --host node-7 --cd /data --requeue --hold --wait"),
+        (["-A vision"], "--gpus 0 --cpus 1 --group vision"),
         (["--job-name='my job'  # as it is called"], "--gpus 0 --cpus 1 --name my job"),
         (["--time=UNLIMITED", "--gpus=1", "--gpus=3"], "--gpus 3"),
     ],
@@ -86,14 +87,14 @@ def test_what_is_unknown_is_named_with_its_line(line: str, why: str) -> None:
 def test_what_has_no_effect_is_said() -> None:
     found = read_directives(
         script(
-            "--partition=gpu -A lab", "--mail-type=END", "--export=ALL", "-N 2", "--ntasks-per-node=2", "-i /dev/null"
+            "--partition=gpu -q high", "--mail-type=END", "--export=ALL", "-N 2", "--ntasks-per-node=2", "-i /dev/null"
         )
         + "srun python eval.py --seed $SLURM_ARRAY_TASK_ID ${SLURM_ARRAY_TASK_ID}\n# srun $SLURM_PROCID\n"
         + "export X=$SLURM_CLUSTER_NAME\n"
     )
     assert found.unknown == ()
     assert [(note.line, note.text) for note in found.notes] == [
-        *((2, "--partition=gpu"), (2, "-A lab"), (3, "--mail-type=END"), (4, "--export=ALL"), (5, "-N 2")),
+        *((2, "--partition=gpu"), (2, "-q high"), (3, "--mail-type=END"), (4, "--export=ALL"), (5, "-N 2")),
         *((6, "--ntasks-per-node=2"), (10, "SLURM_ARRAY_TASK_ID"), (10, "srun"), (12, "SLURM_CLUSTER_NAME")),
     ]
     assert found.notes[6].why == "$CORRAL_ARRAY_INDEX"

@@ -52,7 +52,7 @@ async def test_a_script_goes_with_its_options_and_the_command_line_wins(
     corral: Corral, planner: JobsPlanner, script: Callable[..., str]
 ) -> None:
     file = script(
-        "#CORRAL --gpus-per-host 4 --memory 20GiB --retries 3 --requeue --name deep",
+        "#CORRAL --gpus-per-host 4 --memory 20GiB --retries 3 --requeue --name deep --group lab",
         "#CORRAL --env A=script --env B=script --label team=vision",
     )
     done = await corral("submit", "--gpus", "2", "--no-requeue", "--env", "A=mine", file, "--lr", "0.1")
@@ -61,6 +61,7 @@ async def test_a_script_goes_with_its_options_and_the_command_line_wins(
     spec = planner.specs["1000"]
     assert (spec.request.gpus, spec.request.gpu_memory_bytes, spec.request.name) == (2, 20 * 2**30, "deep")
     assert (spec.retries, spec.requeue, spec.arguments) == (3, False, ["--lr", "0.1"])
+    assert spec.group == "lab"
     assert (spec.environment, spec.request.labels) == ({"A": "mine", "B": "script"}, {"team": "vision"})
     assert spec.script.endswith("python train.py\n")
     # A variable goes between: after the command line, before the script.

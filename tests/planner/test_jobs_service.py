@@ -323,8 +323,9 @@ async def test_bad_messages_are_refused_with_the_field(
         for code, field, fields in cases:
             answer = await ask(nc, "submit.ann", {**base, **fields})
             assert (answer["type"], answer.get("code"), answer.get("field")) == ("error", code, field), answer
-        once = {**base, "submit_id": "s1", "environment": {"SECRET": "x"}}
+        once = {**base, "submit_id": "s1", "environment": {"SECRET": "x"}, "group": "lab"}
         job = await ask(nc, "submit.ann", once)
+        assert (job["group"], job["warnings"]) == ("", ["There are no groups: the job is not charged to 'lab'"])
         assert (await ask(nc, "submit.ann", once))["job_id"] == job["job_id"]
         assert (await ask(nc, "submit.ann", {**once, "command": ["true"]}))["code"] == "conflict"
         assert "SECRET" not in str(await ask(nc, "jobs"))
@@ -335,7 +336,14 @@ async def test_bad_messages_are_refused_with_the_field(
         assert (await ask(nc, "job.ann", {"job_id": job["job_id"], "verb": "cancel", "indexes": [4]}))["code"] == (
             "not_found"
         )
-        assert (await ask(nc, "submit.ann", base))["type"] == "job"
+        await ask(nc, "set_groups", {"set": [{"name": "lab/vision", "members": ["ann"]}, {"name": "lab/nlp"}]})
+        refused = await ask(nc, "submit.ann", {**base, "group": "lab/nlp"})
+        assert (refused["field"], refused["message"]) == (
+            "$.group",
+            "'ann' is not a member of group 'lab/nlp', but of 'lab/vision'",
+        )
+        charged = await ask(nc, "submit.ann", {**base, "group": "lab"})
+        assert (charged["group"], charged["warnings"]) == ("lab/vision", [])
         assert (await ask(nc, "submit.ann", base))["code"] == "too_many_requests"
         shown = await ask(nc, "job_override.opal", {"action": {"job_id": job["job_id"], "verb": "cancel"}})
         assert shown["changed"] == 1
