@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ...client import Client, NotOwner, errors
 from ...client.job_names import Selection, parse_selection
+from ...client.job_results import exit_code
 from ...schemas import jobs as messages
 from ...schemas.jobs import JobDetails, JobListing, JobState
 from ...schemas.misspelt import closest
@@ -77,6 +78,9 @@ def _state(text: str) -> JobState:
 
 def job(
     which: Annotated[str, typer.Argument(metavar="JOB", help="Job or tasks: 1234, 1234_7, 1234_[0-9].")],
+    wait: Annotated[
+        bool, typer.Option("--wait", "-W", help="Wait until it has ended, and end with its exit code.")
+    ] = False,
     script: Annotated[bool, typer.Option("--script", help="Print its script or command; only your own jobs.")] = False,
     override: Annotated[bool, typer.Option("--override", help="As an operator, with --script.")] = False,
     most: Annotated[int, typer.Option("--most", help="Maximum number of tasks to show.")] = 20,
@@ -88,8 +92,11 @@ def job(
 
     The summary counts the last attempt of each task. What GPUs did comes from the history, so a processor must run.
 
+    With --wait the exit code is that of the job, or of the tasks that are named, as of 'corral submit --wait'.
+
     Examples:
       corral job 1234
+      corral job 1234 --wait
       corral job 1234_7
       corral job 1234 --script
       corral job 1234 --json
@@ -102,7 +109,7 @@ def job(
 
     async def work() -> tuple[JobListing, list[tuple[str, str]]]:
         async with connected(nats, timeout=timeout) as client:
-            listing = await client.jobs.get(chosen)
+            listing = await (client.jobs.wait(chosen) if wait else client.jobs.get(chosen))
             return listing, [] if json else await job_summary.used(client, chosen)
 
     if script:
@@ -114,7 +121,13 @@ def job(
                                  exits.NOT_YOURS)  # fmt: skip
     if json:
         print_json(listing)
-        return
+    else:
+        _print_job(listing, summary, most)
+    if wait and (code := exit_code(listing.tasks)):
+        raise typer.Exit(code)
+
+
+def _print_job(listing: JobListing, summary: list[tuple[str, str]], most: int) -> None:
     out = console()
     out.print(_pairs(f"job {listing.job.job_id}", job_tables.details(listing)))
     shown = job_tables.shown_tasks(listing.tasks, most)

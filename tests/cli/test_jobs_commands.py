@@ -171,6 +171,12 @@ async def test_jobs_are_listed_and_shown(corral: Corral, planner: JobsPlanner) -
         assert text in shown, text
     assert (await corral("job", "1001", "--script", CORRAL_OWNER="ben")).stdout == "python 'a b.py'\n"
     assert (await corral("job", "1001", "--script")).returncode == 5
+    waiting = asyncio.create_task(corral("job", "1000_7", "--wait"))
+    for _ in range(2):
+        planner.listed.clear()
+        await planner.listed.wait()
+    planner.set("1000", JobState.FAILED, index=7, exit_code=4)
+    assert (await waiting).returncode == 4
     assert (await corral("job", "99")).returncode == 5
     assert (await corral("job", "1000_100")).returncode == 5
     assert "did you mean running?" in (await corral("jobs", "--state", "runing")).stderr

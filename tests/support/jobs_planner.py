@@ -42,6 +42,7 @@ class JobsPlanner:
         specs: jobs as submitted, by id.
         tasks: of each, by index.
         commands: received, in order.
+        listed: set at each listing that is asked for.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -49,6 +50,7 @@ class JobsPlanner:
         self.specs: dict[str, JobSpec] = {}
         self.tasks: dict[str, dict[int, JobTask]] = {}
         self.commands: list[JobAction | OverrideAction] = []
+        self.listed = asyncio.Event()
         self._by_submit_id: dict[str, str] = {}
 
     async def start(self) -> None:
@@ -101,6 +103,7 @@ class JobsPlanner:
         )
 
     def _list(self, wanted: JobFilter) -> Jobs:
+        self.listed.set()
         found = [
             self.job(job_id)
             for job_id in reversed(self.specs)
