@@ -22,6 +22,7 @@ from .accounts import Accounts
 from .executors import Executors, removal
 from .journal import Journal, RunFolder, run_key
 from .launcher import Launcher
+from .readiness import FolderCheck
 from .start import plan, start_of
 from .state import Action, EarlyEnd, HostRuns, KnownRun, Stop, Verb
 from .status import Status
@@ -73,6 +74,7 @@ class Host:
         except OSError:
             raise HostTaken(f"another runner works with {folder}") from None
         self.runs = HostRuns(name, boot_id())
+        self.readiness = FolderCheck(name, folder, lambda: changed(name, []))
         self._accounts = accounts
         self._executors = executors
         self._launcher = launcher
@@ -137,6 +139,7 @@ class Host:
         """Stop listening; the runs go on."""
         asyncio.get_running_loop().remove_reader(self._news)
         await self._tasks.cancel()
+        await self.readiness.close()
         os.close(self._news)
         self.journal.close()
         os.close(self._lock)
@@ -206,10 +209,12 @@ class Host:
     def _not_kept(self, key: str, error: OSError) -> None:
         """End a run that is not started, since nothing can be written of it, such as on a full disk."""
         log.error("%s can't be started: %s", key, error)
-        self.journal.folder_of(key).forget_order()
+        # What may have been started, or may be by a later start of the runner, must not be started elsewhere.
+        gone = self.journal.folder_of(key).forget_order() and self.journal.begun_in(key) is None
+        self.readiness.fault(error)
         if not self.runs.runs[key].over:
-            why = (error.strerror or str(error)).lower()
-            self.runs.failed(key, f"the runner of {self.name} can't keep it in its folder: {why}")
+            words = (error.strerror or str(error)).lower()
+            self.runs.failed(key, f"the runner of {self.name} can't keep it in its folder: {words}", host_fault=gone)
 
     def _close(self, key: str, run: Run) -> None:
         try:
@@ -347,6 +352,8 @@ class Host:
         if status is None or not self.runs.observed(key, status):
             return False
         self.followed[key] = known
+        if status.host_fault:
+            self.readiness.fault(status.message)
         if first:
             folder.forget_start()
             if known.stop is not None or known.notice:
@@ -362,6 +369,7 @@ class Host:
     def check(self) -> None:
         """Check that all supervisors run: start those that never came, and end what killed ones have left."""
         now = time.monotonic()
+        self.readiness.check()
         self.observe(list(self.runs.runs))
         for key in list(self._untold):
             known = self.runs.runs.get(key)

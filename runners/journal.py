@@ -120,11 +120,16 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "logged").touch()
 
-    def forget_order(self) -> None:
-        """Remove the order of a run that can't be started: a later start of the runner must not take it up."""
+    def forget_order(self) -> bool:
+        """Remove the order of a run that can't be started: a later start of the runner must not take it up.
+
+        Returns:
+            True if nothing is left of it.
+        """
         for name in ("order", "start.json"):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
+        return not any(os.path.lexists(self.path / name) for name in ("order", "start.json"))
 
     def forget_start(self) -> None:
         """Remove what the supervisor was to start: it has been read, or another has started it."""

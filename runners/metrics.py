@@ -19,13 +19,16 @@ MOST_SILENCE_SECONDS: Final = 15.0
 def health_status(
     hosts: Sequence[Host], reporters: Sequence[Reporter], publishers: Sequence[LogPublisher], starts: Histogram
 ) -> HealthStatus:
-    """Health of a runner: it is ready if a planner has answered the reports of all its hosts lately."""
+    """Health of a runner: it is ready if all its hosts can start jobs, and a planner has answered their reports."""
     silent = max((reporter.answered.seconds for reporter in reporters), default=0.0)
     reasons: list[str] = []
     if not reporters or not all(reporter.sent for reporter in reporters):
         reasons.append("no planner has answered its report yet")
     elif silent > MOST_SILENCE_SECONDS:
         reasons.append(f"no planner has answered its reports for {silent:.0f} s")
+    reasons += [
+        f"no jobs are started on {host.name}: {host.readiness.reason}" for host in hosts if host.readiness.reason
+    ]
     states = Counter(part_of(host.name, known).state for host in hosts for known in host.runs.runs.values())
     return HealthStatus(
         reasons,

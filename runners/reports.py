@@ -32,6 +32,8 @@ ANSWER_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 1.0
 FOLLOW_SECONDS: Final = 0.2
 """Time between readings of outputs that grow."""
+MOST_REASON: Final = 256
+"""Characters of the reason why a host starts no jobs, in a report."""
 QUIET_SECONDS: Final = 1.0
 """Time between readings of outputs that don't."""
 _HEADERS: Final = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK}
@@ -62,6 +64,7 @@ class Reporter:
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
         self._last_refusal = ""
+        self._said_unready = ""
         self.answered = LastSeen()
         self.sent = 0
 
@@ -97,7 +100,8 @@ class Reporter:
 
     async def _report(self, keys: Collection[str] | None) -> bool:
         runs, complete = self._host.runs.report(keys)
-        if keys is not None and not runs:
+        unready = self._host.readiness.reason[:MOST_REASON]
+        if keys is not None and not runs and unready == self._said_unready:
             return True
         asked = frozenset(self._host.runs.runs)
         report = RunnerReport(
@@ -107,6 +111,7 @@ class Reporter:
             boot_id=self._host.runs.boot_id,
             version=corral_version(),
             executors=self._executors,
+            unready=unready,
             runs=runs,
             complete=complete,
         )
@@ -119,7 +124,9 @@ class Reporter:
         except (NatsError, OSError, TimeoutError) as error:
             self._refused(str(error) or type(error).__name__)
             return False
-        return self._take(answer.data, codec.content_type(answer.headers), asked)
+        taken = self._take(answer.data, codec.content_type(answer.headers), asked)
+        self._said_unready = unready if taken else self._said_unready
+        return taken
 
     async def _on_orders(self, message: Msg) -> None:
         with contextlib.suppress(codec.DecodeError):

@@ -46,11 +46,13 @@ class EarlyEnd(Struct, frozen=True, kw_only=True):
         state: final.
         message: why.
         exit_code: as a shell's, where the command could not be executed.
+        host_fault: true if the host is why, and no command was executed.
     """
 
     state: JobState
     message: str
     exit_code: int | None = None
+    host_fault: bool = False
 
 
 class Stop(NamedTuple):
@@ -219,9 +221,9 @@ class HostRuns:
         self.runs[key].prepared = True
         self.runs[key].executor = executor
 
-    def failed(self, key: str, message: str) -> None:
+    def failed(self, key: str, message: str, *, host_fault: bool = False) -> None:
         """A run could not be started."""
-        self.runs[key].final = EarlyEnd(state=JobState.FAILED, message=message)
+        self.runs[key].final = EarlyEnd(state=JobState.FAILED, message=message, host_fault=host_fault)
 
     def observed(self, key: str, status: Status) -> bool:
         """A supervisor's status. Returns true if it is news."""
@@ -255,12 +257,14 @@ class HostRuns:
         return [self._report(known) for known in found], keys is None and len(ended) <= MOST_ENDED
 
     def _report(self, known: KnownRun) -> RunReport:
+        final, status = known.final, known.status
         return RunReport(
             run_id=known.run.run_id,
             lease_id=known.run.lease_id,
             part=part_of(self.host, known),
             prepared=known.prepared,
             progress=known.progress,
+            host_fault=final.host_fault if final is not None else status is not None and status.host_fault,
         )
 
 

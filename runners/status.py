@@ -18,6 +18,7 @@ class Status(Struct, frozen=True, kw_only=True):
         exit_code: of the commands: 0, or that of the first that failed; null where a signal ended it.
         signal: that ended it; null if none did.
         failed: true if they could not be executed.
+        host_fault: true if that was by the runner's own folder.
         expired: true if its time limit has ended it.
         peak_memory_bytes: most RAM of its processes together, as far as it was sampled.
         cpu_seconds: CPU time of its processes.
@@ -37,6 +38,7 @@ class Status(Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     failed: bool = False
+    host_fault: bool = False
     expired: bool = False
     peak_memory_bytes: int = 0
     cpu_seconds: float = 0.0

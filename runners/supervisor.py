@@ -161,7 +161,10 @@ class Supervisor:
         try:
             output = self._prepare()
         except OSError as error:
-            return self._failed(126, f"{error.filename or self._folder}: {(error.strerror or '').lower()}")
+            named = str(error.filename or self._start["work"])
+            # What is not in the folder of the run is the file that the job itself has named.
+            own = named.startswith(self._start["work"])
+            return self._failed(126, f"{named}: {(error.strerror or '').lower()}", host_fault=own)
         except ValueError as error:
             # A path with a NUL character.
             return self._failed(126, f"{self._start['output']!r}: {error}")
@@ -204,8 +207,8 @@ class Supervisor:
         }
         return output
 
-    def _failed(self, code: int, message: str) -> bool:
-        self._tell(failed=True, exit_code=code, message=message)
+    def _failed(self, code: int, message: str, *, host_fault: bool = False) -> bool:
+        self._tell(failed=True, exit_code=code, message=message, host_fault=host_fault)
         return False
 
     # What is wanted

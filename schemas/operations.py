@@ -148,6 +148,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
         in_use_devices: number of devices that no lease holds, but that processes without a lease use.
         runner_hosts: number of hosts with a runner, which can take jobs; null from a planner that does not say it.
         without_runner: names of hosts without one, cut to 20.
+        unready_runners: why the runners of hosts start no jobs for now, by host, cut to 20.
     """
 
     hosts: int = 0
@@ -169,6 +170,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
     in_use_devices: int = 0
     runner_hosts: int | None = None
     without_runner: list[str] = []
+    unready_runners: dict[str, str] = {}
 
 
 class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -132,6 +132,7 @@ class RunReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
             to start before, such as after its disk was replaced; `failed` with a message if it could not be started.
         prepared: true if it could be started.
         progress: 0 to 1, as the command says; null if it doesn't.
+        host_fault: true if the host is why it failed, such as by a full disk, and no command of it was executed.
     """
 
     run_id: RunId
@@ -139,6 +140,7 @@ class RunReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     part: TaskPart
     prepared: bool = False
     progress: float | None = None
+    host_fault: bool = False
 
 
 class RunnerReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -151,6 +153,7 @@ class RunnerReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         boot_id: of the host's start: runs of an earlier one are over.
         version: of Corral.
         executors: what can confine jobs here, best first: `systemd`, `podman`, `docker`, `process`.
+        unready: why it can't start jobs for now, such as a full disk; empty if it can. What runs goes on.
         runs: runs that have not been reported as ended, or whose report is not known to be stored.
         complete: true if these are all.
     """
@@ -161,6 +164,7 @@ class RunnerReport(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     boot_id: ShortText = ""
     version: ShortText = ""
     executors: Annotated[list[ShortText], Meta(max_length=16)] = []
+    unready: ShortText = ""
     runs: list[RunReport] = []
     complete: bool = True
 

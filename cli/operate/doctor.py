@@ -342,6 +342,10 @@ async def _runners(client: Client) -> Finding:
     summary = await client.fleet()
     if summary.runner_hosts is None:
         return note("runners", "the planner is of a version without jobs", "update it")
+    if unready := summary.unready_runners:
+        some = "; ".join(f"{host}: {why}" for host, why in list(unready.items())[:_SHOWN])
+        more = f"; and {len(unready) - _SHOWN} more" if len(unready) > _SHOWN else ""
+        return problem("runners", f"no jobs are started on {some}{more}", "have its runner write there again")
     missing = summary.hosts - summary.runner_hosts
     if not missing:
         return ok("runners", f"all {summary.hosts} hosts take jobs")

@@ -81,6 +81,7 @@ def fleet(
         "hosts": str(summary.hosts),
         "devices": f"{summary.devices} ({summary.usable_devices} usable, {summary.leased_devices} leased, "
         f"{summary.in_use_devices} in use without a lease)",
+        **_jobs_row(summary),
         "leases": f"{summary.active_leases} active, {summary.waiting_requests} waiting",
         "memory": f"{format_bytes(summary.memory_used_bytes)} used of {format_bytes(summary.memory_total_bytes)}, "
         f"{format_bytes(summary.memory_free_bytes)} available",
@@ -93,6 +94,14 @@ def fleet(
     for name, value in rows.items():
         made.add_row(f"[dim]{name}[/]", escape(value))
     console().print(made)
+
+
+def _jobs_row(summary: operations.FleetSummary) -> dict[str, str]:
+    """How many hosts start jobs, and why others don't whose runners have said it; nothing of an older planner."""
+    if summary.runner_hosts is None:
+        return {}
+    unready = [f"{host}: {why}" for host, why in summary.unready_runners.items()]
+    return {"jobs": "; ".join([f"on {summary.runner_hosts} of {summary.hosts} hosts", *unready])}
 
 
 def watch(

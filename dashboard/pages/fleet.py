@@ -263,7 +263,7 @@ class _StateCounts:
 
 
 class _Attention:
-    """List of devices that need attention."""
+    """List of devices that need attention, and of hosts that start no jobs."""
 
     def __init__(self) -> None:
         self._place = tag("section", "panel")
@@ -276,16 +276,21 @@ class _Attention:
         ]
         affected.sort(key=lambda each: _WORST.index(each[0]))
         found = [device for _, device in affected]
-        shown = [(device.uuid, cells.state_words(device)) for device in found]
+        hosts = fleet.summary.unready_runners if fleet.summary is not None else {}
+        shown = [(device.uuid, cells.state_words(device)) for device in found], hosts
         if shown == self._shown:
             return
         self._shown = shown
         self._place.clear()
-        self._place.set_visibility(bool(found))
+        self._place.set_visibility(bool(found or hosts))
         with self._place:
             with tag("div", "panel-head"):
                 tag("h2", text="Needs attention")
                 tag("span", "note", f"{len(found):,} device{'' if len(found) == 1 else 's'}")
+            for host, why in hosts.items():
+                tag("p", "note", f"{host} starts no jobs: {why}")
+            if not found:
+                return
             table(("Device", "State", "Model", "Held by"), [_row(device) for device in found[:_ATTENTION]])
             if len(found) > _ATTENTION:
                 tag("a", "note link", f"and {len(found) - _ATTENTION:,} more", href=url("/", metric="health"))

@@ -178,9 +178,10 @@ class JobCommands:
         """Reason why a job waits that is neither held nor waits for others."""
         if job.live or job.ended_at is not None:
             return ""
-        if not self._jobs.runners.hosts:
-            return "no host has a runner"
-        return ""
+        if self._fleet.runners:
+            return ""
+        unready = next(iter(self._fleet.unready_runners.items()), None)
+        return "no host has a runner" if unready is None else f"no runner starts jobs: {': '.join(unready)}"
 
     # Commands
 

@@ -19,7 +19,7 @@ from ...schemas.runs import (
     RunnerReport,
     RunOrders,
 )
-from ..fleet.fleet import Fleet, RunnerGone, RunnerSeen, apply
+from ..fleet.fleet import Fleet, RunnerGone, RunnerSeen, RunnerUnready, apply
 
 log = logging.getLogger("corral.planner.broker.runners")
 
@@ -57,7 +57,7 @@ class Runners:
         planner: id of this planner.
         term: revision of the leader's key.
         lost_seconds: a host whose runner is not heard for so long gets no more jobs.
-        changed: called when a host gets a runner, or has none any more.
+        changed: called when a host gets a runner, or has none any more, or one that starts no jobs for now.
         runs_for: returns the runs for a host about some tasks, without those of which it shall know nothing.
 
     Attributes:
@@ -87,7 +87,7 @@ class Runners:
         self._orders: dict[str, dict[tuple[str, int], None]] = {}
         self._pushing = False
         self._tasks = BackgroundTasks()
-        for host in list(fleet.runners):  # of an earlier term
+        for host in [*fleet.runners, *fleet.unready_runners]:  # of an earlier term
             apply(fleet, RunnerGone(host))
 
     def heard(self, report: RunnerReport) -> Runner:
@@ -96,11 +96,20 @@ class Runners:
         if runner is None:
             runner = self.hosts[report.host] = Runner(report)
             log.info("host %s has a runner (%s)", report.host, ", ".join(report.executors) or "no executor")
-            apply(self._fleet, RunnerSeen(report.host))
-            self._changed()
+            self._label(report)
+        elif runner.report.unready != report.unready:
+            self._label(report)
         runner.report = replace(report, runs=[])
         runner.heard_at = self._clock
         return runner
+
+    def _label(self, report: RunnerReport) -> None:
+        """Have jobs placed on a host, or not while its runner can't start any."""
+        host = report.host
+        if report.unready:
+            log.warning("the runner of host %s starts no jobs for now: %s", host, report.unready)
+        apply(self._fleet, RunnerUnready(host, report.unready) if report.unready else RunnerSeen(host))
+        self._changed()
 
     def tick(self, now: float) -> None:
         """Forget runners that were not heard for long, by a monotonic clock; to be called while they can be heard."""

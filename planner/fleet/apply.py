@@ -16,7 +16,17 @@ from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .blocking import block, count_idle, rebook, refresh, uncount_idle
 from .device import Device, Fault, last_tick
-from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded, RunnerGone, RunnerSeen
+from .events import (
+    Booked,
+    ClockSet,
+    HostForgotten,
+    HostLost,
+    HostSeen,
+    LeaseEnded,
+    RunnerGone,
+    RunnerSeen,
+    RunnerUnready,
+)
 from .faults import left, placed, remember
 from .holdings import free, hold, part_gone, relate, sharing_memory
 from .host import Host
@@ -344,11 +354,19 @@ def _host_seen(fleet: Fleet, event: HostSeen) -> None:
 
 def _runner_seen(fleet: Fleet, event: RunnerSeen) -> None:
     fleet.runners.add(event.host)
+    fleet.unready_runners.pop(event.host, None)
+    _relabel(fleet, event.host)
+
+
+def _runner_unready(fleet: Fleet, event: RunnerUnready) -> None:
+    fleet.runners.discard(event.host)
+    fleet.unready_runners[event.host] = event.reason
     _relabel(fleet, event.host)
 
 
 def _runner_gone(fleet: Fleet, event: RunnerGone) -> None:
     fleet.runners.discard(event.host)
+    fleet.unready_runners.pop(event.host, None)
     _relabel(fleet, event.host)
 
 
@@ -428,6 +446,7 @@ FOLDS: Final[dict[type, Callable[[Fleet, Any], None]]] = {
     HostLost: _host_lost,
     HostSeen: _host_seen,
     RunnerSeen: _runner_seen,
+    RunnerUnready: _runner_unready,
     RunnerGone: _runner_gone,
     HostForgotten: _host_forgotten,
     ClockSet: _clock_set,

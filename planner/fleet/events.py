@@ -25,6 +25,13 @@ class RunnerSeen(Struct, frozen=True):
     host: str
 
 
+class RunnerUnready(Struct, frozen=True):
+    """The runner of a host can't start jobs for now: the host carries no label, as if it had none."""
+
+    host: str
+    reason: str
+
+
 class RunnerGone(Struct, frozen=True):
     """The host has no runner any more."""
 

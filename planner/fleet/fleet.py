@@ -15,7 +15,17 @@ from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .apply import FOLDS, claim_again
 from .blocking import drain_reason, reblock, rebook, recheck, refresh, why_blocked
-from .events import Booked, ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded, RunnerGone, RunnerSeen
+from .events import (
+    Booked,
+    ClockSet,
+    HostForgotten,
+    HostLost,
+    HostSeen,
+    LeaseEnded,
+    RunnerGone,
+    RunnerSeen,
+    RunnerUnready,
+)
 from .holdings import free, hold
 from .host import Host
 from .known import Fleet, Held
@@ -33,6 +43,7 @@ __all__ = [
     "LeaseEnded",
     "RunnerGone",
     "RunnerSeen",
+    "RunnerUnready",
     "advance",
     "apply",
     "drain_reason",
@@ -57,6 +68,7 @@ Event = (
     | HostLost
     | HostSeen
     | RunnerSeen
+    | RunnerUnready
     | RunnerGone
     | HostForgotten
     | ClockSet

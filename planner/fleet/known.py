@@ -93,7 +93,9 @@ class Fleet:
         """Board and host → instances."""
         self.lost_hosts: set[str] = set()
         self.runners: set[str] = set()
-        """Names of hosts with a runner, known or not."""
+        """Names of hosts with a runner that starts jobs, known or not."""
+        self.unready_runners: dict[str, str] = {}
+        """Why the runners of other hosts start none for now, by host."""
         self.claims: dict[str, Claim] = {}
         """Claims of hosts that list devices of other hosts, by name."""
         self.index = Index()

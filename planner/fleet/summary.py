@@ -68,6 +68,7 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
     power: list[float] = []
     memory_of: dict[tuple[str, str | None, int | None], str] = {}
     without_runner: list[str] = []
+    unready: dict[str, str] = {}
     for host, found in _filtered(fleet, only):
         counted = 0
         for device in found:
@@ -106,7 +107,9 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
         listed += counted
         if counted or only is None or not host.devices:
             hosts += 1
-            if host.name not in fleet.runners:
+            if host.name in fleet.unready_runners:
+                unready[host.name] = fleet.unready_runners[host.name]
+            elif host.name not in fleet.runners:
                 without_runner.append(host.name)
     return FleetSummary(
         hosts=hosts,
@@ -123,8 +126,9 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
         temperature_celsius_mean=math.fsum(heat) / len(heat) if heat else None,
         power_watts_total=math.fsum(power) if power else None,
         models=dict(sorted(models.items())),
-        runner_hosts=hosts - len(without_runner),
+        runner_hosts=hosts - len(without_runner) - len(unready),
         without_runner=without_runner[:MOST_HOSTS_NAMED],
+        unready_runners=dict(list(unready.items())[:MOST_HOSTS_NAMED]),
     )
 
 

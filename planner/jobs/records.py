@@ -77,12 +77,14 @@ class Ending(Struct, frozen=True, kw_only=True, omit_defaults=True):
         message: why.
         signal: to send first; 0 for SIGTERM.
         final: true if it is not queued again, whatever the job allows.
+        host_fault: true if it is queued again, whatever the job allows: a host could not start it, and none did.
     """
 
     state: JobState
     message: str = ""
     signal: int = 0
     final: bool = False
+    host_fault: bool = False
 
 
 class StoredTask(Struct, frozen=True, kw_only=True, omit_defaults=True):

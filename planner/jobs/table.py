@@ -316,7 +316,7 @@ class JobTable:
             job.message = task.message if len(job.indexes) == 1 else f"task {task.index}: {task.message}"
         if task.ending is not None and task.ending.final:
             return
-        requeued = task.state in (JobState.PREEMPTED, JobState.LOST) and spec.requeue
+        requeued = task.is_blameless or (task.state in (JobState.PREEMPTED, JobState.LOST) and spec.requeue)
         if requeued or (task.state is JobState.FAILED and task.retries_left):
             self.changes.ended.setdefault(job.job_id, []).append(task.listed())
             task.retries_left -= not requeued

@@ -54,6 +54,7 @@ class Task:
         stop_for: what it becomes then.
         lost_at: time from which nobody is expected to say how its parts ended; infinite for none.
         grace_seconds: time between SIGTERM and SIGKILL when it is stopped.
+        host_fault: true if a host was why its first part failed that did, and no command of that was executed.
         last: its last attempt, as it ended; None if none has, or if it has not gone on since.
         queued_at: time from which it counts as waiting, in seconds since the epoch.
         requeue_of: id of the preempted lease whose work it goes on with; empty for none.
@@ -66,6 +67,7 @@ class Task:
         "ending",
         "exit_code",
         "grace_seconds",
+        "host_fault",
         "index",
         "last",
         "lease_id",
@@ -116,6 +118,7 @@ class Task:
         self.stop_at = self.lost_at = math.inf
         self.stop_for: Ending | None = None
         self.grace_seconds = 0.0
+        self.host_fault = False
 
     @property
     def is_live(self) -> bool:
@@ -126,6 +129,12 @@ class Task:
     def is_final(self) -> bool:
         """True if it has ended."""
         return self.state in FINAL
+
+    @property
+    def is_blameless(self) -> bool:
+        """True if its attempt failed by a host that could not start it, and no command of it was executed anywhere."""
+        started = any(_has_run(part) for part in self.parts.values())
+        return self.host_fault and self.state is JobState.FAILED and not started
 
     # Durable form
 
@@ -170,6 +179,7 @@ class Task:
         task.started_at, task.ended_at = listed.started_at, listed.ended_at
         task.progress, task.message = listed.progress, listed.message
         task.ending, task.requeue_of, task.last = stored.ending, stored.requeue_of, stored.last
+        task.host_fault = stored.ending is not None and stored.ending.host_fault
         return task
 
     # Leases
@@ -282,6 +292,8 @@ class Task:
         new = part != before or (report.prepared and host not in self.prepared)
         new = new or (report.progress is not None and report.progress != self.progress)
         self.parts[host] = part
+        if report.host_fault and part.state is JobState.FAILED and self.ending is None:
+            self.host_fault = True
         if report.prepared:
             self.prepared.add(host)
         if report.progress is not None:
@@ -313,7 +325,8 @@ class Task:
     def _stop_others(self, failed: TaskPart, now: float) -> None:
         """End the other parts, since one has failed: the task has its end."""
         state = JobState.LOST if failed.state is JobState.LOST else JobState.FAILED
-        self.stop(Ending(state=state, message=f"{words(failed)} on {failed.host}"), now)
+        message = f"{words(failed)} on {failed.host}"
+        self.stop(Ending(state=state, message=message, host_fault=self.host_fault), now)
 
     def _finish(self, failed: Sequence[TaskPart], now: float) -> None:
         """Reach a final state: all parts have ended."""

@@ -16,6 +16,7 @@ from corral.schemas.requests import Grant, Lease, LeaseState, WorkRequest
 from corral.schemas.runs import RunReport
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from support.jobs_world import World
 
 
@@ -126,6 +127,40 @@ def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
     last = Task.restored(job.tasks[0].stored()).last
     assert last is not None
     assert [(one.attempt, one.state, one.exit_code) for one in (ended, last)] == [(1, JobState.FAILED, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("hosts", "others", "again"),
+    [
+        (1, JobState.STARTING, True),
+        (2, JobState.STARTING, True),
+        # A command of it was executed on the other host: only `retries` may do that again.
+        (2, JobState.RUNNING, False),
+    ],
+)
+def test_a_task_that_a_host_could_not_start_waits_again_at_no_cost(hosts: int, others: JobState, again: bool) -> None:
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=hosts), command=["true"], hosts=hosts))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+    lease = replace(a_lease(now), grants=[Grant(host=host, device="0") for host in "ab"[:hosts]])
+    assert table.granted(Attempt("1", 0, 1), lease, now)
+
+    def report(host: str, part: TaskPart, *, fault: bool = False) -> None:
+        run = RunReport(run_id="1_0.1", lease_id="L1", part=part, prepared=others.value == "running", host_fault=fault)
+        table.reported(host, run, now)
+
+    started = time_of(now) if others is JobState.RUNNING else None
+    if hosts == 2:
+        report("b", TaskPart(host="b", state=others, started_at=started))
+    report("a", TaskPart(host="a", state=JobState.FAILED, message="no space left on device"), fault=True)
+    # A later leader finds what was stored.
+    stored = Task.restored(job.tasks[0].stored())
+    assert stored.host_fault == (job.tasks[0].is_live and started is not None)
+    if started is not None:
+        report("b", TaskPart(host="b", state=JobState.CANCELLED, started_at=started, signal=15))
+    task = job.tasks[0]
+    assert (task.state, task.retries_left) == (JobState.PENDING if again else JobState.FAILED, 0)
+    assert task.message.startswith("attempt 1: no space left on device" if again else "no space left on device")
 
 
 @pytest.mark.parametrize(("output", "shown"), [("", "/runner/output"), ("secret-%j", "")])

@@ -298,6 +298,23 @@ async def test_a_host_that_vanishes_loses_its_tasks_and_one_without_a_runner_get
         [found] = [one for one in json.loads(done.stdout)["findings"] if one["what"] == "runners"]
         assert (found["level"], "from node1" in found["detail"]) == ("note", True)
         await second.start()
+        # The runner of one can't write: its job goes on, others wait for it or are placed elsewhere.
+        await first.say("/state: no space left on device")
+        fleet = await ask(nc, "fleet", {})
+        assert fleet["unready_runners"] == {"node0": "/state: no space left on device"}
+        assert (fleet["runner_hosts"], fleet["without_runner"]) == (1, [])
+        done = await asyncio.to_thread(lambda: invoke("doctor", "--json", url=server.url))
+        [found] = [one for one in json.loads(done.stdout)["findings"] if one["what"] == "runners"]
+        assert (found["level"], "node0: /state: no space left" in found["detail"]) == ("problem", True)
+        only = (await submit(nc, "true", request={"hosts": ["node0"]}))["job_id"]
+        await until_state(nc, (await submit(nc, "true"))["job_id"], "done")
+        assert (await listed(nc, only))["job"]["state"] == "pending"
+        await first.say("")
+        await until_state(nc, only, "done")
+        # A run that it gives back is started again, at no cost.
+        first.faults = 1
+        given_back = (await submit(nc, "true", request={"hosts": ["node0"]}))["job_id"]
+        assert (await until_state(nc, given_back, "done"))["tasks"][0]["attempt"] == 2
         hosts.silent.add("node0")
         await first.stop()
         task = (await until(nc, job, lambda found: again(found["tasks"][0])))["tasks"][0]

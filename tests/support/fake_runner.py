@@ -49,6 +49,8 @@ class FakeRunner:
         ended: what became of each run that has ended.
         deaf: true if it takes no orders that are pushed.
         mute: true if it reports nothing.
+        unready: why it starts no jobs, in its reports.
+        faults: number of runs that it can't start since its host can't.
         stop_seconds: time that a run takes to end once it is stopped.
     """
 
@@ -62,6 +64,8 @@ class FakeRunner:
         self.start_times: dict[str, float] = {}
         self.ended: dict[str, TaskPart] = {}
         self.deaf = self.mute = False
+        self.unready = ""
+        self.faults = 0
         self.stop_seconds = 0.0
         self.term = 0
         self._changed: dict[str, None] = {}
@@ -131,6 +135,11 @@ class FakeRunner:
             self._say(run)
 
     def _start(self, run: FakeRun) -> None:
+        if self.faults:
+            self.faults -= 1
+            run.report = replace(run.report, host_fault=True)
+            self._end(run, state=JobState.FAILED, message="no space left on device")
+            return
         run.started = True
         self.starts[run.order.run_id] += 1
         self.start_times[run.order.run_id] = time.perf_counter()
@@ -198,9 +207,20 @@ class FakeRunner:
                         await self._wake.wait()
                 await asyncio.sleep(0.005)
 
+    async def say(self, unready: str) -> None:
+        """Report at once why it starts no jobs; empty if it does."""
+        self.unready = unready
+        await self._report([], False)
+
     async def _report(self, runs: list[RunReport], complete: bool) -> None:
         report = RunnerReport(
-            host=self.host, runner="fake", token=self.host, executors=["process"], runs=runs, complete=complete
+            host=self.host,
+            runner="fake",
+            token=self.host,
+            executors=["process"],
+            unready=self.unready,
+            runs=runs,
+            complete=complete,
         )
         reply = await self.nc.request(
             subjects.runner_subject(self.host),

@@ -44,7 +44,7 @@ class FakeProcess:
 
     def __init__(self, order: Run) -> None:
         self.order = order
-        self.prepared = self.started = self.stopping = False
+        self.prepared = self.started = self.stopping = self.host_fault = False
         self.part = TaskPart(host="", rank=order.rank)
 
     @property
@@ -279,7 +279,10 @@ class World:
             run = self.runs[host][order.run_id] = FakeProcess(order)
         if run.is_final:
             return
-        if order.verb is RunVerb.PREPARE:
+        if order.verb is not RunVerb.STOP and not run.started and not self.calm and self.random.random() < 0.1:
+            run.host_fault = True
+            self.end_run(run, JobState.FAILED)
+        elif order.verb is RunVerb.PREPARE:
             run.prepared = True
         elif order.verb is RunVerb.START and not run.started:
             run.started = True
@@ -309,7 +312,13 @@ class World:
         reported = dict(self.runs[host])
         finals: list[tuple[str, str]] = []
         for run_id, run in reported.items():
-            report = RunReport(run_id=run_id, lease_id=run.order.lease_id, part=run.part, prepared=run.prepared)
+            report = RunReport(
+                run_id=run_id,
+                lease_id=run.order.lease_id,
+                part=run.part,
+                prepared=run.prepared,
+                host_fault=run.host_fault,
+            )
             key = self.table.reported(host, report, self.now)
             if run.is_final:
                 finals.append((run_id, "" if key is None else task_key(*key)))
