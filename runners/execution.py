@@ -36,7 +36,8 @@ def start(
         terminal: its standard input is the terminal that controls it.
 
     Returns:
-        Its process id; and why it could not be executed, None if it was.
+        Its process id; and why it could not be executed, None if it was: the exit code that a shell would have, a
+        message for its owner, and one without its words and paths, which everyone may see.
     """
     receive, give = os.pipe()
     parent = os.getpid()
@@ -85,15 +86,18 @@ def _execute(
         try:
             os.chdir(start["directory"])
         except OSError as error:
-            failed = f"{start['directory']}: {(error.strerror or '').lower()}"
-            os.write(give, json.dumps({"code": 126, "message": failed}).encode())
+            _fail(give, 126, start["directory"], "its working directory", (error.strerror or "").lower())
             return
         error = processes.execute(command["words"])
         code = 127 if isinstance(error, FileNotFoundError) else 126
-        words = (error.strerror or "can't be executed").lower()
-        os.write(give, json.dumps({"code": code, "message": f"{command['words'][0]}: {words}"}).encode())
+        _fail(give, code, command["words"][0], "its command", (error.strerror or "can't be executed").lower())
     finally:
         os._exit(127)
+
+
+def _fail(give: int, code: int, what: str, called: str, why: str) -> None:
+    failed = {"code": code, "message": f"{what}: {why}", "public": f"{called}: {why}"}
+    os.write(give, json.dumps(failed).encode())
 
 
 def _offer(variables: dict[str, str]) -> None:

@@ -23,6 +23,8 @@ class CannotStart(ValueError):
 def plan(folder: RunFolder, run: Run, account: Account, executors: Executors) -> tuple[str, Confined]:
     """Plan the start of a run.
 
+    Everyone may see why a run can't be started, so messages name neither directory, image nor variables.
+
     Returns:
         The name of the executor, and what the supervisor executes.
 
@@ -34,9 +36,10 @@ def plan(folder: RunFolder, run: Run, account: Account, executors: Executors) ->
         raise CannotStart("its order has no job")
     directory = spec.directory or account.home
     if not directory.startswith("/"):
-        raise CannotStart(f"the directory {directory} is not absolute")
+        raise CannotStart("its working directory is not absolute")
     if not Path(directory).is_dir():
-        raise CannotStart(f"there is no directory {directory} here")
+        what = "its working directory" if spec.directory else "the home directory of its account"
+        raise CannotStart(f"{what} is not there")
     executor = executors.choose(spec.image)
     words = [str(folder.work / "script"), *spec.arguments] if spec.script else spec.command
     if not words:

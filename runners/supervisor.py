@@ -162,12 +162,13 @@ class Supervisor:
             output = self._prepare()
         except OSError as error:
             named = str(error.filename or self._start["work"])
-            # What is not in the folder of the run is the file that the job itself has named.
+            # What is not in the folder of the run is the file that the job itself has named, which is its owner's.
             own = named.startswith(self._start["work"])
-            return self._failed(126, f"{named}: {(error.strerror or '').lower()}", host_fault=own)
+            what = named if own else "the file of its output"
+            return self._failed(126, f"{what}: {(error.strerror or '').lower()}", host_fault=own)
         except ValueError as error:
             # A path with a NUL character.
-            return self._failed(126, f"{self._start['output']!r}: {error}")
+            return self._failed(126, f"the file of its output: {error}")
         for rank, command in enumerate(self._start["commands"]):
             pid, failure = execution.start(command, self._start, (None, output, output))
             if failure is None:
@@ -175,7 +176,10 @@ class Supervisor:
             else:
                 for pid in self._commands:
                     os.killpg(pid, signal.SIGKILL)
-                return self._failed(failure["code"], failure["message"])
+                # Everyone sees the status; what is printed, the owner alone.
+                with contextlib.suppress(OSError):
+                    os.write(output, f"corral: {failure['message']}\n".encode())
+                return self._failed(failure["code"], failure["public"])
         os.close(output)
         now = time.monotonic()
         self._sample_at = now + FIRST_SAMPLE_SECONDS
@@ -331,8 +335,8 @@ class Supervisor:
             self._kill_at = min(self._kill_at, now + self._grace)
         self._left_behind.end(left, kill=now >= self._kill_at)
         if now >= self._kill_at + UNKILLABLE_SECONDS:
-            words = ", ".join(f"{one} of {processes.user_of(one.pid)}" for one in left[:3])
-            message = f"waiting for {words}: can't be ended"
+            numbers = ", ".join(str(one.pid) for one in left[:3])
+            message = f"waiting for processes that can't be ended: {numbers}"
             if message != self._status.get("message"):
                 self._tell(message=message)
         return False

@@ -47,9 +47,9 @@ def confine(program: str, work: Work) -> Confined:
             enter its directory, which the client would mount with the runner's rights.
     """
     if work.image.startswith("-") or any(character.isspace() for character in work.image):
-        raise ValueError(f"{work.image!r} is no image")
+        raise ValueError("what it names as its image is none")
     if work.account.switched and not may_enter(work.account, work.directory):
-        raise ValueError(f"{work.account.name} may not enter {work.directory}")
+        raise ValueError("its account may not enter its working directory")
     devices = cdi_names(work.run.grants)
     own = names(work.key, len(work.commands))
     return Confined(
@@ -76,7 +76,7 @@ def _command(program: str, work: Work, name: str, command: Command, devices: lis
     words += ["--workdir", work.directory]
     for key, value in inside.items():
         if "\n" in key + value or key.startswith("#"):
-            raise ValueError(f"{program} does not take the variable {key!r}: it has a line break, or is a comment")
+            raise ValueError(f"{program} does not take one of its variables: with a line break, or as a comment")
     words += [f"--env-file={VARIABLES_FILE}"]
     own = {key: os.environ[key] for key in _CLIENTS_OWN if key in os.environ}
     return Command(words=[*words, work.image, *command.words], environment=own, variables=inside)

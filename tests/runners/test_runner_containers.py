@@ -113,7 +113,7 @@ async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit
 
     # An option in place of an image is none: the client would take it.
     await planner.push(a_run("busybox", "true", job=4, image="--privileged"))
-    assert "is no image" in (await planner.state("4.1", JobState.FAILED)).part.message
+    assert "its image is none" in (await planner.state("4.1", JobState.FAILED)).part.message
 
     # Its runner says what it lacks.
     nameless = a_run("true", job=3, image=IMAGE, grants=[Grant(host="node-7", device="GPU-9", index=9)])

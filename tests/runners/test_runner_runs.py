@@ -135,11 +135,31 @@ async def test_exit_codes_and_signals_are_those_of_the_process(orders: PlannerOf
         (("no-such-command",), 127, None),
         (("/etc/passwd",), 126, None),
     ):
-        report, _ = await run(orders, *words)
+        report, out = await run(orders, *words)
         part = report.part
         assert (words, part.exit_code, part.signal) == (words, code, number)
         assert part.state is (JobState.DONE if code == 0 else JobState.FAILED)
-        assert part.message.startswith(words[0]) if code in (126, 127) else part.message == ""
+        # Everyone may see the message, and only its owner what is printed.
+        why = {126: "permission denied", 127: "command not found"}.get(code or 0, "")
+        assert part.message == (why and f"its command: {why}")
+        assert out == (why and f"corral: {words[0]}: {why}\n")
+
+
+async def test_what_everyone_may_see_of_a_run_that_fails_names_nothing_of_its_owner(orders: PlannerOfRuns) -> None:
+    for fields in (
+        {"command": "secret-command"},
+        {"directory": "/nowhere/secret"},
+        {"output": "/nowhere/secret"},
+        {"output": "/tmp/secret\0"},
+        {"script": "#!/secret/interpreter\n"},
+        {"image": "secret image"},
+    ):
+        given = dict(fields)
+        report, _ = await run(
+            orders, *filter(None, [given.pop("command", "" if "script" in given else "true")]), **given
+        )
+        assert report.part.state is JobState.FAILED
+        assert "secret" not in report.part.message, fields
 
 
 async def test_a_script_gets_its_arguments_and_the_environment_of_the_job_alone(orders: PlannerOfRuns) -> None:
@@ -202,7 +222,7 @@ async def test_all_hosts_of_a_task_are_prepared_before_they_start(orders: Planne
     good = a_run("true", job=next(_jobs), verb=RunVerb.PREPARE)
     bad = a_run("true", job=next(_jobs), verb=RunVerb.PREPARE, directory="/no/such")
     await orders.push(good, bad)
-    assert (await orders.state(bad.run_id, JobState.FAILED)).part.message == "there is no directory /no/such here"
+    assert (await orders.state(bad.run_id, JobState.FAILED)).part.message == "its working directory is not there"
     await orders.until(lambda: (found := orders.reports.get(good.run_id)) and found.prepared)
     # The order to start comes without the job, which is kept; that to end it, to one that has not been started.
     await orders.push(replace(good, verb=RunVerb.START, spec=None))
