@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, Unpack
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, Unpack
 
+from ..schemas.attach import LOST_SECONDS, AttachExit, TerminalSize
 from ..schemas.jobs import Job, JobDetails, JobListing, JobSpec, JobState, JobTask
+from .attach import AttachedSession, Place, Written
 from .job_logs import LogPiece
 from .job_spec import JobFields, Work
 from .jobs import JobCalls, Which
@@ -23,6 +26,64 @@ class Runs(Protocol):
     def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
         """Iterate over an asynchronous iterator."""
         ...
+
+
+class SyncSession:
+    """A command inside a running job, for programs without asyncio. The methods are those of `AttachedSession`.
+
+    It is closed at the end of a `with` block. `output` may be read in one thread while another writes.
+
+    Args:
+        loop: runs the calls.
+        session: the asynchronous one.
+    """
+
+    def __init__(self, loop: Runs, session: AttachedSession) -> None:
+        self._loop = loop
+        self._session = session
+
+    @property
+    def place(self) -> Place:
+        """Where it runs."""
+        return self._session.place
+
+    @property
+    def executor(self) -> str:
+        """What confines the job, and so this."""
+        return self._session.executor
+
+    @property
+    def exit(self) -> AttachExit | None:
+        """Its end; None before."""
+        return self._session.exit
+
+    def output(self) -> Iterator[Written]:
+        """See `AttachedSession.output`."""
+        return self._loop.iterate(self._session.output())
+
+    def write(self, data: bytes, *, ended: bool = False) -> None:
+        """See `AttachedSession.write`."""
+        self._loop.run(self._session.write(data, ended=ended))
+
+    def resize(self, size: TerminalSize) -> None:
+        """See `AttachedSession.resize`."""
+        self._loop.run(self._session.resize(size))
+
+    def signal(self, number: int) -> None:
+        """See `AttachedSession.signal`."""
+        self._loop.run(self._session.signal(number))
+
+    def close(self) -> None:
+        """See `AttachedSession.close`."""
+        self._loop.run(self._session.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class SyncJobCalls:
@@ -100,3 +161,26 @@ class SyncJobCalls:
     def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> Iterator[LogPiece]:
         """See `JobCalls.logs`."""
         return self._loop.iterate(self._calls.logs(which, follow=follow, host=host))
+
+    def attach(
+        self,
+        which: Which,
+        command: Sequence[str] = (),
+        *,
+        host: str | None = None,
+        terminal: TerminalSize | None = None,
+        terminal_type: str = "",
+        operator: bool | str = False,
+        lost_seconds: float = LOST_SECONDS,
+    ) -> SyncSession:
+        """See `JobCalls.attach`."""
+        work = self._calls.attach(
+            which,
+            command,
+            host=host,
+            terminal=terminal,
+            terminal_type=terminal_type,
+            operator=operator,
+            lost_seconds=lost_seconds,
+        )
+        return SyncSession(self._loop, self._loop.run(work))

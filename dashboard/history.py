@@ -207,9 +207,10 @@ async def spans(client: Client, window: Window, where: str, limit: int = 2000) -
     """Query the spans in which leases held devices in a window, newest first; `where` is SQL over `lease_spans`."""
     start, end = window.bounds
     result = await client.query(
-        "SELECT lease_id, owner, name, state, host, device, share, epoch_ms(started) AS started, "
-        f"epoch_ms(ended) AS ended FROM lease_spans WHERE started < {instant(end)} AND ended > {instant(start)} "
-        f"AND {where} ORDER BY started DESC",
+        "SELECT s.lease_id, s.owner, s.name, s.state, l.request_id, host, device, share, "
+        "epoch_ms(started) AS started, epoch_ms(ended) AS ended "
+        "FROM lease_spans s LEFT JOIN leases l USING (lease_id) "
+        f"WHERE started < {instant(end)} AND ended > {instant(start)} AND {where} ORDER BY started DESC",
         limit=limit,
         timeout=20,
     )

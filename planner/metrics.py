@@ -18,6 +18,7 @@ from .broker.fork_pool import ForkPool
 from .durable.election import LeaderElection
 from .durable.store import Store
 from .fleet.fleet import Fleet
+from .jobs.table import JobTable
 from .leases.event_rate import EventCounts
 from .telemetry import Telemetry
 
@@ -93,6 +94,7 @@ class PlannerMetrics:
         telemetry: Telemetry,
         fleet: Fleet,
         broker: RequestBroker | None,
+        jobs: JobTable | None,
         *,
         hears: bool,
         dead: Iterable[str] = (),
@@ -105,6 +107,7 @@ class PlannerMetrics:
             telemetry: ingestion of telemetry.
             fleet: live state.
             broker: the broker of the term; None before it is open, and for a standby.
+            jobs: of the term; None with it.
             hears: true if the connection for telemetry is up.
             dead: names of tasks that have ended and should run.
         """
@@ -143,6 +146,9 @@ class PlannerMetrics:
                 "queue_longest_wait_seconds": max((now - entry.since for entry in queue or ()), default=0.0),
                 "active_leases": float(broker.ledger.table.active if broker is not None else 0),
                 "lease_changes": self.lease_changes,
+                "jobs": jobs.states() if jobs is not None else {},
+                "tasks": jobs.task_states() if jobs is not None else {},
+                "runners": float(len(fleet.runners) if broker is not None else 0),
                 "event_bytes": float(self.event_counts.sent_bytes),
                 "renewals_merged": float(self.event_counts.merged),
                 "write_seconds": store.write_seconds,

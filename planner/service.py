@@ -330,6 +330,7 @@ class Planner:
             self._telemetry,
             self.fleet,
             self._broker if self.leading.is_set() else None,
+            self._jobs.table if self._jobs is not None and self.leading.is_set() else None,
             hears=self._telemetry_nc.is_connected,
             dead=[task.get_name() for task in [*self._tasks, *self._term_tasks] if task.done()],
         )

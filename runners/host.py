@@ -22,6 +22,7 @@ from .accounts import Accounts
 from .executors import Executors, removal
 from .journal import Journal, RunFolder, run_key
 from .launcher import Launcher
+from .output import size_of_output
 from .readiness import FolderCheck
 from .start import plan, start_of
 from .state import Action, EarlyEnd, HostRuns, KnownRun, Stop, Verb
@@ -352,6 +353,9 @@ class Host:
         if status is None or not self.runs.observed(key, status):
             return False
         self.followed[key] = known
+        if known.over:
+            # What is printed is followed at intervals; the last report has all of it.
+            known.log_bytes = size_of_output(status)
         if status.host_fault:
             self.readiness.fault(status.message)
         if first:

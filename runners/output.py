@@ -77,6 +77,17 @@ def open_output(status: Status) -> int:
     return file
 
 
+def size_of_output(status: Status) -> int:
+    """Size of the output of a run, in bytes; 0 if it is no file, or no longer the one that the run has written."""
+    file = open_output(status)
+    if file < 0:
+        return 0
+    try:
+        return os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
 class Output:
     """The output of one run, followed.
 

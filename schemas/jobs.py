@@ -316,7 +316,7 @@ class Job(Struct, frozen=True, kw_only=True, tag="job", tag_field="type"):
         held: true if nothing of it is started until it is released.
         after: jobs that must end first.
         labels: of the request.
-        progress: mean over its tasks, ended ones counting as 1; null if none says any.
+        progress: mean over its tasks, those that are done counting as 1; null if none says any.
         message: why it waits or ended as it did; empty if there is nothing to say.
         request: what each task asks for (`request_events.asked`).
         warnings: in an answer: fields that this planner does not know and has ignored.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...schemas.limits import STALE_AFTER_SECONDS
+from ...schemas.runs import REPORT_SECONDS, RUNNER_LOST_SECONDS
 from ...schemas.units import parse_bytes, parse_seconds
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
@@ -40,6 +41,14 @@ def plan(
             help="A host is lost, and its leases end, after this time without samples.",
         ),
     ] = "2m",
+    runner_lost_after: Annotated[
+        str,
+        typer.Option(
+            "--runner-lost-after",
+            metavar="TIME",
+            help="A host gets no new jobs after this time without a report of its runner.",
+        ),
+    ] = f"{RUNNER_LOST_SECONDS:g}s",
     order: Annotated[
         str,
         typer.Option(
@@ -126,6 +135,7 @@ def plan(
             overdue_seconds=parse_seconds(overdue_after),
             stale_after_seconds=parse_seconds(stale_after),
             lost_after_seconds=parse_seconds(lost_after),
+            runner_lost_seconds=_longer_than_reports(parse_seconds(runner_lost_after)),
             limits=Limits(
                 requests_per_second=owner_rate,
                 burst=owner_burst,
@@ -139,3 +149,9 @@ def plan(
         raise typer.BadParameter(str(error)) from None
     stop = asyncio.Event()
     run_service(work(nats, settings, stop=stop, named=identity.named), within, stop)
+
+
+def _longer_than_reports(seconds: float) -> float:
+    if seconds <= REPORT_SECONDS:
+        raise ValueError(f"--runner-lost-after must be more than the {REPORT_SECONDS:g} s between reports of a runner")
+    return seconds

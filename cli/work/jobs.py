@@ -90,7 +90,7 @@ def job(
 ) -> None:
     """Show a job: its state, its tasks, why it waits or how it ended, and what it used of what it asked for.
 
-    The summary counts the last attempt of each task. What GPUs did comes from the history, so a processor must run.
+    The summary counts all attempts of each task. What GPUs did comes from the history, so a processor must run.
 
     With --wait the exit code is that of the job, or of the tasks that are named, as of 'corral submit --wait'.
 

@@ -274,7 +274,7 @@ class DevicePage:
                 return
             rows = [
                 (
-                    one["owner"], one["name"] or "–", _clock(one["started"] / 1000),
+                    one["owner"], _work(one), _clock(one["started"] / 1000),
                     _length((one["ended"] - one["started"]) / 1000), one["state"],
                 )
                 for one in leases[:20]
@@ -322,6 +322,12 @@ def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
         ("Leases", ", ".join(device.leases) or "none"),
         ("UUID", device.uuid),
     ]
+
+
+def _work(span: dict[str, Any]) -> str | Callable[[], Any]:
+    """What a lease was for: the task of a job as a link, else the name of its workload."""
+    attempt = attempt_of_request(span["request_id"])
+    return span["name"] or "–" if attempt is None else lambda: job_link(attempt, span["name"] or "")
 
 
 def _show_jobs(held: Sequence[Lease]) -> None:

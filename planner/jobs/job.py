@@ -38,6 +38,7 @@ class Job:
         eligible: true if there are none (any more).
         in_line: indexes of tasks in the queue.
         live: indexes of tasks with an attempt that has not ended.
+        unfinished: indexes of tasks that have ended without being done, and had said how far they were.
         settling: tasks whose last attempt has ended, while that is made durable and their leases are released; each
             with the id of the lease.
         version: of the last event.
@@ -67,6 +68,7 @@ class Job:
         self.counts = Counter({self.rest: len(self.indexes)})
         self.in_line = set[int]()
         self.live = set[int]()
+        self.unfinished = set[int]()
         self.settling: dict[int, str] = {}
         self.version = 0
         self.versions = state.versions
@@ -166,9 +168,21 @@ class Job:
         self.counts[self.rest] -= 1
         self.counts[task.state] += 1
         self.says_progress = self.says_progress or task.progress is not None
-        if task.is_final and task.message:
-            self.message = task.message if len(self.indexes) == 1 else f"task {task.index}: {task.message}"
+        if task.is_final:
+            self.note_end(task)
         self._sort(task)
+
+    def note_end(self, task: Task) -> None:
+        """Note how a task has ended."""
+        if task.message:
+            self.message = task.message if len(self.indexes) == 1 else f"task {task.index}: {task.message}"
+
+    def forget_ends(self) -> None:
+        """Forget how tasks have ended that wait again; what the last of the others has said stays."""
+        self.message = ""
+        ended = [task for task in self.tasks.values() if task.is_final and task.message]
+        for task in sorted(ended, key=lambda task: task.ended_at.timestamp() if task.ended_at else 0.0):
+            self.note_end(task)
 
     def view(self, index: int) -> Task:
         """The task of an index, for reading alone."""
@@ -188,6 +202,10 @@ class Job:
 
     def _sort(self, task: Task) -> None:
         index = task.index
+        if task.is_final and task.progress and task.state is not JobState.DONE:
+            self.unfinished.add(index)
+        else:
+            self.unfinished.discard(index)
         if task.is_live:
             self.live.add(index)
         else:

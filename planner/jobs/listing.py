@@ -55,12 +55,13 @@ def listed(job: Job, *, brief: bool = False, why: str = "") -> ListedJob:
 def _progress(job: Job) -> float | None:
     if not job.says_progress:
         return None
-    ended = sum(job.counts[state] for state in FINAL)
-    going = sum(job.tasks[index].progress or 0.0 for index in job.live)
-    return round((ended + going) / len(job.indexes), 6)
+    some = sum(job.tasks[index].progress or 0.0 for index in (*job.live, *job.unfinished))
+    return round((job.counts[JobState.DONE] + some) / len(job.indexes), 6)
 
 
 def _message(job: Job, state: JobState) -> str:
+    if state is JobState.DONE:
+        return ""
     if state in FINAL:
         return job.message or job.rest_message
     if job.held and job.counts[JobState.PENDING]:

@@ -107,6 +107,18 @@ class JobTable:
             self.changes.states[job.job_id] = None
             self.changes.refill[job.job_id] = None
 
+    def states(self) -> dict[str, float]:
+        """Number of jobs by state, with those that none has."""
+        found = Counter(job.state for job in self.jobs.values())
+        return {state.value: float(found[state]) for state in JobState}
+
+    def task_states(self) -> dict[str, float]:
+        """Number of tasks by state, with those that none has."""
+        found = Counter[JobState]()
+        for job in self.jobs.values():
+            found.update(job.counts)
+        return {state.value: float(found[state]) for state in JobState}
+
     def forget(self, job_id: str) -> None:
         """Forget a job that has ended."""
         job = self.jobs.pop(job_id)
@@ -312,8 +324,7 @@ class JobTable:
         # One that has ended already, too: until the record is stored, a later leader would take the task up again.
         self.changes.releases.append(Release(task.lease_id, job.owner, after=key))
         job.settling[task.index] = task.lease_id
-        if task.message:
-            job.message = task.message if len(job.indexes) == 1 else f"task {task.index}: {task.message}"
+        job.note_end(task)
         if task.ending is not None and task.ending.final:
             return
         requeued = task.is_blameless or (task.state in (JobState.PREEMPTED, JobState.LOST) and spec.requeue)
@@ -381,6 +392,7 @@ class JobTable:
         key = (job.job_id, task.index)
         self._leave(job, [task.index] if task.index in job.in_line else [])
         task.end_unstarted(JobState.CANCELLED, message, now)
+        job.note_end(task)
         job.note(task, JobState.PENDING)
         self.changes.tasks[key] = None
         self.changes.event(key)
@@ -460,6 +472,7 @@ class JobTable:
         if changed:
             # What it waited for has ended, however that was.
             job.eligible = True
+            job.forget_ends()
             self.changes.states[job.job_id] = None
         self.changes.refill[job.job_id] = None
         self._check_end(job, now)

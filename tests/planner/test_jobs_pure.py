@@ -129,6 +129,42 @@ def test_the_end_of_an_attempt_is_published_whatever_follows_at_once() -> None:
     assert [(one.attempt, one.state, one.exit_code) for one in (ended, last)] == [(1, JobState.FAILED, 3)] * 2
 
 
+def test_what_a_job_says_of_its_end_is_of_tasks_that_have_ended_and_its_progress_of_what_was_done() -> None:
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["x"], array="0-3", retries=1))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+
+    def run(index: int, attempt: int, state: JobState, progress: float | None = None) -> None:
+        lease = replace(a_lease(now), lease_id=f"L{index}.{attempt}")
+        assert table.granted(Attempt("1", index, attempt), lease, now)
+        part = TaskPart(host="a", state=JobState.RUNNING, started_at=time_of(now))
+        report = RunReport(run_id=f"1_{index}.{attempt}", lease_id=lease.lease_id, part=part, progress=progress)
+        table.reported("a", report, now)
+        done = state is JobState.DONE
+        part = replace(part, state=state, exit_code=0 if done else 3, ended_at=time_of(now + attempt))
+        table.reported("a", replace(report, part=part), now)
+        table.released("1", index)
+
+    run(0, 1, JobState.DONE, 0.9)
+    run(1, 1, JobState.FAILED, 0.5)
+    run(1, 2, JobState.DONE)
+    run(2, 1, JobState.FAILED, 0.5)
+    run(2, 2, JobState.FAILED, 0.25)
+    table.cancel(job, [3], "cancelled by ann", 0, now)
+    found = listing([job], JobFilter(), 1_000_000).jobs[0].job
+    # Two are done, and one was at a quarter.
+    assert (found.state, found.progress, found.message) == ("failed", 2.25 / 4, "task 3: cancelled by ann")
+    assert table.resubmit(job, [3], now) == 1
+    run(3, 1, JobState.DONE)
+    assert listing([job], JobFilter(), 1_000_000).jobs[0].job.message == "task 2: exit code 3"
+    assert table.resubmit(job, [], now) == 1
+    assert listing([job], JobFilter(), 1_000_000).jobs[0].job.message == ""
+    run(2, 3, JobState.FAILED)
+    run(2, 4, JobState.DONE)
+    found = listing([job], JobFilter(), 1_000_000).jobs[0].job
+    assert (found.state, found.progress, found.message) == ("done", 1.0, "")
+
+
 @pytest.mark.parametrize(
     ("hosts", "others", "again"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.client.health import ask_health
 from corral.planner.limits import Limits
 from corral.schemas import codec, subjects
 from corral.schemas.jobs import JobEvent, JobState, JobTask
@@ -121,6 +122,10 @@ async def test_tasks_run_and_end_as_their_processes_do(
         assert found["tasks"][0]["parts"][0]["signal"] == 15
         await no_leases(nc)
         assert set(starts_of(runners).values()) == {1}
+        [planner] = [one for one in await ask_health(nc, "planner") if one.role == "leader"]
+        measured = {(one.name, one.labels.get("state", "")): one.value for one in planner.measures}
+        assert [measured["jobs", state] for state in ("done", "failed", "cancelled", "running")] == [1, 1, 1, 0]
+        assert (measured["tasks", "done"], measured["runners", ""]) == (10, 2)
         newest = await ask(nc, "jobs", {"owner": "ann"})
         assert [each["job"]["job_id"] for each in newest["jobs"]] == [
             kept["job_id"],

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from corral.cli.local.server import EmbeddedServer
-from corral.client import Client, NotOwner, ServiceError, Unavailable
+from corral.client import Client, NotOwner, ServiceError, SyncClient, Unavailable
 from corral.client.attach import AttachedSession, ask
 from corral.schemas import codec, subjects
 from corral.schemas.attach import AttachEnd, AttachNews, AttachStep
@@ -177,6 +177,19 @@ async def test_pipes_and_exit_codes(job: Run, server: EmbeddedServer, alice: Cli
         await whole(session)
         assert session.exit is not None
         assert (session.exit.end, session.exit.exit_code, session.exit.signal) == (end, code, number)
+    assert await asyncio.to_thread(_without_asyncio, server.url) == (b"hello", 3)
+
+
+def _without_asyncio(url: str) -> tuple[bytes, int | None]:
+    """Output and exit code of a session of the synchronous client."""
+    with (
+        SyncClient(url, owner="alice") as client,
+        client.jobs.attach(JOB, ["sh", "-c", "cat; exit 3"]) as session,
+    ):
+        session.write(b"hello", ended=True)
+        output = b"".join(some.output for some in session.output())
+        assert session.exit is not None
+        return output, session.exit.exit_code
 
 
 async def test_a_reader_that_is_slow_and_a_command_that_does_not_read(job: Run, alice: Client, tmp_path: Path) -> None:

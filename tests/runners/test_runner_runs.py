@@ -143,6 +143,7 @@ async def test_exit_codes_and_signals_are_those_of_the_process(orders: PlannerOf
         why = {126: "permission denied", 127: "command not found"}.get(code or 0, "")
         assert part.message == (why and f"its command: {why}")
         assert out == (why and f"corral: {words[0]}: {why}\n")
+        assert part.log_bytes == len(out)
 
 
 async def test_what_everyone_may_see_of_a_run_that_fails_names_nothing_of_its_owner(orders: PlannerOfRuns) -> None:
