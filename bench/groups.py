@@ -393,16 +393,31 @@ def line_alone(name: str, load: Load, steps: int = 500, waiting: int = 10) -> No
     )
 
 
-async def plain(url: str, nc: Any) -> None:
-    """A plain request by one client, and by 64, with and without groups, in turns."""
+async def plain(url: str, nc: Any, planner: int) -> None:
+    """A plain request by one client, and by 64, with and without groups, in turns.
+
+    Args:
+        url: of the bus.
+        nc: connection to it.
+        planner: id of the planner's process, whose processor time is printed: it depends less on other load.
+    """
     print(HEADER)
+    used: dict[tuple[str, int], list[float]] = {}
     for turn in range(3):
         for groups_on in (False, True):
             tree = {"replace": {"groups": _teams() if groups_on else []}}
             await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(tree).encode(), timeout=30)
             label = "100 groups" if groups_on else "no groups"
             for clients in (1, 64):
-                await drive(f"grant and release, {label}, {turn + 1}", url, clients, 3.0, grant_and_release)
+                before, started = cpu_seconds(planner), time.perf_counter()
+                rate, _, _ = await drive(
+                    f"grant and release, {label}, {turn + 1}", url, clients, 3.0, grant_and_release
+                )
+                requests = rate * (time.perf_counter() - started)
+                used.setdefault((label, clients), []).append(1e6 * (cpu_seconds(planner) - before) / requests)
+    for (label, clients), found in used.items():
+        each = ", ".join(f"{micros:.0f}" for micros in found)
+        print(f"processor time of the planner for each request or release, {label}, {clients} clients: {each} µs")
 
 
 def _teams() -> list[dict[str, Any]]:
@@ -433,7 +448,7 @@ async def main() -> None:
         try:
             await until_usable(nc, gpus)
             if load is None:
-                await (kai(nc) if options.load == "kai" else plain(url, nc))
+                await (kai(nc) if options.load == "kai" else plain(url, nc, parts[0].pid or 0))
                 return
             await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(groups(load)).encode(), timeout=30)
             client = Client(nc, load)

@@ -9,13 +9,24 @@ from ...schemas.groups import GroupTree
 from ...schemas.inventory import BOARD_SLICES, FEW_SLICES
 from ...schemas.requests import Grant
 from ..fleet.known import Fleet
-from ..fleet.state import RESERVED, UNLIMITED, WHOLE_SHARE, Ask, Model, milli, share_of
+from ..fleet.state import (
+    RESERVED,
+    UNLIMITED,
+    WHOLE_SHARE,
+    Ask,
+    DeviceState,
+    HostState,
+    Model,
+    milli,
+    share_of,
+)
 from ..placement.feasible import model_allowed
 from .tree import Node, Tree
 from .usage import AHEAD_SECONDS, Total, Usage
 from .use import Admission, Amounts, GroupUse, Stamp
 
 NO_GROUPS: Final = GroupTree()
+_STATES_KEPT: Final = 4096
 _FEW_SLICED: Final = ("A30", "RTX PRO 6000")
 """Boards with `FEW_SLICES` (NVIDIA's MIG User Guide, "Supported MIG Profiles")."""
 
@@ -38,6 +49,8 @@ class GroupState:
         self.use = GroupUse(self.tree)
         self.usage = Usage(self.tree)
         self.revision = revision
+        self._capacity = _Capacity()
+        self._noted: tuple[dict[str, int], int, Tree | None] = {}, -1, None
 
     @property
     def active(self) -> bool:
@@ -56,11 +69,11 @@ class GroupState:
 
     def note_fleet(self, fleet: Fleet) -> None:
         """Note what the fleet has at present: quotas and fair share are relative to it."""
-        capacity: dict[str, int] = {}
-        for device, count in fleet.index.devices.items():
-            if not device.blocked & ~RESERVED:
-                name = device.model.name
-                capacity[name] = capacity.get(name, 0) + count * slices_of(device.model)
+        capacity = self._capacity.of(fleet)
+        before, shape, tree = self._noted
+        if capacity is before and fleet.shape_version == shape and tree is self.tree:
+            return
+        self._noted = capacity, fleet.shape_version, self.tree
         kept = fleet.cache.get("group_totals")
         if kept is None or kept[0] != fleet.shape_version:
             kept = fleet.cache.put("group_totals", (fleet.shape_version, _hosts_total(fleet)))
@@ -96,6 +109,63 @@ class GroupState:
         """Use of a group's own members, with weight 1: they compete with the groups within it."""
         whole = self.share(node, now) * node.weight
         return max(0.0, whole - sum(self.share(child, now) * child.weight for child in node.children.values()))
+
+
+class _Capacity:
+    """Billionths of devices of a fleet that take work, by model, kept up to date by the moves of hosts."""
+
+    def __init__(self) -> None:
+        self._amounts: dict[str, int] = {}
+        self._moves = -1
+        self._on: dict[HostState, dict[str, int]] = {}
+        """Amounts on a host in a state."""
+
+    def of(self, fleet: Fleet) -> dict[str, int]:
+        """The amounts now."""
+        index = fleet.index
+        behind = index.moves_end - self._moves
+        if not behind:
+            return self._amounts
+        if self._moves < index.moves_base or behind > len(index.devices):
+            self._amounts = _amounts(index.devices.items())
+        else:
+            for before, after in index.moves[self._moves - index.moves_base :]:
+                self._move(before, after)
+        self._moves = index.moves_end
+        return self._amounts
+
+    def _move(self, before: HostState | None, after: HostState | None) -> None:
+        gone, come = self._at(before), self._at(after)
+        if gone == come:
+            return
+        amounts = self._amounts = dict(self._amounts)
+        for found, sign in ((gone, -1), (come, 1)):
+            for model, amount in found.items():
+                left = amounts.get(model, 0) + sign * amount
+                if left:
+                    amounts[model] = left
+                else:
+                    del amounts[model]
+
+    def _at(self, state: HostState | None) -> dict[str, int]:
+        if state is None:
+            return {}
+        found = self._on.get(state)
+        if found is None:
+            if len(self._on) >= _STATES_KEPT:
+                self._on.clear()
+            found = self._on[state] = _amounts((device, len(places)) for device, places in state.kinds)
+        return found
+
+
+def _amounts(devices: Iterable[tuple[DeviceState, int]]) -> dict[str, int]:
+    """Billionths of devices by model, of those that take work."""
+    found: dict[str, int] = {}
+    for device, count in devices:
+        if not device.blocked & ~RESERVED:
+            name = device.model.name
+            found[name] = found.get(name, 0) + count * slices_of(device.model)
+    return found
 
 
 def models_of(fleet: Fleet, ask: Ask) -> Sequence[str]:

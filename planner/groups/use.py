@@ -24,6 +24,7 @@ Barred = tuple[str, ...]
 
 
 Stamp = tuple[Tree, int]
+_CLASSES_KEPT: Final = 4096
 
 
 class Amounts(NamedTuple):
@@ -176,12 +177,14 @@ class GroupUse:
         self._cores: tuple[int, int] | None = None
         self._firm: dict[str, int] = {}
         self._known: frozenset[str] = frozenset()
+        self._classes: dict[tuple[Node, tuple[str, ...]], list[list[str]]] = {}
         self._set(tree)
 
     def _set(self, tree: Tree) -> None:
         self.tree = tree
         self._uses = {node: NodeUse(node) for node in [tree.root, *tree.nodes.values()]}
         self._firm = {}
+        self._classes = {}
         self._owed = Owed(tree, self._uses, self._known)
         self._owed_cores = OwedCores(tree, self._uses)
         self.version += 1
@@ -261,6 +264,21 @@ class GroupUse:
         if not models <= self._known:
             self._known |= models
             self._owed = Owed(self.tree, self._uses, self._known)
+            self._classes = {}
+
+    def _alike(self, node: Node, models: Sequence[str]) -> list[list[str]]:
+        """Models that no quota on a request of a group tells apart, as lists, so that one of each is compared."""
+        key = node, tuple(models)
+        found = self._classes.get(key)
+        if found is None:
+            by_patterns: dict[object, list[str]] = {}
+            for model in models:
+                quotas = [quota.every(model) for each in node.path for quota in (each.guarantee, *each.limits)]
+                by_patterns.setdefault((self._owed.sets_with(model), *quotas), []).append(model)
+            if len(self._classes) >= _CLASSES_KEPT:
+                self._classes.clear()
+            found = self._classes[key] = list(by_patterns.values())
+        return found
 
     # What quotas allow
 
@@ -296,20 +314,23 @@ class GroupUse:
         beyond: list[str] = []
         owed: list[str] = []
         limited: Node | None = None
-        for model in models:
+        last = ""
+        for alike in self._alike(node, models):
+            model = alike[0]
             reason = self._over_limit(node, model, devices, 0, 0)
             if reason and (around := self._lent_by(node, model, devices)) is not None:
-                owed.append(model)
-                limited = around
+                owed += alike
+                if alike[-1] >= last:
+                    limited, last = around, alike[-1]
             within = not reason and self.is_within(node, model, devices, 0, 0)
             if not reason and not preemptible:
                 reason = self._needed_by_others(node, model, devices)
                 within = within and not reason
             if reason:
-                over.append(model)
+                over += alike
                 why = why or reason
             if not within:
-                beyond.append(model)
+                beyond += alike
         return Admission(
             None if len(beyond) == len(models) else tuple(sorted(beyond)),
             None if len(over) == len(models) else tuple(sorted(over)),
@@ -396,13 +417,13 @@ class GroupUse:
         """Say what others are guaranteed that a start which can't be preempted would take; empty if nothing."""
         owed = self._owed
         for number in owed.sets_with(model):
-            models = owed.sets[number]
-            firm = sum(amount for name, amount in self._firm.items() if name in models)
-            before, after = owed.total(number), owed.total_after(number, node, model, devices)
+            after = owed.total_after(number, node, model, devices)
             if not after:
                 continue
-            most = max(firm + before, sum(amount for name, amount in self._capacity.items() if name in models))
-            if firm + devices + after > most:
+            models = owed.sets[number]
+            firm = sum([amount for name, amount in self._firm.items() if name in models])
+            capacity = sum([amount for name, amount in self._capacity.items() if name in models])
+            if firm + devices + after > max(firm + owed.total(number), capacity):
                 return (
                     f"what is free of {owed.names[number]} is guaranteed to other groups: wait, or ask for work that "
                     "may be preempted (preemptible)"
@@ -489,7 +510,7 @@ class Owed:
     def __init__(self, tree: Tree, uses: Mapping[Node, NodeUse], models: frozenset[str]) -> None:
         self._uses = uses
         self._root = tree.root
-        self._meant: dict[Node, list[frozenset[str]]] = {
+        meant_by: dict[Node, list[frozenset[str]]] = {
             node: [
                 frozenset(model for model in models if node.guarantee.first(model) == at)
                 for at in range(len(node.guarantee.patterns))
@@ -497,12 +518,21 @@ class Owed:
             for node in tree.nodes.values()
         }
         named: dict[frozenset[str], str] = {}
-        for node, meant in self._meant.items():
+        for node, meant in meant_by.items():
             for each, (glob, _) in zip(meant, node.guarantee.patterns, strict=True):
                 named.setdefault(each, glob)
         if named:
             named.setdefault(models, "*")
         self.sets, self.names = list(named), list(named.values())
+        self._with: dict[str, tuple[int, ...]] = {}
+        self._parts = {
+            node: [
+                tuple([(each, amount) for each, (_, amount) in enumerate(node.guarantee.patterns) if meant[each] <= models])
+                for models in self.sets
+            ]
+            for node, meant in meant_by.items()
+        }
+        """The patterns of each group's guarantee that a set contains, with their amounts, by set."""
         self._owed: dict[Node, list[int]] = {}
         self._inside: dict[Node, list[int]] = {}
         for child in tree.root.children.values():
@@ -520,13 +550,14 @@ class Owed:
 
     def _own(self, node: Node, number: int, model: str = "", devices: int = 0) -> int:
         """Devices of a group's own guarantee beyond its firm work, after a further start."""
-        models, firm = self.sets[number], self._uses[node].firm
+        firm = self._uses[node].firm
         at = node.guarantee.first(model) if devices else None
-        return sum(
-            max(0, amount - firm[each] - (devices if each == at else 0))
-            for each, (meant, (_, amount)) in enumerate(zip(self._meant[node], node.guarantee.patterns, strict=True))
-            if meant <= models
-        )
+        owed = 0
+        for each, amount in self._parts[node][number]:
+            left = amount - firm[each] - (devices if each == at else 0)
+            if left > 0:
+                owed += left
+        return owed
 
     def renew(self, node: Node) -> None:
         """Compute a group and those around it anew."""
@@ -538,9 +569,13 @@ class Owed:
                 self._owed[each][number] = after
                 inside[number] += after - before
 
-    def sets_with(self, model: str) -> list[int]:
+    def sets_with(self, model: str) -> tuple[int, ...]:
         """Numbers of the sets that have a model."""
-        return [number for number, models in enumerate(self.sets) if model in models]
+        found = self._with.get(model)
+        if found is None:
+            found = tuple(number for number, models in enumerate(self.sets) if model in models)
+            self._with[model] = found
+        return found
 
     def total(self, number: int) -> int:
         """Billionths of devices that groups are owed of a set."""
