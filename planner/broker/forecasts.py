@@ -24,7 +24,9 @@ _ESTIMATES: Final = 64
 """Estimates of durations between two pauses."""
 _SHORT_SECONDS: Final = 0.05
 _PAUSE: Final = 4.0
-"""Pause after each part of a round that is not short, in units of the time that it took."""
+"""Pause after each part of a round that is not short, in units of the time that it took and the last pause was late."""
+_MOST_PAUSE: Final = 20.0
+"""Limit on that pause, in units of the time that the part took."""
 MAX_LOAD: Final = 0.1
 """Part of a core that forecasts may take: a long queue is forecast less often."""
 
@@ -54,6 +56,7 @@ class Forecaster:
         self._rounds += 1
         work = core.forecasts(self._queue.line, now, seed=self._rounds, arrivals=self._arrivals(now))
         busy += time.thread_time() - began
+        late = 0.0
         while True:
             began = time.thread_time()
             try:
@@ -64,8 +67,11 @@ class Forecaster:
             finally:
                 slice_seconds = time.thread_time() - began
                 busy += slice_seconds
-            # A long round leaves most of the time to requests.
-            await asyncio.sleep(slice_seconds * _PAUSE if busy > _SHORT_SECONDS else 0)
+            # A long round leaves most of the time to requests, and still more where these keep the planner busy.
+            pause = min((slice_seconds + late) * _PAUSE, slice_seconds * _MOST_PAUSE) if busy > _SHORT_SECONDS else 0.0
+            paused_at = time.monotonic()
+            await asyncio.sleep(pause)
+            late = max(0.0, time.monotonic() - paused_at - pause)
         for queued in list(self._queue):
             forecast = found.get(queued.entry.number)
             if forecast is not None:

@@ -6,6 +6,7 @@ when it gives up, and the place of one that left the queue because its client wa
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -152,6 +153,8 @@ class WaitingQueue:
         self._of = Counter[str]()
         self._alike: dict[Kind, dict[QueuedRequest, None]] = {}
         """Entries of each kind, in the order of their arrival."""
+        self._expires_at = math.inf
+        """No entry is past its deadline before, by the steady clock."""
         self._left: LRUCache[tuple[str, str], Place] = LRUCache(MAX_WAITING)
         """Places of requests that left, by owner and request id."""
 
@@ -213,6 +216,7 @@ class WaitingQueue:
         queued = QueuedRequest(request, arrival, rejection, payload, entry)
         steady = steady_time() if steady is None else steady
         queued.since, queued.deadline = steady - (now - arrival.asked_at), steady + arrival.until - now
+        self._expires_at = min(self._expires_at, queued.deadline)
         entry.payload = queued
         alike[queued] = None
         self._members.add(queued)
@@ -289,7 +293,13 @@ class WaitingQueue:
 
     def expired(self, now: float) -> list[QueuedRequest]:
         """Entries past their deadline, by the steady clock."""
-        return [queued for queued in self if queued.deadline <= now]
+        if now < self._expires_at:
+            return []
+        self._expires_at = min((queued.deadline for queued in self if queued.deadline > now), default=math.inf)
+        found = [queued for queued in self if queued.deadline <= now]
+        if found:
+            self._expires_at = now  # until they are removed
+        return found
 
     def set_ready(self, queued: QueuedRequest, ready: bool) -> None:
         """Allow an entry to start, or not: its client must be heard first."""

@@ -527,7 +527,13 @@ class Owed:
         self._with: dict[str, tuple[int, ...]] = {}
         self._parts = {
             node: [
-                tuple([(each, amount) for each, (_, amount) in enumerate(node.guarantee.patterns) if meant[each] <= models])
+                tuple(
+                    [
+                        (each, amount)
+                        for each, (_, amount) in enumerate(node.guarantee.patterns)
+                        if meant[each] <= models
+                    ]
+                )
                 for models in self.sets
             ]
             for node, meant in meant_by.items()
@@ -588,6 +594,14 @@ class Owed:
             after = max(self._own(each, number, model, devices), self._inside[each][number] + change)
             change = after - self._owed[each][number]
         return self.total(number) + change
+
+
+def _contained(
+    guarantee: Quota, meant: Sequence[frozenset[str]], models: frozenset[str]
+) -> tuple[tuple[int, int], ...]:
+    """Numbers of the patterns of a guarantee that stand for some of these models alone, with their amounts."""
+    patterns = zip(meant, guarantee.patterns, strict=True)
+    return tuple([(at, amount) for at, (each, (_, amount)) in enumerate(patterns) if each <= models])
 
 
 class OwedCores:

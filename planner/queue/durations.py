@@ -45,6 +45,7 @@ LEAST_GUESSES: Final = 20
 """Number of ended leases of a shape from which its own guesses are corrected."""
 MOST_GUESSES: Final = 400
 """Number of guesses that are kept of a shape, the most recent."""
+_GUESSES_KEPT: Final = 1024
 _LEAST_SIGMA: Final = 0.05
 _SHIFT: Final = 10.0
 """Seconds added before the logarithm, so that a second more of a short lease is no great error."""
@@ -300,7 +301,7 @@ class Guesses:
 
     def __init__(self) -> None:
         self._of: dict[object, deque[tuple[float, float]]] = {}
-        self._arrays: dict[object, tuple[int, Any, Any, float]] = {}
+        self._arrays: dict[object, tuple[int, Any, Any, float, dict[tuple[float, float, int], Estimate]]] = {}
         self._count: dict[object, int] = {}
 
     def ended(self, shape: object, guess: float, seconds: float) -> None:
@@ -317,11 +318,18 @@ class Guesses:
             return given(guess, limit)
         kept = self._arrays.get(key)
         if kept is None or count >= kept[0] * 1.1:
-            kept = self._arrays[key] = count, *_fit(self._of[key])
-        _, logs, durations, sigma = kept
+            kept = self._arrays[key] = count, *_fit(self._of[key]), {}
+        _, logs, durations, sigma, estimates = kept
+        asked = guess, limit, min(count, MOST_GUESSES)
+        found = estimates.get(asked)
+        if found is not None:
+            return found
         weights = np.exp(-0.5 * ((math.log(guess + _SHIFT) - logs) / sigma) ** 2)
         corrected = (guess + float(weights @ durations)) / (1.0 + float(weights.sum()))
-        return Estimate((max(LEAST_SECONDS, min(corrected, limit)),), "given", min(count, MOST_GUESSES), limit)
+        if len(estimates) >= _GUESSES_KEPT:
+            estimates.clear()
+        found = estimates[asked] = Estimate((max(LEAST_SECONDS, min(corrected, limit)),), "given", asked[2], limit)
+        return found
 
 
 def _fit(pairs: Sequence[tuple[float, float]]) -> tuple[Any, Any, float]:

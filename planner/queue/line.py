@@ -621,13 +621,17 @@ class Line:
             return
         known = self.fleet.hosts
         states = [(name, known[name].state) for name in changed if name in known]
+        able: dict[Ask, list[str]] = {}
+        """Hosts that could hold a request, or a part of it: many groups ask for the same."""
         for group in self._groups.values() if states else ():
             if group.opened is not None:
                 ask = group.ask
-                part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
-                for name, state in states:
-                    if not excluded(state, part):
-                        group.opened.add(name)
+                names = able.get(ask)
+                if names is None:
+                    part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+                    names = able[ask] = [name for name, state in states if not excluded(state, part)]
+                if names:
+                    group.opened.update(names)
 
     def _openers(self, ask: Ask, hosts: AbstractSet[str]) -> set[str]:
         """Hosts of some that could hold a request, or a part of it."""
