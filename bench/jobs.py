@@ -1,25 +1,24 @@
 """Jobs: time from submitting to the order to start, starts a second of an array, and memory of tasks that wait.
 
-A planner in a process of its own; runners of all hosts are one other process, without any processes of jobs: each run
-ends as soon as it is started, and is reported with the others of 10 ms. A real runner adds the start of a process.
+First of the planner alone, in a process of its own: the runners of all hosts are one other process, without any
+processes of jobs. Each run ends as soon as it is started, and is reported with the others of 10 ms. Then with a real
+runner and real processes (`job_processes.py`).
 
-    python bench/jobs.py [--tasks 3000] [--hosts 20] [--profile FILE]
+    python bench/jobs.py [--tasks 3000] [--hosts 20] [--only planner|runner] [--profile FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import os
 import statistics
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import job_processes
 import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
@@ -29,6 +28,7 @@ from corral.schemas import codec, subjects
 from corral.schemas.jobs import JobState, TaskPart
 from corral.schemas.runs import RunnerReport, RunOrders, RunReport, RunVerb
 from granting import PER_HOST, start_planner, until_usable
+from job_requests import ask, cpu_seconds_of, memory_of, submit, until_ended
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -84,40 +84,6 @@ class Runners:
             await asyncio.sleep(BATCH_SECONDS)
 
 
-async def ask(nc: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A request to the planner, and its answer."""
-    reply = await nc.request(f"{subjects.PLAN}.{verb}", json.dumps(body).encode(), timeout=30)
-    answer: dict[str, Any] = json.loads(reply.data)
-    if answer["type"] == "error":
-        raise RuntimeError(answer["message"])
-    return answer
-
-
-async def submit(nc: Client, **fields: Any) -> str:
-    """Submit a job, and return its id."""
-    return (await ask(nc, "submit", {"request": {"owner": "bench", "gpus": 1}, "command": ["true"], **fields}))[
-        "job_id"
-    ]
-
-
-async def until_ended(nc: Client, job_id: str) -> None:
-    """Wait until a job has ended."""
-    while (await ask(nc, "jobs", {"job_ids": [job_id]}))["jobs"][0]["job"]["state"] != "done":  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
-
-
-def memory_of(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def cpu_seconds_of(pid: int) -> float:
-    """CPU time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def measure(url: str, hosts: int, tasks: int, pid: int) -> None:
     """All measurements, printed."""
     nc = await connect(url, name="bench")
@@ -154,11 +120,24 @@ async def measure(url: str, hosts: int, tasks: int, pid: int) -> None:
     await ask(nc, "release", {"owner": "bench", "lease_id": held["lease"]["lease_id"]})
 
 
+async def measure_processes(url: str, hosts: int, tasks: int, parts: dict[str, int], folder: Path) -> None:
+    """All measurements with a real runner, printed."""
+    nc = await connect(url, name="bench")
+    await until_usable(nc, hosts * PER_HOST)
+    with job_processes.runner_process(url, hosts, folder / "runner") as runner:
+        await until_ended(nc, await submit(nc))
+        await job_processes.measure_idle(runner)
+        await job_processes.measure_latency(nc, folder)
+        await job_processes.measure_starts(nc, runner, parts, tasks)
+    await nc.close()
+
+
 def main() -> None:
     """Start a server and a planner, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=3000)
     parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--only", choices=("planner", "runner"), default="", help="only this part")
     parser.add_argument("--profile", default="", help="file for a profile of the planner")
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -169,8 +148,13 @@ def main() -> None:
             stop = multiprocessing.get_context("spawn").Event()
             parts = start_planner(server.url, args.hosts * PER_HOST, stop, args.profile)
             assert parts[0].pid
+            assert server.process
             try:
-                uvloop.run(measure(server.url, args.hosts, args.tasks, parts[0].pid))
+                if args.only != "runner":
+                    uvloop.run(measure(server.url, args.hosts, args.tasks, parts[0].pid))
+                if args.only != "planner":
+                    pids = {"planner": parts[0].pid, "server": server.process.pid}
+                    uvloop.run(measure_processes(server.url, args.hosts, args.tasks, pids, Path(folder)))
             finally:
                 stop.set()
                 for part in parts:
