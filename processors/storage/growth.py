@@ -47,6 +47,7 @@ class Tables(Struct, frozen=True):
         hours: the rows of the hours, which are kept the longest, as a table name or a subquery in brackets.
         readings: the SELECT of raw samples between two times in microseconds (with columns of the key and `time`).
         stamp: assignment for a stored row that changes, such as `batch = 7`; empty for none.
+        falls_marked: true if `…_inner` of staged rows is `FELL` wherever a counter fell, even if it rose again.
     """
 
     level: Level
@@ -55,6 +56,7 @@ class Tables(Struct, frozen=True):
     hours: str
     readings: Callable[[int, int], str]
     stamp: str = ""
+    falls_marked: bool = False
 
     @property
     def width(self) -> int:
@@ -122,7 +124,8 @@ def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric],
     if not counters:
         return
     start, end = first * tables.width, (last + 1) * tables.width
-    _mark_falls(cursor, tables, counters, start, end)
+    if not tables.falls_marked:
+        _mark_falls(cursor, tables, counters, start, end)
     _gather(cursor, tables, counters, start, end)
     _link_earlier(cursor, tables, counters, start)
     growth = ", ".join(

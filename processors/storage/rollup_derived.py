@@ -30,8 +30,21 @@ ALL_MINUTES: Final = 2**60 - 1
 """The bits of an hour's minutes; bit 0 is the first."""
 
 KNOWN: Final = "known_seconds"
-_MASK: Final = "throttle_reasons_bitmask"
-_CLOCKS: Final = ("sm_clock_megahertz", "sm_clock_max_megahertz")
+MASK: Final = "throttle_reasons_bitmask"
+REASONS: Final = {
+    "throttled_samples": HELD_BACK,
+    "throttled_thermal_samples": HEAT,
+    "throttled_power_samples": POWER,
+    "throttled_slowdown_samples": SLOWDOWN,
+}
+"""Columns that count throttled samples, with the reasons that each counts; the first counts all."""
+_MEANINGS: Final = {
+    "throttled_samples": "any of the reasons below",
+    "throttled_thermal_samples": "reason 0x20 or 0x40: heat",
+    "throttled_power_samples": "reason 0x04 or 0x80: the power limit or the power brake",
+    "throttled_slowdown_samples": "reason 0x08: hardware slowdown",
+}
+CLOCKS: Final = ("sm_clock_megahertz", "sm_clock_max_megahertz")
 _LOAD: Final = "gpu_utilization_percent"
 
 
@@ -76,26 +89,21 @@ def known() -> list[Derived]:
 
 def throttling(names: Collection[str]) -> list[Derived]:
     """Columns of every level for throttled samples, if these metrics are present."""
-    if _MASK not in names:
+    if MASK not in names:
         return []
     found = [
         Derived(
             name,
             "UINTEGER",
-            f"count(*) FILTER (({_MASK} & {bits}) <> 0)::UINTEGER",
+            f"count(*) FILTER (({MASK} & {bits}) <> 0)::UINTEGER",
             f"sum({name})::UINTEGER",
-            f"samples with {meaning}",
+            f"samples with {_MEANINGS[name]}",
         )
-        for name, bits, meaning in (
-            ("throttled_samples", HELD_BACK, "any of the reasons below"),
-            ("throttled_thermal_samples", HEAT, "reason 0x20 or 0x40: heat"),
-            ("throttled_power_samples", POWER, "reason 0x04 or 0x80: the power limit or the power brake"),
-            ("throttled_slowdown_samples", SLOWDOWN, "reason 0x08: hardware slowdown"),
-        )
+        for name, bits in REASONS.items()
     ]
-    if all(name in names for name in _CLOCKS):
-        percent = f"100 * {_CLOCKS[0]} / nullif({_CLOCKS[1]}, 0)"
-        held = f"FILTER (({_MASK} & {HELD_BACK}) <> 0)"
+    if all(name in names for name in CLOCKS):
+        percent = f"100 * {CLOCKS[0]} / nullif({CLOCKS[1]}, 0)"
+        held = f"FILTER (({MASK} & {HELD_BACK}) <> 0)"
         found += [
             Derived(
                 "throttled_sm_clock_percent_sum",

@@ -22,6 +22,7 @@ from duckdb import DuckDBPyConnection
 
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
+from ..folding import fold
 from ..growth import Tables
 from ..rollup_columns import (
     BIN_RATIO,
@@ -33,17 +34,15 @@ from ..rollup_columns import (
     ZERO_BIN,
     Level,
     add_columns,
-    bin_of,
     binned,
     columns,
     counters,
     create,
     from_minutes,
-    from_raw,
     is_linear,
 )
 from ..schema import NO_SERIES, day_of, day_table, sql_text
-from ..statements import column_names, put, transaction
+from ..statements import column_names, put, registered, transaction
 
 __all__ = [
     "HOUR",
@@ -262,22 +261,12 @@ def _step(
         f"make_timestamptz(t.bucket * {width}) AS time, t.bucket = n.bucket AS open "
         f"FROM touched_all t JOIN newest n USING (series) WHERE t.bucket BETWEEN {first} AND {last}"
     )
-    rows = (
-        f"(SELECT *, epoch_us(time) // {width} AS bucket FROM ({samples(first * width, (last + 1) * width)})) "
-        "SEMI JOIN touched USING (series, bucket)"
-    )
-    aggregates = from_minutes(metrics) if level is HOUR else from_raw(metrics, level)
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
-        f"{through}::BIGINT AS batch, {aggregates} FROM {rows} GROUP BY series, bucket"
-    )
     if level is HOUR:
-        _stage_merged_bins(cursor, metrics, start, end)
-    elif level.bins:
-        _stage_bins(cursor, metrics, rows, width)
-    if level is not HOUR:
+        _stage_hours(cursor, metrics, samples(first * width, (last + 1) * width), start, end, through)
+    else:
+        _stage(cursor, level, metrics, samples(first * width, (last + 1) * width), through)
         stored = (level.table, f"{level.table}_open")
-        tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}")
+        tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}", falls_marked=True)
         growth.join(cursor, tables, counters(metrics), first, last)
     names_of_columns = ", ".join(name for name, _ in columns(metrics, level))
     suffixes = ("", "_bins") if level.bins else ("",)
@@ -304,21 +293,39 @@ def _step(
     return int(row[0]) if row else 0
 
 
-def _stage_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], rows: str, width: int) -> None:
-    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
-    wanted = binned(metrics)
-    parts = [
-        f"SELECT make_timestamptz(bucket * {width}) AS time, series, {numbers[metric.name]}::SMALLINT AS metric, "
-        f"{bin_of(metric)} AS bin, count(*)::UINTEGER AS n FROM picked WHERE {metric.name} IS NOT NULL GROUP BY ALL"
-        for metric in wanted
-    ]
-    parts = parts or [f"SELECT time, series, metric, bin, n FROM {MINUTE.table}_bins WHERE false"]
-    # Read once: to plan a scan of all days for each metric takes longer than to count the rows of a small fleet.
-    picked = ", ".join(("bucket", "series", *(metric.name for metric in wanted)))
+def _stage(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], samples: str, through: int) -> None:
+    """Create the tables `staged`, and `staged_bins` where the level has bins, of the touched buckets from samples."""
+    width = level.seconds * 1_000_000
+    picked = ", ".join(("series", *(metric.name for metric in metrics)))
+    rows = cursor.execute(
+        f"SELECT epoch_us(time) AS us, {picked} FROM (SELECT *, epoch_us(time) // {width} AS bucket FROM ({samples})) "
+        "SEMI JOIN touched USING (series, bucket)"
+    ).to_arrow_table()
+    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall()) if level.bins else {}
+    folded = fold(rows, metrics, level, numbers)
+    del rows
+    names = ", ".join(name for name, _ in columns(metrics, level))
+    with registered(cursor, "folded", folded.rows):
+        cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE staged AS SELECT time, series, {through}::BIGINT AS batch, {names} "
+            "FROM folded"
+        )
+    if folded.bins is not None:
+        with registered(cursor, "folded", folded.bins):
+            cursor.execute("CREATE OR REPLACE TEMP TABLE staged_bins AS FROM folded")
+
+
+def _stage_hours(
+    cursor: DuckDBPyConnection, metrics: Sequence[Metric], minutes: str, start: str, end: str, through: int
+) -> None:
+    """Create the tables `staged` and `staged_bins` of the touched hours from minutes."""
+    width = HOUR.seconds * 1_000_000
     cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE staged_bins AS WITH picked AS MATERIALIZED (SELECT {picked} FROM {rows}) "
-        + " UNION ALL ".join(parts)
+        f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
+        f"{through}::BIGINT AS batch, {from_minutes(metrics)} FROM (SELECT *, epoch_us(time) // {width} AS bucket "
+        f"FROM ({minutes})) SEMI JOIN touched USING (series, bucket) GROUP BY series, bucket"
     )
+    _stage_merged_bins(cursor, metrics, start, end)
 
 
 def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
