@@ -24,6 +24,15 @@ from .storage.embedded.snapshot import write_snapshot
 log = logging.getLogger("corral.processor")
 
 SETTLED_SECONDS: Final = 3.0
+UNREAD_ROLLUP_SECONDS: Final = 60.0
+"""Pause between two refreshes of a rollup while nobody reads the history."""
+UNREAD_SECONDS: Final = 10.0
+"""How long messages wait for a transaction while nobody reads the history. A transaction costs as much for one row as
+for a thousand."""
+FLUSH_SECONDS: Final = 2.0
+"""How long a query waits at most for what was received before it, as when the disk is full."""
+ROLLUP_SECONDS: Final = 1.0
+"""How long the first query for some time waits at most for rollups."""
 
 
 class EmbeddedHistory:
@@ -108,7 +117,12 @@ class EmbeddedHistory:
             prepare=self._open_remote,
         )
         self._maintenance = Maintenance(
-            self._database, self._retention, server_now=server_now, force=self._force_retention
+            self._database,
+            self._retention,
+            server_now=server_now,
+            force=self._force_retention,
+            # The clients of the remote protocol read the tables themselves.
+            unread_seconds=None if self._remote_opened else UNREAD_ROLLUP_SECONDS,
         )
 
     def _open_remote(self, connection: DuckDBPyConnection) -> Callable[[], None] | None:
@@ -130,7 +144,11 @@ class EmbeddedHistory:
     async def join(self, nc: Client, letters: DeadLetters, metrics: ProcessorMetrics) -> None:
         """Prepare ingest of each stream."""
         consumers = await permitted(nc.jetstream(), CONSUMERS)
-        self._ingests = [Ingest(nc, self._database, consumer, letters) for consumer in consumers]
+        # The clients of the remote protocol read the tables themselves.
+        unread_seconds = 0.0 if self._remote_opened else UNREAD_SECONDS
+        self._ingests = [
+            Ingest(nc, self._database, consumer, letters, unread_seconds=unread_seconds) for consumer in consumers
+        ]
         for ingest in self._ingests:
             metrics.add(ingest)
 
@@ -141,6 +159,11 @@ class EmbeddedHistory:
             for ingest in self._ingests:
                 tasks.create_task(ingest.run())
             tasks.create_task(_settle_recovery(self._database, self._ingests))
+
+    async def freshen(self) -> None:
+        """Store what has been received until now, and refresh rollups that are old since nobody has read them."""
+        await asyncio.gather(*(ingest.flush(FLUSH_SECONDS) for ingest in self._ingests))
+        await asyncio.to_thread(self._maintenance.read, ROLLUP_SECONDS)
 
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers."""
@@ -166,5 +189,7 @@ async def _settle_recovery(database: Database, ingests: Sequence[Ingest]) -> Non
         await asyncio.sleep(SETTLED_SECONDS)
         if all(ingest.begun and not ingest.lag_messages and not ingest.paused for ingest in ingests):
             await asyncio.sleep(SETTLED_SECONDS)
+            if not all([await ingest.flush(SETTLED_SECONDS) for ingest in ingests]):
+                continue
             with contextlib.suppress(StoragePaused, duckdb.Error):
                 return await asyncio.to_thread(database.settle_recovery)

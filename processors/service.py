@@ -100,6 +100,10 @@ class History(Protocol):
         """
         ...
 
+    async def freshen(self) -> None:
+        """Store what has been received until now, for a reader who asks now. Bounded in time; no error if it fails."""
+        ...
+
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers. May be called from any thread."""
         ...
@@ -175,9 +179,12 @@ async def _serve(
         processor=history.processor,
         status=lambda: metrics.status(history.processor, history.location),
         spool=history.spool,
+        freshen=history.freshen,
     )
-    lasted = DurationsService(nc, history.cursor)
-    copies = SnapshotService(nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0)
+    lasted = DurationsService(nc, history.cursor, history.freshen)
+    copies = SnapshotService(
+        nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0, history.freshen
+    )
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(history.run())

@@ -126,6 +126,9 @@ class LakeHistory:
             self._metrics.remove(ingest)
             await asyncio.to_thread(storage.close)
 
+    async def freshen(self) -> None:
+        """Nothing: other processors read the lake, too, so each part of it is stored within seconds anyway."""
+
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers."""
         return self._readers.cursor()

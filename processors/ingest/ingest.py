@@ -79,6 +79,8 @@ async def permitted(js: JetStreamContext, consumers: Iterable[Consumer]) -> list
 
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
+REST_SECONDS: Final = 2.0
+"""Time limit for storing what was received, when ingest stops."""
 
 
 class Counts(Struct):
@@ -145,6 +147,7 @@ class Ingest:
         dead_letters: where refused messages go.
         make_streams: creates missing streams; those of `subjects.STREAMS` by default.
         origin: for a stream that mirrors another one: decides which of its messages are to be stored.
+        unread_seconds: how long messages may wait for more while nobody calls `flush`; 0 for the consumer's linger.
 
     Attributes:
         counts: see `Counts`.
@@ -161,8 +164,10 @@ class Ingest:
         dead_letters: DeadLetters,
         make_streams: Callable[[], Awaitable[None]] | None = None,
         origin: Origin | None = None,
+        unread_seconds: float = 0.0,
     ) -> None:
         self.consumer = consumer
+        self._unread_seconds = unread_seconds
         self._make_streams = make_streams or partial(ensure_layout, nc.jetstream())
         self.part = consumer.part or consumer.stream
         self._storage = storage
@@ -183,6 +188,11 @@ class Ingest:
         self._decoding = threading.Lock()
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
         self._bytes_per_sample = 0.0
+        self._taken = 0
+        """Sequence of the last message that was taken from the reader."""
+        self._stored = 0
+        """Sequence of the last message that is stored, or that reading started after."""
+        self._progress = asyncio.Event()
         self.counts = Counts()
         self.paused = ""
         self.begun = False
@@ -201,8 +211,19 @@ class Ingest:
         """Last stored sequence of each stream in the storage."""
         return self._storage.watermarks()
 
+    async def flush(self, timeout_seconds: float) -> bool:
+        """Store what has been received until now; False if that has not succeeded in time."""
+        wanted = self._reader.received
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self.begun and self._stored < wanted:
+                    self._progress.clear()
+                    self._reader.hurry()
+                    await self._progress.wait()
+        return self._stored >= wanted
+
     async def run(self) -> None:
-        """Read, decode and write until cancelled."""
+        """Read, decode and write until cancelled; then store what was received."""
         try:
             while True:
                 while not await self._begin():
@@ -216,6 +237,7 @@ class Ingest:
             if self._origin is not None:
                 self._origin.end(self.part)
             await self._reader.stop()
+            await self._store_rest()
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def _begin(self) -> bool:
@@ -232,6 +254,8 @@ class Ingest:
             self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
             self._decoder = Decoder(self._storage.series, self._clocks)
             await self._reader.start(after, marked_ns)
+            self._taken = self._stored = after
+            self._progress.set()
             if self._origin is not None:
                 self._origin.begin(stream, after)
         except NotFoundError:
@@ -257,12 +281,13 @@ class Ingest:
         while True:
             heed_cancellation()
             try:
-                taken = await self._reader.take(self._batch_bytes(), self.consumer.linger_seconds)
+                taken = await self._reader.take(self._batch_bytes(), self.consumer.linger_seconds, self._unread_seconds)
             except StreamReplaced as replaced:
                 log.warning("%s: %s", self.consumer.stream, replaced)
                 return await decoded.put(None)
             messages = [message for message, _ in taken]
             newest = messages[-1]
+            self._taken = newest.sequence
             if self._origin is not None:
                 messages = await self._origin.passed(self._reader.created, messages)
             batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages, None, newest)
@@ -295,7 +320,23 @@ class Ingest:
                     item.batch, samples=None, tables={}, inventories=(), leases=(), requests=(), jobs=(), messages=0
                 )
                 await self._commit(nothing)
+            self._stored = item.batch.sequence
+            self._progress.set()
             await self._reader.acknowledge(item.reply)
+
+    async def _store_rest(self) -> None:
+        """Store what still waits for more, unless a batch before it may not be stored: then all of it comes again."""
+        taken = self._reader.take_rest()
+        if not taken or not self.begun or self.paused or self._taken != self._stored or self._origin is not None:
+            return
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError, StorageError, StoragePaused, NatsError):
+            async with asyncio.timeout(REST_SECONDS):
+                messages = [message for message, _ in taken]
+                batch, _, refused = await loop.run_in_executor(self._threads, self._decode, messages)
+                if not refused:
+                    await loop.run_in_executor(self._threads, self._store, batch)
+                    await self._reader.acknowledge(taken[-1][1])
 
     async def _commit(self, batch: Batch) -> None:
         """Commit a batch, and retry until it works. Errors of an unstorable batch or a damaged database are raised."""

@@ -42,6 +42,10 @@ FORGET_SECONDS: Final = 7 * 86400.0
 BEHIND_SECONDS: Final = 2.0
 API_SECONDS: Final = 3.0
 MAX_ACK_PENDING: Final = 65536
+PLENTY_BYTES: Final = 4 * 2**20
+"""Payload that is not kept waiting for more: a transaction of as much costs little more than its rows."""
+PLENTY_MESSAGES: Final = PULL_MESSAGES // 2
+"""The same as a number of messages; the next pull is sent after at most as many."""
 CATCH_UP_TRIES: Final = 6
 CATCH_UP_SECONDS: Final = 1.0
 
@@ -66,6 +70,7 @@ class Reader:
         stored_ns: when the server stored the last message received, by the server's clock; 0 before the first.
         pending: messages in the stream that have not been received yet, as far as known.
         repeated: messages that were delivered again.
+        received: sequence of the last message that was received, or after which reading started.
     """
 
     def __init__(
@@ -89,12 +94,14 @@ class Reader:
         self._buffer: deque[tuple[Incoming, str]] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
+        self._attention = asyncio.Event()
+        self._wanted = False
         self._sub: Subscription | None = None
         self._inbox = ""
         self._outstanding = 0
         self._requested_at = 0.0
         self._heard_at = 0.0
-        self._received = 0
+        self.received = 0
         self._received_ns = 0
         self._mark_ns = 0
         self._overtaken = False
@@ -137,7 +144,7 @@ class Reader:
         """
         self._buffer.clear()
         self._waiting_bytes = 0
-        self._received = after
+        self.received = after
         self._received_ns = self._mark_ns = stored_ns if after else 0
         self._overtaken = False
         self._delivered = 0
@@ -172,12 +179,25 @@ class Reader:
         self._outstanding = 0
         await self._pull()
 
-    async def take(self, max_bytes: int, linger_seconds: float) -> list[tuple[Incoming, str]]:
+    def hurry(self) -> None:
+        """End the wait for more messages in `take`, at present or at its next call."""
+        self._wanted = True
+        self._notice()
+
+    def _notice(self) -> None:
+        """End every wait: something other than a message came."""
+        self._arrived.set()
+        self._attention.set()
+
+    async def take(
+        self, max_bytes: int, linger_seconds: float, unread_seconds: float = 0.0
+    ) -> list[tuple[Incoming, str]]:
         """Return the next messages, each with its reply subject: at least one.
 
         Args:
             max_bytes: of payload; one message may be larger.
             linger_seconds: how long to wait for more after the first message; longer while the stream has more.
+            unread_seconds: how long to wait for more until `hurry` is called, unless there is plenty.
 
         Raises:
             StreamReplaced: all that was received has been taken, and the stream is another one.
@@ -185,14 +205,31 @@ class Reader:
         while not self._buffer:
             if self._replaced:
                 raise StreamReplaced(self._replaced)
+            self._wanted = False
             await self._wait(HEARTBEAT_SECONDS)
-        deadline = time.monotonic() + linger_seconds
+        began = time.monotonic()
+        while not self._in_demand() and (left := began + unread_seconds - time.monotonic()) > 0:
+            await self._wait(min(left, HEARTBEAT_SECONDS), self._attention)
+        deadline = began + linger_seconds
         until = deadline + BEHIND_SECONDS
-        while self._waiting_bytes < max_bytes and not self._replaced and (left := deadline - time.monotonic()) > 0:
-            await self._wait(left)
+        while self._waiting_bytes < max_bytes and not self._replaced and not self._wanted:
             if self.pending and deadline < until:
                 # Behind anyway: large transactions catch up sooner.
                 deadline = min(until, time.monotonic() + linger_seconds)
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            await self._wait(left)
+        self._wanted = False
+        taken = self._cut(max_bytes)
+        await self._pull()
+        return taken
+
+    def take_rest(self) -> list[tuple[Incoming, str]]:
+        """Return all messages that wait, after `stop`."""
+        return self._cut(self._waiting_bytes)
+
+    def _cut(self, max_bytes: int) -> list[tuple[Incoming, str]]:
+        """Take messages out of the buffer: at least one if there is any."""
         taken: list[tuple[Incoming, str]] = []
         size = 0
         while self._buffer and (not taken or size + len(self._buffer[0][0].payload) <= max_bytes):
@@ -200,7 +237,6 @@ class Reader:
             size += len(entry[0].payload)
             taken.append(entry)
         self._waiting_bytes -= size
-        await self._pull()
         return taken
 
     async def acknowledge(self, reply: str) -> None:
@@ -214,11 +250,22 @@ class Reader:
             with contextlib.suppress(Exception):
                 await self._sub.unsubscribe()
 
-    async def _wait(self, seconds: float) -> None:
-        self._arrived.clear()
+    def _in_demand(self) -> bool:
+        """True if messages that wait are to be stored now: they are wanted, many, or the first of many."""
+        return (
+            self._wanted
+            or bool(self._replaced or self.pending)
+            or self._waiting_bytes >= PLENTY_BYTES
+            or len(self._buffer) >= PLENTY_MESSAGES
+        )
+
+    async def _wait(self, seconds: float, event: asyncio.Event | None = None) -> None:
+        """Wait for the next message; or for another event, which does not come with every message."""
+        event = event or self._arrived
+        event.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._arrived.wait()
+                await event.wait()
         if self._nc.stats["reconnects"] != self._reconnects:
             self._broken = self._broken or "the connection was lost"
         elif self._outstanding and time.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS:
@@ -232,13 +279,13 @@ class Reader:
     async def _recover(self) -> None:
         """Create the consumer again after the last message received. Messages in the buffer are kept, in order."""
         waiting, size = list(self._buffer), self._waiting_bytes
-        log.info("%s: reading again from %d: %s", self.stream, self._received + 1, self._broken)
+        log.info("%s: reading again from %d: %s", self.stream, self.received + 1, self._broken)
         try:
             self._replaced = await self._is_another()
             if self._replaced:
                 self._inbox = ""
                 return
-            await self.start(self._received, self._received_ns)
+            await self.start(self.received, self._received_ns)
         except Exception as error:
             # nats-py has its own timeouts and disconnection errors
             log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
@@ -260,15 +307,15 @@ class Reader:
                 return "the stream was created again"
             self._last_sequence = info.state.last_seq
             if self._overtaken:
-                self._last_sequence = self._received - 1
-                return f"the stream was rolled back, and has grown since: its message {self._received} is another one"
-            if self._last_sequence >= self._received:
+                self._last_sequence = self.received - 1
+                return f"the stream was rolled back, and has grown since: its message {self.received} is another one"
+            if self._last_sequence >= self.received:
                 return ""
             # A leader that was just elected may not have read its log to the end.
             if (info.config.num_replicas or 1) == 1 or tries == CATCH_UP_TRIES - 1:
                 break
             await asyncio.sleep(CATCH_UP_SECONDS)
-        return f"the stream was rolled back from {self._received} to {self._last_sequence}"
+        return f"the stream was rolled back from {self.received} to {self._last_sequence}"
 
     async def _pull(self) -> None:
         if self._waiting_bytes >= self._buffer_bytes or self._outstanding > PULL_MESSAGES // 2:
@@ -304,26 +351,28 @@ class Reader:
             return
         if delivered != self._delivered + 1:
             self._broken = f"message {self._delivered + 1} of the consumer did not come"
-            self._arrived.set()
+            self._notice()
             return
         self._delivered = delivered
         self._outstanding = max(0, self._outstanding - 1)
-        if sequence <= self._received:
+        if sequence <= self.received:
             if not self._mark_ns:
                 self.repeated += 1
-            elif sequence == self._received and self.stored_ns != self._mark_ns:
+            elif sequence == self.received and self.stored_ns != self._mark_ns:
                 self._overtaken = True
                 self._broken = "the message read last is another one now"
-                self._arrived.set()
+                self._notice()
             self._mark_ns = 0
             await self.acknowledge(message.reply)
             return
         self._mark_ns = 0
-        self._received, self._received_ns = sequence, self.stored_ns
+        self.received, self._received_ns = sequence, self.stored_ns
         headers = message.headers if self._with_headers else None
         self._buffer.append((Incoming(message.subject, message.data, sequence, headers, self.stored_ns), message.reply))
         self._waiting_bytes += len(message.data)
         self._arrived.set()
+        if self._waiting_bytes >= PLENTY_BYTES or len(self._buffer) >= PLENTY_MESSAGES:
+            self._attention.set()
 
     def _on_status(self, message: Msg) -> None:
         """Handle a status message of a pull: 100 is a heartbeat, any other status ends the pull."""
@@ -337,12 +386,12 @@ class Reader:
             last = headers.get("Nats-Last-Consumer")
             if last is not None and int(last) > self._delivered and not self._broken:
                 self._broken = f"messages {self._delivered + 1} to {last} of the consumer did not come"
-                self._arrived.set()
+                self._notice()
             return
         left = headers.get("Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - (int(left) if left is not None else PULL_MESSAGES))
         if status in ("404", "408") or "MaxBytes" in description or "Batch Completed" in description:
-            self._arrived.set()
+            self._notice()
             return
         self._broken = f"{status} {description}".strip() or "the server ended the pull"
-        self._arrived.set()
+        self._notice()

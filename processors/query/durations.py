@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -83,11 +83,15 @@ class DurationsService:
     Args:
         nc: connection to the bus.
         connect: returns a new cursor on the database; called from another thread.
+        freshen: stores what has been received until now.
     """
 
-    def __init__(self, nc: Client, connect: Callable[[], DuckDBPyConnection]) -> None:
+    def __init__(
+        self, nc: Client, connect: Callable[[], DuckDBPyConnection], freshen: Callable[[], Awaitable[None]]
+    ) -> None:
         self._nc = nc
         self._connect = connect
+        self._freshen = freshen
         self._digest: DurationDigest | None = None
         self._computed_at = 0.0
         self._lock = asyncio.Lock()
@@ -123,6 +127,7 @@ class DurationsService:
     async def _latest(self, max_groups: int) -> DurationDigest:
         async with self._lock:
             if self._digest is None or time.monotonic() - self._computed_at > FRESH_SECONDS:
+                await self._freshen()
                 self._digest = await asyncio.to_thread(self._compute)
                 self._computed_at = time.monotonic()
         found = self._digest

@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     room: Room = Room()
 
 
+async def nothing_to_freshen() -> None:
+    """For a database that receives nothing."""
+
+
 class QueryService:
     """Answers queries over one database.
 
@@ -97,6 +101,7 @@ class QueryService:
         limits: see `Limits`.
         private: tables that readers should not see.
         spool: folder for answers that wait for their readers; the system's for temporary files by default.
+        freshen: stores what has been received until now; called before each query.
     """
 
     def __init__(
@@ -109,9 +114,11 @@ class QueryService:
         limits: Limits | None = None,
         private: Sequence[str] = (),
         spool: Path | None = None,
+        freshen: Callable[[], Awaitable[None]] = nothing_to_freshen,
     ) -> None:
         self._nc = nc
         self._connect = connect
+        self._freshen = freshen
         self._processor = subjects.host_token(processor)
         self._instance = secrets.token_hex(8)
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
@@ -133,6 +140,8 @@ class QueryService:
         self._background = BackgroundTasks()
         self._counts = {"answered": 0, "failed": 0, "busy": 0}
         self._stopping = False
+        self._busy = asyncio.Event()
+        """Set while queries run or wait."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -238,6 +247,7 @@ class QueryService:
         self._start_next()
 
     def _start_next(self) -> None:
+        self._busy.set()
         while (turn := self._queue.take()) is not None:
             execution = turn.entry
             execution.express = turn.express
@@ -257,6 +267,7 @@ class QueryService:
         part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
         failure: QueryError | None = None
         try:
+            await self._freshen()
             await loop.run_in_executor(self._threads, execution.run, self._connect, self._guard, put, part_bytes)
         except QueryError as error:
             failure = error
@@ -375,6 +386,9 @@ class QueryService:
     async def _watch_over(self) -> None:
         """End queries that take too much time or memory, and requeue long ones from express slots."""
         while True:
+            if not self._running and not len(self._queue):
+                self._busy.clear()
+            await self._busy.wait()
             await asyncio.sleep(TICK_SECONDS)
             for execution in self._running:
                 tried = time.monotonic() - execution.started if execution.express and execution.started else 0.0

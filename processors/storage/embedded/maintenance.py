@@ -1,12 +1,14 @@
 """Background maintenance in a thread, with separate cursors: rollups, archive, retention.
 
 Each job pauses for at least as long as it took, so that it uses at most half of a core. As a fleet grows, rollups are
-delayed, and ingest is not.
+delayed, and ingest is not. While nobody reads the history, rollups are refreshed seldom: a refresh costs nearly the
+same for one bucket as for many.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +32,8 @@ log = logging.getLogger("corral.storage")
 ROLLUP_SECONDS: Final = {"10s": 5.0, "1m": 10.0, "1h": 20.0}
 """Pause between two refreshes of a small fleet's rollups. A refresh takes as long for one row as for a thousand, nearly
 all of it to plan its statements of hundreds of columns."""
+READ_SECONDS: Final = 60.0
+"""How long the history counts as read after a query."""
 HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0
@@ -37,11 +41,28 @@ MINUTES_FROM: Final = "minutes_from"
 """Key in `corral_meta`: rollups of 1 min before this time have been deleted."""
 
 
+FINISHED: Final = "finished"
+"""Result of a job that need not be repeated."""
+
+
 class _Job(Struct):
+    """Work that is repeated.
+
+    Attributes:
+        name: in the log.
+        work: what to do.
+        seconds: pause after it.
+        unread_seconds: the same while nobody reads the history.
+        due: when it is to be done next, on the monotonic clock.
+        began: when it was begun last, on that clock.
+    """
+
     name: str
     work: Callable[[], object]
     seconds: float
+    unread_seconds: float
     due: float = 0.0
+    began: float = -math.inf
 
 
 class Maintenance:
@@ -52,6 +73,8 @@ class Maintenance:
         kept: see `Retention`.
         server_now: the time by the bus's clock; None while it is not known.
         force: delete all that is old by this machine's clock alone, once.
+        unread_seconds: pause between two refreshes of rollups while nobody calls `read`; None for no longer one than
+            otherwise.
 
     Attributes:
         failing: jobs that fail at the moment, each with the reason.
@@ -65,14 +88,20 @@ class Maintenance:
         *,
         server_now: Callable[[], datetime | None] = lambda: None,
         force: bool = False,
+        unread_seconds: float | None = None,
     ) -> None:
         self._database = database
+        self._unread_seconds = unread_seconds
         self._retention = kept or Retention()
         self._server_now = server_now
         self._force = force
         self._deleted_until: dict[str, datetime] = {}
         self.held_back = ""
-        self._stop = threading.Event()
+        self._jobs = self._all_jobs()
+        self._stopping = False
+        self._read_at = -math.inf
+        self._changed = threading.Condition()
+        """Notified when a job ends, a reader comes, or the thread is to stop."""
         self._thread: threading.Thread | None = None
         self.failing: dict[str, str] = {}
 
@@ -83,27 +112,61 @@ class Maintenance:
 
     def stop(self) -> None:
         """Stop after the job that runs now."""
-        self._stop.set()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self) -> None:
-        jobs = [
-            *(
-                _Job(f"rollup {level.name}", lambda level=level: self.roll_up(level), ROLLUP_SECONDS[level.name])
-                for level in rollups.LEVELS
-            ),
-            _Job("rollups of a lost database", self.roll_up_archived, RECOVERY_SECONDS),
-            _Job("housekeeping", self.housekeeping, HOUSEKEEPING_SECONDS),
-            _Job("orphaned files", lambda: archive.delete_orphaned_files(self._database), SWEEP_SECONDS),
-        ]
-        while not self._stop.is_set():
-            job = min(jobs, key=lambda job: job.due)
-            if self._stop.wait(max(0.0, job.due - time.monotonic())):
+    def read(self, timeout_seconds: float) -> None:
+        """Have rollups refreshed as often as for readers, and wait until they are as new as that.
+
+        Args:
+            timeout_seconds: how long to wait at most.
+        """
+        with self._changed:
+            now = self._read_at = time.monotonic()
+            late = [job for job in self._jobs if job.unread_seconds > job.seconds and job.began < now - job.seconds]
+            for job in late:
+                job.due = min(job.due, job.began + job.seconds)
+            if not late:
                 return
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopping or all(job.began >= now for job in late), timeout_seconds)
+
+    def _all_jobs(self) -> list[_Job]:
+        def rollup(level: rollups.Level) -> _Job:
+            seconds = ROLLUP_SECONDS[level.name]
+            unread_seconds = max(seconds, self._unread_seconds or 0.0)
+            return _Job(f"rollup {level.name}", lambda: self.roll_up(level), seconds, unread_seconds)
+
+        def every(seconds: float, name: str, work: Callable[[], object]) -> _Job:
+            return _Job(name, work, seconds, seconds)
+
+        return [
+            *(rollup(level) for level in rollups.LEVELS),
+            every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
+            every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
+            every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
+        ]
+
+    def _next(self) -> _Job | None:
+        """Wait until a job is due and return it; None if the thread is to stop."""
+        with self._changed:
+            while not self._stopping:
+                job = min(self._jobs, key=lambda job: job.due)
+                left = job.due - time.monotonic()
+                if left <= 0:
+                    return job
+                self._changed.wait(left)
+        return None
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
             began = time.monotonic()
+            done: object = None
             try:
-                job.work()
+                done = job.work()
                 self.failing.pop(job.name, None)
             except (duckdb.Error, StoragePaused, OSError) as error:
                 text = str(error).strip().partition("\n")[0]
@@ -116,8 +179,13 @@ class Maintenance:
                 # One job that fails must not end the others.
                 log.exception("%s failed, and is retried", job.name)
                 self.failing[job.name] = "the log says why"
-            ended = time.monotonic()
-            job.due = ended + max(job.seconds, ended - began)
+            with self._changed:
+                ended = time.monotonic()
+                job.began = began
+                is_read = ended - self._read_at < READ_SECONDS
+                pause = max(job.seconds if is_read else job.unread_seconds, ended - began)
+                job.due = math.inf if done is FINISHED else ended + pause
+                self._changed.notify_all()
 
     def roll_up(self, level: rollups.Level) -> int:
         """Bring one rollup up to date; return the number of buckets written."""
@@ -133,14 +201,18 @@ class Maintenance:
         finally:
             cursor.close()
 
-    def roll_up_archived(self) -> None:
-        """After a recovery, recompute the rollups of one more archived day, the newest first."""
+    def roll_up_archived(self) -> str:
+        """After a recovery, recompute the rollups of one more archived day, the newest first.
+
+        Returns:
+            `FINISHED` if there are none left.
+        """
         cursor = self._database.cursor()
         try:
             found = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [recovery.TO_ROLL_UP]).fetchone()
             days = [day for day in str(found[0]).split(",") if day] if found else []
             if not days:
-                return
+                return FINISHED
             day = days.pop().replace("-", "")
             files = archive.files_by_day(cursor, self._database.archive).get(day)
             if files:
@@ -148,6 +220,7 @@ class Maintenance:
                 log.info("recomputed the rollups of %s", day)
             with transaction(cursor):
                 put_meta(cursor, recovery.TO_ROLL_UP, ",".join(days))
+            return ""
         finally:
             cursor.close()
 
