@@ -259,8 +259,13 @@ class Client:
             await self._ask(found[0], lease)
 
 
-async def kai(nc: Any) -> None:
-    """Fill 500 × 8 GPUs, ask for what does not fit, and take one and then all back."""
+async def kai(nc: Any, planner: int) -> None:
+    """Fill 500 × 8 GPUs, ask for what does not fit, and take one and then all back.
+
+    Args:
+        nc: connection to the bus.
+        planner: id of the planner's process, whose processor time is printed.
+    """
     gpus = 4000
     tree = {
         "replace": {
@@ -276,6 +281,7 @@ async def kai(nc: Any) -> None:
     counts: dict[str, int] = {}
     wanted = {"borrower": gpus, "lender": 1}
     leases: dict[str, str] = {}
+    notices: list[str] = []
 
     async def answered(message: Any) -> None:
         if not message.data:
@@ -293,6 +299,7 @@ async def kai(nc: Any) -> None:
     async def told(message: Any) -> None:
         """A job that gets notice ends at once, as one that was killed: grace aside."""
         lease = message.subject.rpartition(".")[2]
+        notices.append(lease)
         body = json.dumps({"lease_id": lease, "owner": "borrower"}).encode()
         await nc.publish(subjects.PlanSubject.RELEASE, body, reply=f"{inbox}x.release")
 
@@ -326,7 +333,9 @@ async def kai(nc: Any) -> None:
     print(f"filled in {filled:.2f} s", flush=True)
     ones = [await ask("lender", 1) for _ in range(20)]
     print("one by one", [round(one, 3) for one in ones], flush=True)
+    before, noticed = cpu_seconds(planner), len(notices)
     rest = await ask("lender", gpus - 20)
+    used, noticed = cpu_seconds(planner) - before, len(notices) - noticed
     print(f"{'500 nodes of 8 GPUs':44}{'Corral':>12}{'KAI, its CI':>14}")
     print(f"{'4,000 single-GPU jobs':44}{filled:>10.2f} s{'398 s':>14}")
     print(
@@ -336,6 +345,7 @@ async def kai(nc: Any) -> None:
     print(f"{'one GPU taken back, p50 of 20':44}{statistics.median(ones) * 1e3:>9.1f} ms{'13.9 s':>14}")
     print(f"{'one GPU taken back, longest of 20':44}{max(ones) * 1e3:>9.1f} ms")
     print(f"{'3,980 GPUs taken back one by one':44}{rest:>10.2f} s{'694 s':>14}")
+    print(f"for these, {noticed:,} notices, and {1e3 * used / (gpus - 20):.2f} ms of the planner's processor for each")
     print(f"last verdict: {answer['message']}")
 
 
@@ -448,7 +458,8 @@ async def main() -> None:
         try:
             await until_usable(nc, gpus)
             if load is None:
-                await (kai(nc) if options.load == "kai" else plain(url, nc, parts[0].pid or 0))
+                planner = parts[0].pid or 0
+                await (kai(nc, planner) if options.load == "kai" else plain(url, nc, planner))
                 return
             await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(groups(load)).encode(), timeout=30)
             client = Client(nc, load)

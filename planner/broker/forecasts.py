@@ -58,15 +58,15 @@ class Forecaster:
         busy += time.thread_time() - began
         late = 0.0
         while True:
-            began = time.thread_time()
+            began, began_at = time.thread_time(), time.monotonic()
             try:
                 next(work)
             except StopIteration as done:
                 found: dict[int, core.Forecast] = done.value
                 break
             finally:
-                slice_seconds = time.thread_time() - began
-                busy += slice_seconds
+                busy += time.thread_time() - began
+                slice_seconds = time.monotonic() - began_at  # of which others may have had a part of the core
             # A long round leaves most of the time to requests, and still more where these keep the planner busy.
             pause = min((slice_seconds + late) * _PAUSE, slice_seconds * _MOST_PAUSE) if busy > _SHORT_SECONDS else 0.0
             paused_at = time.monotonic()

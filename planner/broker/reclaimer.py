@@ -223,12 +223,14 @@ class Reclaimer:
         node = group.node
         for entry in list(group.entries):
             queued: QueuedRequest = entry.payload
+            claim = self._claims.get(queued)
+            if claim is not None and claim.victims:
+                continue
             if not entry.ready or queued.request.requeue_of is not None or self._asks_elastic(queued):
                 continue
             if time.perf_counter() > self._until:
                 self._wake()
                 return
-            claim = self._claims.get(queued)
             if node is None or (claim is not None and self._waits(claim, now)):
                 continue
             if claim is not None:  # what it freed is not to be had

@@ -193,7 +193,7 @@ class Reclaim:
             last = units[ask.gpus - 1][0]
             if best is not None and least is not None and last >= 0:
                 first = self._ranked[int(last)]
-                if (self._group[first.node], first.price) > least[:2]:
+                if (self._group[first.node], first.price, 1) >= least:  # no host from here on costs less
                     break
             victims = self._victims(chosen, [(host, ask.cpus_milli, ask.host_memory_bytes)], ask, math.inf)
             if len(victims) > 1:
