@@ -57,6 +57,11 @@ from servers import cpu_seconds, start
 
 QUOTA = 20
 BORROWS = 100
+MOST_WAITING = 9_000
+"""Workloads that a client has in the planner's queue, which takes 10,000 at most; the rest is submitted as these start.
+
+The wait of each counts from its time in the schedule, whenever it was submitted.
+"""
 
 
 class Kind(NamedTuple):
@@ -169,7 +174,8 @@ class Client:
         self.waits: dict[str, list[float]] = {kind.name: [] for kind in load.kinds}
         self.asked: dict[str, float] = {}
         self.leases: dict[str, tuple[int, asyncio.TimerHandle]] = {}
-        self.preempted = self.refused = 0
+        self.preempted = self.refused = self.waiting = 0
+        self.started_one = asyncio.Event()
         self.gone: set[str] = set()
         self.inbox = f"_INBOX.bench{id(self)}"
         self.started = 0.0
@@ -183,6 +189,9 @@ class Client:
             late = work.at - (time.perf_counter() - self.started)
             if late > 0.001:
                 await asyncio.sleep(late)
+            while self.waiting >= MOST_WAITING:
+                self.started_one.clear()
+                await self.started_one.wait()
             await self._ask(number)
             if number % 64 == 0:
                 await asyncio.sleep(0)
@@ -193,6 +202,7 @@ class Client:
         return time.perf_counter() - self.started
 
     async def _ask(self, number: int, requeue_of: str = "") -> None:
+        self.waiting += 1
         work = self.works[number]
         kind = work.kind
         body: dict[str, Any] = {
@@ -221,6 +231,8 @@ class Client:
                 print(answer, flush=True)
             return
         number = int(token)
+        self.waiting -= 1
+        self.started_one.set()
         if answer["type"] != "assignment":
             self.refused += 1
             if self.refused <= 3:

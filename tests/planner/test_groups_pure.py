@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from heapq import heappop, heappush
 
 import pytest
-from corral.planner.fleet.fleet import Fleet, free, hold
+from corral.planner.fleet.fleet import Fleet, apply, free, hold
 from corral.planner.fleet.state import WHOLE_SHARE, Ask, ask_key
 from corral.planner.groups.state import GroupState, amounts_of
 from corral.planner.groups.tree import Tree
@@ -23,6 +23,7 @@ from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
 from corral.schemas.groups import Group, GroupTree, Resources
+from corral.schemas.operations import Drains
 from corral.schemas.requests import Placement, WorkRequest
 from hypothesis import given as cases
 from hypothesis import settings
@@ -431,6 +432,53 @@ def test_whom_quotas_let_nothing_start_is_not_tried_and_starts_when_all_that_wai
         assert owed[0] == owed[1]
         slept += len(list(worlds[0].line.groups)) - len(worlds[0].line.awake())
     assert slept > 60
+
+
+@pytest.mark.parametrize("preemptible", [True, False])
+def test_quotas_judge_a_model_as_if_it_were_asked_for_alone(preemptible: bool) -> None:
+    nodes = [Node(name, 64_000, 1000, 8, name) for name in ("A100", "H100", "L40S", "T4")]
+    world = World(
+        nodes,
+        Group(name="lab", limit=gpus(H100=6, any=20)),
+        Group(name="lab/vision", guarantee=gpus(H100=4, any=3), limit=gpus(L40S=2), members=["ann"]),
+        Group(name="lab/nlp", guarantee=gpus(T4=2), members=["bob"]),
+        Group(name="ops", guarantee=gpus(A100=6, any=2), members=["eve"]),
+    )
+    draw = random.Random(1)
+    for _ in range(60):
+        world.ask(draw.choice(["ann", "bob", "eve", "zoe"]), gpus=draw.choice([1, 2]), preemptible=draw.random() < 0.5)
+        world.serve()
+        if len(world.running) > 12:
+            world.end(draw.choice(list(world.running)))
+        for name in ("lab/vision", "lab/nlp", "ops", "default"):
+            node, use, count = world.state.tree.nodes[name], world.state.use, draw.choice([1, 2, 4]) * WHOLE_SHARE
+            models = ("A100", "H100", "L40S", "T4")
+            together = use.admission(node, models, count, 0, 0, preemptible)
+            alone = {model: use.admission(node, (model,), count, 0, 0, preemptible) for model in models}
+            over = tuple(model for model in models if alone[model].barred is None)
+            beyond = tuple(model for model in models if alone[model].within is None)
+            assert together.barred == (None if len(over) == 4 else over)
+            assert together.within == (None if len(beyond) == 4 else beyond)
+            assert together.reason == next((each.reason for each in alone.values() if each.reason), "")
+
+
+def test_what_the_fleet_has_follows_each_of_its_changes() -> None:
+    nodes = [Node(f"n{at}", 64_000, 1000, 4, ("H100", "T4")[at % 2]) for at in range(6)]
+    world = World(nodes, Group(name="lab", members=["ann"]), prices={"H100": 3})
+    draw, seen = random.Random(2), set[float]()
+    for _ in range(60):
+        world.now += 1.0
+        world.ask("ann", gpus=draw.choice([1, 2]))
+        if world.running and draw.random() < 0.5:
+            world.end(draw.choice(list(world.running)))
+        apply(world.fleet, Drains(drains={f"host:n{at}": "" for at in range(6) if draw.random() < 0.2}))
+        world.serve()
+        world.state.note_fleet(world.fleet)
+        anew = GroupState(world.state.tree.config)
+        anew.note_fleet(world.fleet)
+        assert world.state.usage.total == anew.usage.total
+        seen.add(anew.usage.total.devices)
+    assert len(seen) > 5
 
 
 @settings(deadline=None, max_examples=40)
