@@ -392,6 +392,19 @@ def account() -> Iterator[pwd.struct_passwd]:
 
 
 @pytest.fixture
+def accounts() -> Iterator[list[pwd.struct_passwd]]:
+    """Two accounts, made for the test."""
+    if os.geteuid() != 0 or shutil.which("useradd") is None:
+        pytest.skip("only root may make accounts and switch to them")
+    names = ("corral-test-1", "corral-test-2")
+    for name in names:
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    yield [pwd.getpwnam(name) for name in names]
+    for name in names:
+        subprocess.run(["userdel", "--remove", name], check=False, capture_output=True)
+
+
+@pytest.fixture
 def reachable() -> Iterator[Path]:
     """A folder that every account may enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
@@ -435,6 +448,61 @@ async def test_a_job_runs_as_the_account_of_its_owner(
                 assert why in (await planner.state(ordered.run_id, JobState.FAILED)).part.message
     finally:
         runner.stop()
+
+
+@pytest.mark.long
+async def test_a_storm_of_jobs_of_two_accounts_keeps_them_apart(
+    client: Client, bus: EmbeddedServer, reachable: Path, accounts: list[pwd.struct_passwd]
+) -> None:
+    """Many starts at once, and kill -9 of the runner: each runs once, as its account, and sees its own alone."""
+    owners = dict(zip(("carol", "dave"), accounts, strict=True))
+    options = ["--executor", "process"]
+    for owner, account in owners.items():
+        options += ["--accounts", f"{owner}={account.pw_name}"]
+    runner = RunnerProcess(bus.url, reachable / "state", *options, host="node-9")
+    started = reachable / "started"
+    started.mkdir()
+    started.chmod(0o1777)
+    # Of the others it may read neither orders nor environments, outputs nor scripts.
+    script = (
+        '#!/bin/sh\necho $$ >> "$1/$CORRAL_JOB_ID"; id -u; id -G; echo "$TOKEN"\n'
+        'cat "$2"/runner/node-9/runs/*/* "$2"/runner/node-9/work/*/* 2>/dev/null\n'
+        "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep ^TOKEN= | sort -u\n"
+    )
+    numbers = range(5000, 5080)
+    runs = {
+        number: a_run(
+            job=number,
+            owner=(owner := ("carol", "dave")[number % 2]),
+            script=script,
+            arguments=[str(started), str(runner.folder)],
+            environment={"TOKEN": f"secret-of-{owner}"},
+            directory="/tmp",
+        )
+        for number in numbers
+    }
+    try:
+        async with planner_of_runs(client, "node-9") as planner:
+            await planner.until(lambda: planner.token)
+            await planner.push(*runs.values())
+            await planner.until(lambda: len(list(started.iterdir())) > 10)
+            runner.kill()
+            runner.start()
+            for number, ordered in runs.items():
+                report = await planner.ended(ordered.run_id)
+                assert (report.part.state, report.part.exit_code) == (JobState.DONE, 0), report
+                account = owners[ordered.owner]
+                uid, groups, token, *others = printed(report).splitlines()
+                assert (uid, token) == (str(account.pw_uid), f"secret-of-{ordered.owner}")
+                assert set(groups.split()) == set(map(str, os.getgrouplist(account.pw_name, account.pw_gid)))
+                another = "dave" if ordered.owner == "carol" else "carol"
+                assert f"TOKEN=secret-of-{ordered.owner}" in others
+                assert not [line for line in others if f"secret-of-{another}" in line]
+                assert os.stat(report.part.log_file).st_uid == account.pw_uid
+                assert len((started / str(number)).read_text().split()) == 1
+    finally:
+        runner.stop()
+        runner.end_runs()
 
 
 async def test_a_run_that_no_complete_orders_name_is_ended(orders: PlannerOfRuns) -> None:
