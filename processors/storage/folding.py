@@ -38,12 +38,14 @@ class Folded(NamedTuple):
     """Rows of a level, and the counts in bins where the level keeps them.
 
     Attributes:
-        rows: time, series, and the columns of the level.
+        rows: time, series, and the columns of the level, in the order of series and time.
         bins: time, series, metric (its number), bin and n.
+        rows_of_bins: index of the row that each of these belongs to.
     """
 
     rows: ArrowTable
     bins: ArrowTable | None
+    rows_of_bins: NDArray[np.int64]
 
 
 class _Runs(NamedTuple):
@@ -133,7 +135,8 @@ def fold(samples: ArrowTable, metrics: Sequence[Metric], level: Level, numbers: 
         [found["time"], found["series"], *(found[name] for name, _ in names)],
         names=["time", "series", *(name for name, _ in names)],
     )
-    return Folded(rows, _bins_table(bins, at, devices) if level.bins else None)
+    which = np.concatenate([part[0] for part in bins]) if bins else np.zeros(0, dtype=np.int64)
+    return Folded(rows, _bins_table(bins, which, at, devices) if level.bins else None, which)
 
 
 def _order(times: NDArray[np.int64], series: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -298,13 +301,15 @@ def _bin(metric: Metric, values: Array) -> Array:
 
 
 def _bins_table(
-    parts: Sequence[tuple[NDArray[np.int64], Array, NDArray[np.int64], int]], at: Any, devices: Any
+    parts: Sequence[tuple[NDArray[np.int64], Array, NDArray[np.int64], int]],
+    which: NDArray[np.int64],
+    at: Any,
+    devices: Any,
 ) -> ArrowTable:
     names = ["time", "series", "metric", "bin", "n"]
     kinds = [_TIME, pa.int32(), pa.int16(), pa.int16(), pa.uint32()]
     if not parts:
         return pa.table([pa.array([], type=kind) for kind in kinds], names=names)
-    which = pa.array(np.concatenate([part[0] for part in parts]))
     metric = np.repeat(np.array([part[3] for part in parts], dtype=np.int16), [len(part[0]) for part in parts])
     bins, counts = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
     found = [at.take(which), devices.take(which), pa.array(metric), pa.array(bins), pa.array(counts, type=pa.uint32())]

@@ -18,12 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
-from ..folding import fold
+from ..folding import Folded, fold
 from ..growth import Tables
+from ..protocol import ROW_GROUP_ROWS, ArrowTable
 from ..rollup_columns import (
     BIN_RATIO,
     HOUR,
@@ -263,56 +265,88 @@ def _step(
     )
     if level is HOUR:
         _stage_hours(cursor, metrics, samples(first * width, (last + 1) * width), start, end, through)
-    else:
-        _stage(cursor, level, metrics, samples(first * width, (last + 1) * width), through)
-        stored = (level.table, f"{level.table}_open")
-        tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}", falls_marked=True)
-        growth.join(cursor, tables, counters(metrics), first, last)
-    names_of_columns = ", ".join(name for name, _ in columns(metrics, level))
-    suffixes = ("", "_bins") if level.bins else ("",)
-    # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
-    destinations = [
-        (f"{level.table}_open" if is_open else level.table, is_open)
-        for (is_open,) in cursor.execute("SELECT DISTINCT open FROM touched").fetchall()
-    ]
-    for suffix in suffixes:
-        for table in (level.table, f"{level.table}_open"):
-            cursor.execute(
-                f"DELETE FROM {table}{suffix} USING touched t WHERE {table}{suffix}.series = t.series "
-                f"AND {table}{suffix}.time = t.time "
-                f"AND {table}{suffix}.time >= {start} AND {table}{suffix}.time < {end}"
-            )
-        shape = "* EXCLUDE (open)" if suffix else f"time, series, batch, {names_of_columns}"
-        for table, is_open in destinations:
-            names = "time, series, metric, bin, n" if suffix else f"time, series, batch, {names_of_columns}"
-            cursor.execute(
-                f"INSERT INTO {table}{suffix} ({names}) SELECT {shape} FROM "
-                f"(SELECT s.*, t.open FROM staged{suffix} s JOIN touched t USING (series, time)) WHERE open = {is_open}"
-            )
-    row = cursor.execute("SELECT count(*) FROM staged").fetchone()
-    return int(row[0]) if row else 0
+        _delete_touched(cursor, level, start, end)
+        return _insert_hours(cursor, metrics)
+    folded = _fold(cursor, level, metrics, samples(first * width, (last + 1) * width))
+    counted = counters(metrics)
+    _stage_counters(cursor, folded.rows, counted)
+    stored = (level.table, f"{level.table}_open")
+    tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}", falls_marked=True)
+    growth.join(cursor, tables, counted, first, last)
+    _delete_touched(cursor, level, start, end)
+    _insert_folded(cursor, level, metrics, folded, through)
+    return folded.rows.num_rows
 
 
-def _stage(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], samples: str, through: int) -> None:
-    """Create the tables `staged`, and `staged_bins` where the level has bins, of the touched buckets from samples."""
-    width = level.seconds * 1_000_000
+def _delete_touched(cursor: DuckDBPyConnection, level: Level, start: str, end: str) -> None:
+    """Delete the stored rows of the touched buckets, all of them between two times."""
+    for suffix in ("", "_bins") if level.bins else ("",):
+        for table in (f"{level.table}{suffix}", f"{level.table}_open{suffix}"):
+            cursor.execute(
+                f"DELETE FROM {table} USING touched t WHERE {table}.series = t.series AND {table}.time = t.time "
+                f"AND {table}.time >= {start} AND {table}.time < {end}"
+            )
+
+
+def _fold(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], samples: str) -> Folded:
+    """Aggregate the samples of the touched buckets."""
     picked = ", ".join(("series", *(metric.name for metric in metrics)))
     rows = cursor.execute(
-        f"SELECT epoch_us(time) AS us, {picked} FROM (SELECT *, epoch_us(time) // {width} AS bucket FROM ({samples})) "
+        f"SELECT epoch_us(time) AS us, {picked} FROM "
+        f"(SELECT *, epoch_us(time) // {level.seconds * 1_000_000} AS bucket FROM ({samples})) "
         "SEMI JOIN touched USING (series, bucket)"
     ).to_arrow_table()
     numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall()) if level.bins else {}
-    folded = fold(rows, metrics, level, numbers)
-    del rows
-    names = ", ".join(name for name, _ in columns(metrics, level))
-    with registered(cursor, "folded", folded.rows):
-        cursor.execute(
-            f"CREATE OR REPLACE TEMP TABLE staged AS SELECT time, series, {through}::BIGINT AS batch, {names} "
-            "FROM folded"
-        )
-    if folded.bins is not None:
-        with registered(cursor, "folded", folded.bins):
-            cursor.execute("CREATE OR REPLACE TEMP TABLE staged_bins AS FROM folded")
+    return fold(rows, metrics, level, numbers)
+
+
+def _stage_counters(cursor: DuckDBPyConnection, rows: ArrowTable, counted: Sequence[Metric]) -> None:
+    """Create the table `staged` with what the growth of counters is computed from."""
+    parts = [f"{metric.name}_{part}" for metric in counted for part in ("first", "last", "inner", "increase")]
+    with registered(cursor, "folded", rows.select(["time", "series", *parts])):
+        cursor.execute("CREATE OR REPLACE TEMP TABLE staged AS FROM folded")
+
+
+def _insert_folded(
+    cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], folded: Folded, through: int
+) -> None:
+    """Insert buckets with the growth of their counters from `staged`, each where `touched` says."""
+    increases = [f"{metric.name}_increase" for metric in counters(metrics)]
+    # In the order of the folded rows.
+    known = cursor.execute(
+        f"SELECT {', '.join(['t.open', *increases])} FROM staged s JOIN touched t USING (series, time) "
+        "ORDER BY series, time"
+    ).to_arrow_table()
+    rows = folded.rows
+    for name in increases:
+        rows = rows.set_column(rows.column_names.index(name), name, known[name])
+    is_open = known["open"].to_numpy()
+    names = ", ".join(rows.column_names)
+    for table, chosen in ((level.table, ~is_open), (f"{level.table}_open", is_open)):
+        # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
+        if not chosen.any():
+            continue
+        part = rows if chosen.all() else rows.filter(pa.array(chosen))
+        with registered(cursor, "folded", part.to_reader(max_chunksize=ROW_GROUP_ROWS)):
+            cursor.execute(f"INSERT INTO {table} ({names}, batch) SELECT {names}, {through}::BIGINT FROM folded")
+        if folded.bins is not None:
+            bins = folded.bins.filter(pa.array(chosen[folded.rows_of_bins]))
+            with registered(cursor, "folded", bins.to_reader(max_chunksize=ROW_GROUP_ROWS)):
+                cursor.execute(f"INSERT INTO {table}_bins (time, series, metric, bin, n) FROM folded")
+
+
+def _insert_hours(cursor: DuckDBPyConnection, metrics: Sequence[Metric]) -> int:
+    """Insert the staged hours and their counts in bins, each where `touched` says; return the number of hours."""
+    wide = ", ".join(("time", "series", "batch", *(name for name, _ in columns(metrics, HOUR))))
+    for (is_open,) in cursor.execute("SELECT DISTINCT open FROM touched").fetchall():
+        table = f"{HOUR.table}_open" if is_open else HOUR.table
+        for suffix, names in (("", wide), ("_bins", "time, series, metric, bin, n")):
+            cursor.execute(
+                f"INSERT INTO {table}{suffix} ({names}) SELECT {names} FROM staged{suffix} "
+                f"JOIN touched t USING (series, time) WHERE t.open = {is_open}"
+            )
+    row = cursor.execute("SELECT count(*) FROM staged").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _stage_hours(
