@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -24,13 +25,15 @@ from .storage.embedded.snapshot import write_snapshot
 log = logging.getLogger("corral.processor")
 
 SETTLED_SECONDS: Final = 3.0
-UNREAD_ROLLUP_SECONDS: Final = 60.0
+UNREAD_ROLLUP_SECONDS: Final = 300.0
 """Pause between two refreshes of a rollup while nobody reads the history."""
 UNREAD_SECONDS: Final = 10.0
 """How long messages wait for a transaction while nobody reads the history. A transaction costs as much for one row as
 for a thousand."""
 FLUSH_SECONDS: Final = 2.0
 """How long a query waits at most for what was received before it, as when the disk is full."""
+REST_SECONDS: Final = 60.0
+"""How long after the last query DuckDB goes back to one thread."""
 ROLLUP_SECONDS: Final = 1.0
 """How long the first query for some time waits at most for rollups."""
 
@@ -68,6 +71,10 @@ class EmbeddedHistory:
         self._remote = remote
         self._remote_opened = False
         self._ingests: list[Ingest] = []
+        self._readers = 0
+        self._read_at = 0.0
+        self._parallel = False
+        """True while DuckDB may use all of its threads."""
         self._database: Database
         self._maintenance: Maintenance
 
@@ -114,6 +121,8 @@ class EmbeddedHistory:
             archive=self._archive,
             memory_bytes=self._memory_bytes,
             threads=self._threads,
+            # Clients of the remote protocol could change what is not locked.
+            adaptive=self._remote is None,
             prepare=self._open_remote,
         )
         self._maintenance = Maintenance(
@@ -159,11 +168,34 @@ class EmbeddedHistory:
             for ingest in self._ingests:
                 tasks.create_task(ingest.run())
             tasks.create_task(_settle_recovery(self._database, self._ingests))
+            tasks.create_task(self._rest())
 
-    async def freshen(self) -> None:
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncGenerator[None]:
         """Store what has been received until now, and refresh rollups that are old since nobody has read them."""
-        await asyncio.gather(*(ingest.flush(FLUSH_SECONDS) for ingest in self._ingests))
-        await asyncio.to_thread(self._maintenance.read, ROLLUP_SECONDS)
+        self._readers += 1
+        self._read_at = time.monotonic()
+        try:
+            await asyncio.gather(*(ingest.flush(FLUSH_SECONDS) for ingest in self._ingests))
+            await asyncio.to_thread(self._prepare_reading)
+            yield
+        finally:
+            self._readers -= 1
+            self._read_at = time.monotonic()
+
+    def _prepare_reading(self) -> None:
+        if not self._parallel:
+            self._parallel = True
+            self._database.more_threads()
+        self._maintenance.read(ROLLUP_SECONDS)
+
+    async def _rest(self) -> None:
+        """Use one thread while there are no readers: with few rows threads mostly wait for each other."""
+        while True:
+            await asyncio.sleep(REST_SECONDS)
+            if self._parallel and not self._readers and time.monotonic() - self._read_at > REST_SECONDS:
+                self._parallel = False
+                await asyncio.to_thread(self._database.one_thread)
 
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -100,8 +101,11 @@ class History(Protocol):
         """
         ...
 
-    async def freshen(self) -> None:
-        """Store what has been received until now, for a reader who asks now. Bounded in time; no error if it fails."""
+    def reading(self) -> AbstractAsyncContextManager[None]:
+        """Context of a reader: what has been received until it is entered is stored by then.
+
+        Entering it is bounded in time, and fails never: a disk that is full is no reason to answer no query.
+        """
         ...
 
     def cursor(self) -> DuckDBPyConnection:
@@ -179,11 +183,11 @@ async def _serve(
         processor=history.processor,
         status=lambda: metrics.status(history.processor, history.location),
         spool=history.spool,
-        freshen=history.freshen,
+        reading=history.reading,
     )
-    lasted = DurationsService(nc, history.cursor, history.freshen)
+    lasted = DurationsService(nc, history.cursor, history.reading)
     copies = SnapshotService(
-        nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0, history.freshen
+        nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0, history.reading
     )
     try:
         async with asyncio.TaskGroup() as tasks:

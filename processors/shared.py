@@ -6,10 +6,11 @@ Each processor ingests the parts of the streams that it owns, and any of them an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -126,8 +127,10 @@ class LakeHistory:
             self._metrics.remove(ingest)
             await asyncio.to_thread(storage.close)
 
-    async def freshen(self) -> None:
-        """Nothing: other processors read the lake, too, so each part of it is stored within seconds anyway."""
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncGenerator[None]:
+        """Nothing to prepare: other processors read the lake, too, so each part is stored within seconds anyway."""
+        yield
 
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers."""

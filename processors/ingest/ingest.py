@@ -214,6 +214,8 @@ class Ingest:
     async def flush(self, timeout_seconds: float) -> bool:
         """Store what has been received until now; False if that has not succeeded in time."""
         wanted = self._reader.received
+        if self.paused:
+            return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 while self.begun and self._stored < wanted:

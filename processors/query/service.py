@@ -16,8 +16,9 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -86,10 +87,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     room: Room = Room()
 
 
-async def nothing_to_freshen() -> None:
-    """For a database that receives nothing."""
-
-
 class QueryService:
     """Answers queries over one database.
 
@@ -101,7 +98,7 @@ class QueryService:
         limits: see `Limits`.
         private: tables that readers should not see.
         spool: folder for answers that wait for their readers; the system's for temporary files by default.
-        freshen: stores what has been received until now; called before each query.
+        reading: gives the context of a query, in which what was received before is stored.
     """
 
     def __init__(
@@ -114,11 +111,11 @@ class QueryService:
         limits: Limits | None = None,
         private: Sequence[str] = (),
         spool: Path | None = None,
-        freshen: Callable[[], Awaitable[None]] = nothing_to_freshen,
+        reading: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._nc = nc
         self._connect = connect
-        self._freshen = freshen
+        self._reading = reading
         self._processor = subjects.host_token(processor)
         self._instance = secrets.token_hex(8)
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
@@ -267,8 +264,8 @@ class QueryService:
         part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
         failure: QueryError | None = None
         try:
-            await self._freshen()
-            await loop.run_in_executor(self._threads, execution.run, self._connect, self._guard, put, part_bytes)
+            async with self._reading():
+                await loop.run_in_executor(self._threads, execution.run, self._connect, self._guard, put, part_bytes)
         except QueryError as error:
             failure = error
         except Exception:

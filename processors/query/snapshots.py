@@ -15,7 +15,8 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +58,7 @@ class SnapshotService:
         folder: for copies until they are fetched, and for nothing else: it is deleted at the start and at the end.
         write: writes a copy to a path, with the archive or without, and returns the number of samples in it.
         size_bytes: of the database; a copy is not begun if less is free on the disk.
-        freshen: stores what has been received until now; called before each copy.
+        reading: gives the context of a copy, in which what was received before is stored.
         kept_seconds: age at which a copy is deleted.
     """
 
@@ -67,7 +68,7 @@ class SnapshotService:
         folder: Path,
         write: Callable[[Path, bool], int],
         size_bytes: Callable[[], int] = lambda: 0,
-        freshen: Callable[[], Awaitable[None]] | None = None,
+        reading: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
         *,
         kept_seconds: float = KEPT_SECONDS,
     ) -> None:
@@ -75,7 +76,7 @@ class SnapshotService:
         self._write = write
         self._folder = folder
         self._size_bytes = size_bytes
-        self._freshen = freshen
+        self._reading = reading
         self._kept_seconds = kept_seconds
         self._busy = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
@@ -132,12 +133,11 @@ class SnapshotService:
         while len(self._read_at) >= KEPT:
             self._drop(min(self._read_at, key=self._read_at.__getitem__))
         self._check_room()
-        if self._freshen is not None:
-            await self._freshen()
         name = f"{time.time_ns():016x}"[:16]
         path = self._folder / f"{name}.duckdb"
         loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(None, self._write, path, request.archive)
+        async with self._reading():
+            rows = await loop.run_in_executor(None, self._write, path, request.archive)
         self._read_at[name] = time.monotonic()
         self._timers[name] = loop.call_later(self._kept_seconds, self._drop, name)
         return Snapshot(snapshot_id=name, bytes=path.stat().st_size, samples=rows)

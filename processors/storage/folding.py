@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ from .protocol import ArrowTable
 from .rollup_columns import BIN_RATIO, FELL, ZERO_BIN, Level, binned, columns, is_linear
 from .rollup_derived import CLOCKS, KNOWN, MASK, REASONS
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
+ArrowArray: TypeAlias = Any
 
 _TIME: Final = pa.timestamp("us", "UTC")
 _ARROW: Final = {
@@ -72,28 +73,28 @@ class _Values(NamedTuple):
         values: in runs.
         runs: those that have any value.
         there: which of all buckets these are; None for all of them.
-        count: number of all buckets.
+        buckets: number of all buckets.
     """
 
     values: Array
     runs: _Runs
     there: NDArray[np.bool_] | None
-    count: int
+    buckets: int
 
-    def column(self, found: Array, kind: str) -> pa.Array:
+    def column(self, found: Array, kind: str) -> ArrowArray:
         """Column of all buckets from an aggregate of those that have a value; the others are null."""
         target = _ARROW[kind]
         if self.there is None:
             return pa.array(found, type=target)
-        full = np.zeros(self.count, dtype=found.dtype)
+        full = np.zeros(self.buckets, dtype=found.dtype)
         full[self.there] = found
         return pa.array(full, type=target, mask=~self.there)
 
-    def counts(self) -> pa.Array:
+    def counts(self) -> ArrowArray:
         """Number of values of each bucket, 0 where there is none."""
         if self.there is None:
             return pa.array(self.runs.lengths, type=pa.uint32())
-        full = np.zeros(self.count, dtype=np.int64)
+        full = np.zeros(self.buckets, dtype=np.int64)
         full[self.there] = self.runs.lengths
         return pa.array(full, type=pa.uint32())
 
@@ -115,7 +116,7 @@ def fold(samples: ArrowTable, metrics: Sequence[Metric], level: Level, numbers: 
     runs = _runs((series[1:] != series[:-1]) | (buckets[1:] != buckets[:-1]), len(times))
     at = pa.array(buckets[runs.starts] * (level.seconds * 1_000_000), type=pa.int64()).cast(_TIME)
     devices = pa.array(series[runs.starts], type=pa.int32())
-    found: dict[str, pa.Array] = {"time": at, "series": devices, "samples": pa.array(runs.lengths, type=pa.uint32())}
+    found: dict[str, ArrowArray] = {"time": at, "series": devices, "samples": pa.array(runs.lengths, type=pa.uint32())}
     bins: list[tuple[Array, Array, Array, int]] = []
     counted = {metric.name for metric in binned(metrics)} if level.bins else set[str]()
     for metric in metrics:
@@ -191,11 +192,11 @@ def _values(column: Any, order: NDArray[np.int64] | None, runs: _Runs) -> _Value
     return _Values(data[valid], _Runs(np.cumsum(lengths) - lengths, lengths), there, count)
 
 
-def _aggregates(metric: Metric, found: _Values, p95: Array | None) -> dict[str, pa.Array]:
+def _aggregates(metric: Metric, found: _Values, p95: Array | None) -> dict[str, ArrowArray]:
     """Columns of one metric, as `rollup_columns.columns` names them."""
     name, sql = metric.name, metric.row.unit.sql
     values, runs = found.values, found.runs
-    columns: dict[str, pa.Array] = {}
+    columns: dict[str, ArrowArray] = {}
     some = len(values) > 0
     for aggregate in metric.row.rollup:
         match aggregate:
@@ -222,7 +223,7 @@ def _aggregates(metric: Metric, found: _Values, p95: Array | None) -> dict[str, 
     return columns
 
 
-def _grown(name: str, sql: str, found: _Values) -> dict[str, pa.Array]:
+def _grown(name: str, sql: str, found: _Values) -> dict[str, ArrowArray]:
     """First value of a counter, and its growth within the bucket: `FELL` if it did not only rise."""
     values, runs = found.values, found.runs
     first, last = values[runs.starts], values[runs.lasts]
@@ -235,7 +236,7 @@ def _grown(name: str, sql: str, found: _Values) -> dict[str, pa.Array]:
     return {
         f"{name}_first": found.column(first, sql),
         f"{name}_inner": found.column(inner, sql),
-        f"{name}_increase": pa.nulls(found.count, _ARROW[sql]),
+        f"{name}_increase": pa.nulls(found.buckets, _ARROW[sql]),
     }
 
 
@@ -271,7 +272,7 @@ def _sorted_bins(metric: Metric, found: _Values) -> tuple[Array, NDArray[np.int6
     Values that stand still, as many metrics do for hours, are not sorted.
     """
     values, runs = found.values, found.runs
-    number = np.arange(found.count) if found.there is None else np.flatnonzero(found.there)
+    number = np.arange(found.buckets) if found.there is None else np.flatnonzero(found.there)
     if not len(values):
         return values, number[:0], np.zeros(0, dtype=np.int16), number[:0]
     p95 = np.maximum.reduceat(values, runs.starts)

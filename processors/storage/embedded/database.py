@@ -46,6 +46,7 @@ class Database:
         archive: folder for the Parquet files; `archive` next to the file by default.
         memory_bytes: that DuckDB may take; None leaves its own limit.
         threads: that DuckDB may use; None for one per core.
+        adaptive: use one thread except between `more_threads` and `one_thread`.
         prepare: called with each instance that is opened, before its settings are locked. After a fatal error the file
             is reopened, and it is called again.
 
@@ -67,12 +68,15 @@ class Database:
         archive: Path | None = None,
         memory_bytes: int | None = None,
         threads: int | None = None,
+        adaptive: bool = False,
         prepare: Callable[[DuckDBPyConnection], Callable[[], None] | None] | None = None,
     ) -> None:
         self.path = path.absolute()
         self.archive = (archive or self.path.parent / "archive").absolute()
         self.snapshots = self.path.with_name(self.path.name + ".snapshots")
-        self._settings = _settings(memory_bytes, threads)
+        self._threads = threads
+        self._adaptive = adaptive
+        self._settings = _settings(memory_bytes, 1 if adaptive else threads)
         self._prepare = prepare
         self._release: Callable[[], None] | None = None
         self.writing = threading.RLock()
@@ -135,7 +139,8 @@ class Database:
             if self._prepare is not None:
                 self._release = self._prepare(root)
             # From here on no code in this process can open a file outside these folders or change a setting.
-            hardening.lock(root, directories=[self.archive, self.snapshots])
+            changeable = ("threads",) if self._adaptive else ()
+            hardening.lock(root, directories=[self.archive, self.snapshots], changeable=changeable)
         except BaseException:
             self._abandon()
             raise
@@ -342,6 +347,25 @@ class Database:
     def _unless_there(self, name: str, rows: ArrowTable) -> str:
         keys = recovery.REPLAY_KEYS.get(name) if self._may_be_there(rows) else None
         return f" ANTI JOIN {name} USING ({', '.join(keys)})" if keys else ""
+
+    def more_threads(self) -> None:
+        """Let DuckDB use all of its threads."""
+        if self._adaptive:
+            all_cores = self._threads is None
+            self._set_threads("RESET GLOBAL threads" if all_cores else f"SET GLOBAL threads = {self._threads}")
+
+    def one_thread(self) -> None:
+        """Let DuckDB use one thread. Waits for the tasks that run in others: call it when no query runs."""
+        if self._adaptive:
+            self._set_threads("SET GLOBAL threads = 1")
+
+    def _set_threads(self, statement: str) -> None:
+        with contextlib.suppress(StoragePaused, duckdb.Error):
+            cursor = self.cursor()
+            try:
+                cursor.execute(statement)
+            finally:
+                cursor.close()
 
     def settle_recovery(self) -> None:
         """Report what could not be recovered, once the streams have been read again."""

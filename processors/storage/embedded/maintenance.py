@@ -32,6 +32,9 @@ log = logging.getLogger("corral.storage")
 ROLLUP_SECONDS: Final = {"10s": 5.0, "1m": 10.0, "1h": 20.0}
 """Pause between two refreshes of a small fleet's rollups. A refresh takes as long for one row as for a thousand, nearly
 all of it to plan its statements of hundreds of columns."""
+CHEAP_SECONDS: Final = 1.0
+LARGE_SECONDS: Final = 60.0
+"""Longest pause while nobody reads the history, if a refresh takes longer than that: the next reader waits for it."""
 READ_SECONDS: Final = 60.0
 """How long the history counts as read after a query."""
 HOUSEKEEPING_SECONDS: Final = 60.0
@@ -183,7 +186,9 @@ class Maintenance:
                 ended = time.monotonic()
                 job.began = began
                 is_read = ended - self._read_at < READ_SECONDS
-                pause = max(job.seconds if is_read else job.unread_seconds, ended - began)
+                took = ended - began
+                unread_seconds = job.unread_seconds if took < CHEAP_SECONDS else min(LARGE_SECONDS, job.unread_seconds)
+                pause = max(job.seconds, took) if is_read else max(unread_seconds, took)
                 job.due = math.inf if done is FINISHED else ended + pause
                 self._changed.notify_all()
 
