@@ -6,6 +6,7 @@ A token of work passes all layers in order, from the source (where requests come
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,11 +23,26 @@ class Batch(msgspec.Struct, frozen=True):
 
     Attributes:
         tokens: sizes of batches, rising from 1 or more.
-        seconds: for each of them the seconds of one layer. Between sizes linear, beyond the last in proportion to it.
+        seconds: for each of them the seconds of one layer. Below the first size as for it, between sizes linear,
+            beyond the last in proportion to it.
+        most_requests: requests in one iteration at most; None: no limit.
     """
 
     tokens: tuple[float, ...]
     seconds: tuple[float, ...]
+    most_requests: int | None = None
+
+    def of(self, tokens: float) -> float:
+        """Compute the seconds of one layer for a batch of so many tokens, 0 for none."""
+        if tokens <= 0:
+            return 0.0
+        if tokens >= self.tokens[-1]:
+            return self.seconds[-1] * tokens / self.tokens[-1]
+        at = bisect_right(self.tokens, tokens)
+        if at == 0:
+            return self.seconds[0]
+        low, high = self.tokens[at - 1], self.tokens[at]
+        return self.seconds[at - 1] + (self.seconds[at] - self.seconds[at - 1]) * (tokens - low) / (high - low)
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -38,12 +54,14 @@ class Kind(msgspec.Struct, frozen=True):
             with t tokens in a node that computes n layers of it takes t × n. Empty: the cache is no limit.
         prompt: time of iterations over prompts, None where it is only known by `tokens_per_second`.
         decode: time of iterations that generate a token each, None likewise.
+        token_seconds: seconds to copy one token's activation in and out, once for all layers.
     """
 
     tokens_per_second: tuple[float, ...]
     kv_cache_tokens: tuple[float, ...] = ()
     prompt: Batch | None = None
     decode: Batch | None = None
+    token_seconds: float = 0.0
 
     @property
     def most_layers(self) -> int:

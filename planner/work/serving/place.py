@@ -1,0 +1,116 @@
+"""Placement of a model's layers with the greatest flow of tokens, and a bound that no placement exceeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+from .anneal import Budget, Found, anneal
+from .bound import bound
+from .chain import chain
+from .cluster import Cluster, Interval, Placed, Requirement
+from .flow import Network, flow, routes
+from .shortage import LinkedShortage, Shortage
+
+_CLOSE: Final = 1e-6
+"""Relative distance to the bound at which the search stops."""
+_FREE: Final = (0.92, 0.1, 0.005)
+"""Target as a share of the bound, temperature at the start and at the end, where no link limits the flow."""
+_LINKED: Final = (0.85, 0.05, 0.004)
+"""The same where links do: less hot, so that the sites stay in their order along the model."""
+_RUNS_FREE: Final = 2
+"""Runs from random starts."""
+_ORDERS: Final = 6
+"""Orders of sites along the model to start from, at most."""
+
+
+def place(
+    cluster: Cluster,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    requirement: Requirement | None = None,
+    start: Sequence[Interval] | None = None,
+) -> Placed:
+    """Find a placement of layers with a great flow of tokens, on one core.
+
+    Args:
+        cluster: nodes and links.
+        seconds: processor time to search for; None: no limit.
+        steps: steps of the search at most; with it and without `seconds` the same seed gives the same result on each
+            machine. None: no limit.
+        seed: seed of the random choices.
+        requirement: what the placement must offer apart from flow. If none found does, the flow is 0.
+        start: a placement to start from, for example the one in use.
+
+    Raises:
+        ValueError: both limits are None.
+    """
+    if seconds is None and steps is None:
+        raise ValueError("A search needs a limit: seconds or steps.")
+    network = Network(cluster)
+    ceiling = bound(network)
+    required = requirement or Requirement()
+    budget = Budget(seconds, steps)
+    best = _search(cluster, network, required, budget, Random(seed), ceiling, start)
+    return Placed(best.placement, best.flow, ceiling, routes(network, best.placement) if best.flow else (), budget.done)
+
+
+def _search(
+    cluster: Cluster,
+    network: Network,
+    required: Requirement,
+    budget: Budget,
+    random: Random,
+    ceiling: float,
+    start: Sequence[Interval] | None,
+) -> Found:
+    caches = [cluster.kind_of(node).kv_cache_tokens for node in range(len(cluster.nodes))]
+    cache_least = (required.kv_cache_tokens or 0.0) if all(caches) else 0.0
+
+    def state(placement: Sequence[tuple[int, int]], target: float) -> Shortage:
+        return (Shortage if network.free else LinkedShortage)(network, placement, target, caches, cache_least)
+
+    enough = ceiling * (1 - _CLOSE)
+    chains = [chain(network, [node for site in order for node in site]) for order in _orders(network.sites, random)]
+    given = [] if start is None else [tuple(start)]
+    best = Found((Interval(0, 0),) * len(cluster.nodes), 0.0)
+    for placement in (*given, *chains):
+        found = Found(placement, flow(network, placement))
+        if found.flow > best.flow and state(placement, 1.0).enough_cache():
+            best = found
+    target, hot, cold = _FREE if network.free else _LINKED
+    if network.free:
+        starts = [*given, *(_spread(network, ceiling, random) for _ in range(_RUNS_FREE - len(given)))]
+    else:
+        starts = [*given, *chains]
+    for number, placement in enumerate(starts, 1):
+        if best.flow >= enough:
+            break
+        aim = min(ceiling, max(target * ceiling, best.flow * 1.01))
+        found = anneal(state(placement, aim), budget, number / len(starts), random, enough, hot, cold)
+        if found.flow > best.flow:
+            best = found
+    return best
+
+
+def _orders(sites: Sequence[list[int]], random: Random) -> list[list[list[int]]]:
+    """Orders of sites, all if there are few."""
+    if math.factorial(min(len(sites), _ORDERS)) <= _ORDERS:
+        return [list(order) for order in itertools.permutations(sites)]
+    return [random.sample(sites, len(sites)) for _ in range(_ORDERS)]
+
+
+def _spread(network: Network, ceiling: float, random: Random) -> tuple[Interval, ...]:
+    """Give each node the number of layers with which it does the most work, anywhere."""
+    placement: list[Interval] = []
+    for rates in network.rates:
+        layers = max(
+            range(1, min(len(rates), network.layers) + 1), key=lambda layers: layers * min(rates[layers - 1], ceiling)
+        )
+        placement.append(Interval(random.randrange(network.layers - layers + 1), layers))
+    return tuple(placement)
