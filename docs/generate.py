@@ -175,8 +175,9 @@ def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
 
 def _schema_modules() -> list[ModuleType]:
     from corral.schemas import groups, health, jobs, moves, operations, query, requests, runs, telemetry, windows
+    from corral.schemas.models import description, serving
 
-    return [telemetry, requests, operations, groups, windows, moves, jobs, runs, query, health]
+    return [telemetry, requests, operations, groups, windows, moves, jobs, runs, query, health, description, serving]
 
 
 def _is_struct(value: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from .durations import DurationEstimate
+from .models.serving import ServeFit
 from .request_events import Forecast
 from .requests import Count, Grant, Identifier, Lease, LeaseState, Rejection, ShortText, WorkRequest
 
@@ -233,6 +234,8 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
         hosts: per host, why it could not hold the request; cut to 1,000.
         policy: name of the policy that ranked the devices.
         warnings: fields of the request that this planner does not know and has ignored.
+        fit: for a request with `distribution.method: serve`, how the devices that it may use could serve the model;
+            `granted` and `grants` are then those of its first plan. Null for any other.
     """
 
     granted: bool
@@ -243,6 +246,7 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
     hosts: dict[str, str] = {}
     policy: str = ""
     warnings: list[str] = []
+    fit: ServeFit | None = None
 
 
 class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from msgspec.structs import force_setattr
 
 from . import names
 from .limits import GRACE_SECONDS, MAX_GRACE_SECONDS, MAX_TTL_SECONDS, MAX_WAIT_SECONDS
+from .models.serving import ServePlan, ServeWork
 
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.OWNER)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.IDENTIFIER)]
@@ -82,6 +83,8 @@ class Method(StrEnum):
     """Independent items with a cost, so that the last device is done as early as possible."""
     PIPELINE = "pipeline"
     """Contiguous runs of items over the devices in order, so that the slowest stage is as fast as possible."""
+    SERVE = "serve"
+    """Layers of a model over the devices, for the most tokens a second; `serve` describes the model."""
 
 
 class WeightBy(StrEnum):
@@ -117,6 +120,7 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         weights: one number per device, 1e-9 to 1e15, in the order of the assignment, for `weight_by: given`.
         max_items_per_device: most items on one device; no limit by default.
         memory_per_item_bytes: device memory of each item that does not give one.
+        serve: for `method: serve`, the model to serve; its layers are the items.
     """
 
     items: Annotated[int, Meta(ge=0, le=10_000_000)] | list[str | WorkItem] = 0
@@ -125,6 +129,7 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     weights: list[Weight] | None = None
     max_items_per_device: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     memory_per_item_bytes: Bytes = 0
+    serve: ServeWork | None = None
 
 
 class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -179,6 +184,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         min_run_seconds: the lease is not preempted before it has lasted so long.
         requeue_of: id of a lease of this owner that was preempted, whose work shall go on. The request gets its place
             in the queue by the age of that lease's request. One request may have it at a time.
+        devices: uuids of the devices to grant, `gpus` of them, in this order; empty lets the planner choose. Only whole
+            devices, and only without `wait_seconds`.
     """
 
     owner: OwnerName
@@ -214,6 +221,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     checkpoint: bool = False
     min_run_seconds: Annotated[float, Meta(ge=0, le=366 * 86400)] = 0.0
     requeue_of: Identifier | None = None
+    devices: Annotated[list[ShortText], Meta(max_length=4096)] = []
     gpus_max: Annotated[int, Meta(ge=1, le=4096)] | None = None
 
     def __post_init__(self) -> None:
@@ -288,6 +296,8 @@ class Distributed(Struct, frozen=True, kw_only=True):
         makespan: time until the last device is done, in cost over weight; for `pipeline` the time of the slowest stage.
         bound: lower bound on the makespan of the items that are placed (for `pipeline`, in their order).
         optimal: true if no distribution is better.
+        plan: for `serve`, stages with their layers, and expected throughput; `makespan` is then the seconds per token,
+            and `bound` those of the bound. Null for other methods, and where the devices can't hold the model.
     """
 
     method: Method
@@ -295,6 +305,7 @@ class Distributed(Struct, frozen=True, kw_only=True):
     makespan: float
     bound: float
     optimal: bool = False
+    plan: ServePlan | None = None
 
 
 class LeaseState(StrEnum):

@@ -5,6 +5,7 @@ Measured on one core of a server of 2021 and rounded up: an overestimate costs a
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
@@ -61,6 +62,8 @@ def explaining(fleet: Fleet, question: ExplainRequest) -> float:
 
 def distributing(work: Distribution, devices: int) -> float:
     """Cost of distributing work items over devices, in seconds."""
+    if work.serve is not None:
+        return math.inf
     counted = isinstance(work.items, int)
     items = work.items if isinstance(work.items, int) else len(work.items)
     if work.method is Method.BALANCED and not counted:

@@ -14,11 +14,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.limits import LEASE_VARIABLE
+from ...schemas.models.serving import ServeFit
 from ...schemas.operations import Addition, Explanation
 from ...schemas.requests import (
     Distributed,
     Distribution,
     Grant,
+    Method,
     Rejection,
     RejectionCode,
     UnassignedItem,
@@ -31,9 +33,11 @@ from ..fleet.fleet import Fleet, HostForgotten, advance, apply, reblock
 from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
 from .explain import verdicts
+from .named import check_named, named_picks
 from .policies import DEFAULT, POLICIES, Policy, make
 from .reject import could_ever_fit, quota_rejection, reject
 from .select import Pick, select
+from .serve import fit_fleet
 from .visible import visible
 
 
@@ -134,10 +138,17 @@ def decide(
     ask = _without(fleet, ask, barred)
     if learn:
         policy.observe(fleet, ask if ask.plain else fleet.ask(ask.key.anytime))
-    picks = select(fleet, policy, ask)
-    if picks is None:
-        return reject(fleet, ask, request.request_id or "")
+    picks = _picks(fleet, policy, ask, request)
+    if isinstance(picks, Rejection):
+        return picks
     return placed(request, ask, policy, picks, distributing)
+
+
+def _picks(fleet: Fleet, policy: Policy, ask: Ask, request: WorkRequest) -> list[Pick] | Rejection:
+    if request.devices:
+        return named_picks(fleet, ask, request)
+    picks = select(fleet, policy, ask)
+    return reject(fleet, ask, request.request_id or "") if picks is None else picks
 
 
 def explain(
@@ -167,14 +178,17 @@ def explain(
     if not isinstance(barred, str):
         ask = _without(fleet, ask, barred)
     with with_additions(fleet, with_more):
-        picks = None if isinstance(barred, str) else select(fleet, policy, ask)
+        found: ServeFit | None = None
+        picks: list[Pick] | Rejection
         if isinstance(barred, str):
-            decision: Decision = quota_rejection(fleet, ask, barred, request.request_id or "")
-        elif picks is None:
-            decision = reject(fleet, ask, request.request_id or "")
+            picks = quota_rejection(fleet, ask, barred, request.request_id or "")
+        elif _serves(request):
+            found, picks = _fit_picks(fleet, ask, request)
         else:
-            decision = placed(request, ask, policy, picks)
-        per_device, per_host = verdicts(fleet, policy, ask, picks or [])
+            picks = _picks(fleet, policy, ask, request)
+        failed = isinstance(picks, Rejection)
+        decision: Decision = picks if failed else placed(request, ask, policy, picks, found is None)
+        per_device, per_host = verdicts(fleet, policy, ask, [] if failed else picks)
     if isinstance(decision, Rejection):
         return Explanation(
             granted=False,
@@ -183,15 +197,35 @@ def explain(
             verdicts=per_device,
             hosts=per_host,
             policy=policy.name,
+            fit=found,
         )
     return Explanation(
         granted=True,
-        message=_words(decision.grants),
+        message=_words(decision.grants) if found is None else found.message,
         grants=decision.grants,
         verdicts=per_device,
         hosts=per_host,
         policy=policy.name,
+        fit=found,
     )
+
+
+def _serves(request: WorkRequest) -> bool:
+    return request.distribution is not None and request.distribution.method is Method.SERVE
+
+
+def _fit_picks(fleet: Fleet, ask: Ask, request: WorkRequest) -> tuple[ServeFit, list[Pick] | Rejection]:
+    """Whether all devices that a request could get can serve its model, and the devices of the first plan."""
+    assert request.distribution is not None
+    assert request.distribution.serve is not None
+    found = fit_fleet(fleet, ask, request.distribution.serve, request.devices)
+    if not found.plans:
+        text = f"{found.message}; nearest: {found.nearest}" if found.nearest else found.message
+        return found, Rejection(
+            code=RejectionCode.NO_CAPACITY, message=text, request_id=request.request_id or "", nearest=found.nearest
+        )
+    uuids = [device.device for device in found.plans[0].devices]
+    return found, named_picks(fleet, ask, replace(request, devices=uuids, gpus=len(uuids)))
 
 
 @contextmanager
@@ -309,6 +343,7 @@ def _without(fleet: Fleet, ask: Ask, barred: tuple[str, ...]) -> Ask:
 
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
     ask = ask_of(fleet, request)
+    check_named(request)
     if request.distribution is not None:
         check_work(request, request.distribution)
     return ask
@@ -328,6 +363,11 @@ def check_work(request: WorkRequest, work: Distribution) -> None:
     """
     if not request.gpus:
         raise InvalidRequest("gpus is 0, so there is no device for work items", "$.distribution")
+    if (work.method is Method.SERVE) != (work.serve is not None):
+        text = "method serve goes with serve, the model to serve"
+        raise InvalidRequest(text, "$.distribution.serve")
+    if work.serve is not None and work.items:
+        raise InvalidRequest("the layers of the model are the items: leave items out", "$.distribution.items")
     if work.weight_by is WeightBy.GIVEN and work.weights is None:
         raise InvalidRequest("weight_by is given, so weights must be there", "$.distribution.weights")
     if work.weights is not None and len(work.weights) != request.gpus:

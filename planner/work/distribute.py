@@ -13,11 +13,15 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from ...schemas.models.serving import ServeWork
 from ...schemas.requests import Distributed, Distribution, Grant, Method, UnassignedItem, WeightBy
 from ...schemas.telemetry import DeviceInfo
 from ...schemas.units import format_bytes
 from .apportion import apportion
 from .balance import Machine, balance, lower_bound, span
+from .fit.plans import fit
+from .fit.rates import rates_of
+from .fit.units import Candidate
 from .pipeline import pipeline
 
 
@@ -57,6 +61,8 @@ def distribute(work: Distribution, grants: Sequence[Grant], devices: Sequence[De
         grants: the devices, one at least.
         devices: their capabilities, in the order of the grants.
     """
+    if work.serve is not None:
+        return _serve(work.serve, grants, devices)
     items = items_of(work)
     weights = weights_of(work, grants, devices)
     machines = [
@@ -87,6 +93,27 @@ def distribute(work: Distribution, grants: Sequence[Grant], devices: Sequence[De
         method=work.method, weights=weights, makespan=makespan, bound=min(bound, makespan), optimal=optimal
     )
     return Outcome(filled, _reasons(work, items, out, machines, place), report)
+
+
+def _serve(work: ServeWork, grants: Sequence[Grant], devices: Sequence[DeviceInfo]) -> Outcome:
+    """Distribute the layers of a model over grants; none of them if they can't hold all."""
+    rates = [rates_of(info, work.rates).bytes_per_second for info in devices]
+    found = fit(work, [Candidate(info, grant.memory_bytes) for info, grant in zip(devices, grants, strict=True)])
+    if not found.plans:
+        out = [UnassignedItem(id=layer, reason=found.message) for layer in range(work.model.layers)]
+        report = Distributed(method=Method.SERVE, weights=rates, makespan=0.0, bound=0.0)
+        return Outcome(list(grants), out, report)
+    best = found.plans[0]
+    layers = {
+        device.device: list(range(stage.first_layer, stage.first_layer + stage.layers))
+        for stage in best.stages
+        for device in stage.devices
+    }
+    filled = [structs.replace(grant, items=[*layers.get(grant.device, [])]) for grant in grants]
+    per_token = 1 / best.tokens_per_second if best.tokens_per_second else 0.0
+    bound = 1 / best.bound_tokens_per_second if best.bound_tokens_per_second else 0.0
+    report = Distributed(method=Method.SERVE, weights=rates, makespan=per_token, bound=bound, plan=best)
+    return Outcome(filled, [], report)
 
 
 def items_of(work: Distribution) -> Items:

@@ -1,0 +1,281 @@
+"""Plans to serve a model on some devices, the best first, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from ....schemas.models.serving import (
+    FitVerdict,
+    PlanKind,
+    ServeFit,
+    ServePlan,
+    ServeRoute,
+    ServeStage,
+    ServeWork,
+    StageDevice,
+)
+from ....schemas.models.sizes import kv_token_bytes
+from .chain import Chain, Pace, alone, best_chain, fewest, pace
+from .costs import Costs, Unit
+from .units import MOST_DEVICES, Candidate, mixes, singles
+from .words import fit_words, nearest
+
+_PLANS: Final = 6
+"""Number of plans in an answer."""
+_NEARLY: Final = 0.9
+"""Part of the most tokens a second that a plan with fewer devices needs to go first."""
+
+
+def fit(work: ServeWork, devices: Sequence[Candidate]) -> ServeFit:
+    """Decide whether devices can serve a model, and how.
+
+    Args:
+        work: the model, with what it has to hold.
+        devices: devices that it may use; of more than `MOST_DEVICES`, those with most free memory count.
+    """
+    considered = sorted(devices, key=lambda device: (-device.memory_bytes, device.info.host, device.info.index))
+    considered = considered[:MOST_DEVICES]
+    costs = Costs(work)
+    units = singles(work, considered)
+    plans = _plans(costs, considered, units)
+    usable = sum(unit.memory for unit in units)
+    needed = costs.sizes.total + costs.kv(work.model.layers)
+    room = sum(max(0, unit.memory - costs.working) for unit in units)
+    found = ServeFit(
+        verdict=_verdict(plans),
+        message="",
+        plans=_chosen(plans),
+        weights_bytes=costs.sizes.total,
+        kv_bytes=costs.kv(work.model.layers),
+        kv_token_bytes=work.model.layers * kv_token_bytes(work.model, work.kv_dtype),
+        working_bytes=costs.working,
+        devices=len(considered),
+        usable_bytes=usable,
+        short_bytes=0 if plans else max(0, needed - room),
+    )
+    return replace(found, message=fit_words(work, found, len(devices)), nearest=nearest(costs, considered, found))
+
+
+def plan(work: ServeWork, devices: Sequence[Candidate]) -> ServePlan | None:
+    """The best plan that uses only some devices, in any order; None if there is none."""
+    plans = fit(work, devices).plans
+    return plans[0] if plans else None
+
+
+def _chosen(plans: Sequence[ServePlan]) -> list[ServePlan]:
+    """The first plans; the last of them makes room for the one with the fewest devices, if that is not there."""
+    chosen = list(plans[:_PLANS])
+    least = min(plans, key=lambda plan: len(plan.devices), default=None)
+    if least is not None and len(least.devices) < min(len(plan.devices) for plan in chosen):
+        chosen[_PLANS - 1 :] = [least]
+    return chosen
+
+
+def _verdict(plans: Sequence[ServePlan]) -> FitVerdict:
+    if not plans:
+        return FitVerdict.NO
+    one = any(len(plan.devices) == 1 for plan in plans)
+    return FitVerdict.ONE_DEVICE if one else FitVerdict.SEVERAL_DEVICES
+
+
+def _plans(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -> list[ServePlan]:
+    """Plans by tokens a second, those that keep all limits first; each set of devices and layers once."""
+    made: list[ServePlan] = []
+    one = _fastest(costs, alone(costs, units))
+    if one is not None:
+        made.append(chain_plan(costs, devices, one))
+    for mixed in mixes(costs.work, devices):
+        grouped = [unit for unit in mixed if unit.size > 1]
+        together = _fastest(costs, alone(costs, grouped))
+        if together is not None:
+            made.append(chain_plan(costs, devices, together))
+        made += _chains(costs, devices, mixed)
+        made += _copies(costs, devices, grouped or mixed)
+    seen: dict[tuple[tuple[int, int, tuple[str, ...]], ...], ServePlan] = {}
+    for plan in made:
+        key = tuple(
+            (stage.first_layer, stage.layers, tuple(device.device for device in stage.devices)) for stage in plan.stages
+        )
+        seen.setdefault(key, plan)
+    return _ordered(list(seen.values()))
+
+
+def _ordered(plans: list[ServePlan]) -> list[ServePlan]:
+    """Plans that no other beats in tokens a second, in time per token and in the number of devices, the best first.
+
+    The best is the one with most tokens a second, or with fewer devices and nearly as many.
+    """
+
+    def values(plan: ServePlan) -> tuple[float, float, float, int]:
+        later = math.inf if plan.token_seconds is None else plan.token_seconds
+        first = math.inf if plan.first_token_seconds is None else plan.first_token_seconds
+        return -(plan.tokens_per_second or 0.0), later, first, len(plan.devices) + 10**6 * len(plan.warnings)
+
+    def beaten(plan: ServePlan, other: ServePlan) -> bool:
+        mine, others = values(plan), values(other)
+        return mine != others and all(b <= a for a, b in zip(mine, others, strict=True))
+
+    kept = [plan for plan in plans if not any(beaten(plan, other) for other in plans)]
+    most = max((plan.tokens_per_second or 0.0 for plan in kept if not plan.warnings), default=0.0)
+
+    def order(plan: ServePlan) -> tuple[int, bool, float, float]:
+        rate, count = plan.tokens_per_second or 0.0, len(plan.devices)
+        near = rate >= _NEARLY * most
+        return len(plan.warnings), not near, count if near else -rate, -rate if near else count
+
+    return sorted(kept, key=order)
+
+
+def _fastest(costs: Costs, chains: Sequence[Chain]) -> Chain | None:
+    """The chain with most tokens a second; of equal ones the first, and with unknown rates that with most memory."""
+
+    def order(made: Chain) -> tuple[float, int]:
+        found = pace(costs, made)
+        return (-math.inf if found is None else found.tokens_per_second, sum(unit.memory for unit in made.units))
+
+    return max(chains, key=order, default=None)
+
+
+def _chains(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -> list[ServePlan]:
+    """The chain over the fewest units, and the one with most tokens a second."""
+    found = [made for made in (fewest(costs, units), best_chain(costs, units)) if made is not None]
+    return [chain_plan(costs, devices, made) for made in found]
+
+
+def _copies(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -> list[ServePlan]:
+    """A plan of several units that hold the whole model each, and share the sequences by their speed."""
+    work, layers = costs.work, costs.model.layers
+    most = min(len(units), work.sequences)
+    for count in range(most, 1, -1):
+        each = Costs(replace(work, sequences=-(-work.sequences // count)))
+        able = alone(each, units)
+        if len(able) < count:
+            continue
+        paced = [(made, pace(each, made)) for made in able]
+        if any(found is None for _, found in paced):
+            return []
+        best = sorted(paced, key=lambda pair: -_rate(pair[1]))[:count]
+        rate = sum(_rate(found) for _, found in best)
+        stages = [_stage(each, devices, made.units[0], 0, layers, found, _rate(found) / rate) for made, found in best]
+        routes = [
+            route
+            for at, (_, found) in enumerate(best)
+            for route in (
+                ServeRoute(origin=-1, target=at, weight=_rate(found) / rate, tokens_per_second=_rate(found)),
+                ServeRoute(origin=at, target=-1, tokens_per_second=_rate(found)),
+            )
+        ]
+        slowest = max(found.token_seconds for _, found in best if found is not None)
+        firsts = [found.first_token_seconds for _, found in best if found is not None]
+        first = None if None in firsts else max(second for second in firsts if second is not None)
+        return [
+            _checked(
+                work,
+                ServePlan(
+                    kind=PlanKind.FLOW,
+                    stages=stages,
+                    routes=routes,
+                    replicas=count,
+                    tensor_parallel=max(made.units[0].size for made, _ in best),
+                    sequences=sum(each.held_sequences(made.units[0], 0, layers) for made, _ in best),
+                    tokens_per_second=rate,
+                    token_seconds=slowest,
+                    first_token_seconds=first,
+                    rests_on=_rests_on(each, [unit for made, _ in best for unit in made.units]),
+                ),
+            )
+        ]
+    return []
+
+
+def _rate(found: Pace | None) -> float:
+    return 0.0 if found is None else found.tokens_per_second
+
+
+def chain_plan(costs: Costs, devices: Sequence[Candidate], made: Chain) -> ServePlan:
+    """Plan of a chain."""
+    found = pace(costs, made)
+    stages = [_stage(costs, devices, unit, first, end, found) for unit, first, end in made.runs]
+    rate = None if found is None else found.tokens_per_second
+    last = len(stages) - 1
+    routes = [
+        ServeRoute(origin=at - 1, target=at if at <= last else -1, tokens_per_second=rate) for at in range(last + 2)
+    ]
+    alone_ = PlanKind.ONE_DEVICE if made.units[0].size == 1 else PlanKind.TENSOR_PARALLEL
+    return _checked(
+        costs.work,
+        ServePlan(
+            kind=PlanKind.PIPELINE if last else alone_,
+            stages=stages,
+            routes=routes,
+            tensor_parallel=max(unit.size for unit in made.units),
+            sequences=min(costs.held_sequences(unit, first, end) for unit, first, end in made.runs),
+            tokens_per_second=rate,
+            token_seconds=None if found is None else found.token_seconds,
+            first_token_seconds=None if found is None else found.first_token_seconds,
+            rests_on=_rests_on(costs, made.units),
+        ),
+    )
+
+
+def _stage(
+    costs: Costs,
+    devices: Sequence[Candidate],
+    unit: Unit,
+    first: int,
+    end: int,
+    found: Pace | None,
+    traffic: float = 1.0,
+) -> ServeStage:
+    weights, kv = costs.weights(first, end, unit.size), costs.kv(end - first, unit.size)
+    seconds = None if found is None else costs.decode_seconds(unit, first, end, costs.work.sequences)
+    return ServeStage(
+        first_layer=first,
+        layers=end - first,
+        devices=[
+            StageDevice(
+                host=info.host,
+                device=info.uuid,
+                index=info.index,
+                model=info.name,
+                memory_bytes=unit.memory,
+                weights_bytes=weights,
+                working_bytes=costs.working,
+                kv_bytes=kv,
+                left_bytes=max(0, unit.memory - weights - costs.working - kv),
+            )
+            for info in (devices[at].info for at in unit.devices)
+        ],
+        tokens_per_second=costs.work.sequences / seconds if seconds else None,
+        traffic=traffic,
+    )
+
+
+def _rests_on(costs: Costs, units: Sequence[Unit]) -> list[str]:
+    """What the figures of a plan rest on, in words."""
+    found = sorted({unit.rates.source for unit in units})
+    found.append("a roofline: the longer of bytes over bandwidth and operations over their rate")
+    links, hosts = costs.work.links, {unit.host for unit in units}
+    if any(not unit.rates.link_bytes_per_second for unit in units) and (
+        any(unit.size > 1 for unit in units) or len(units) > len(hosts)
+    ):
+        found.append(f"links in a host: {links.host_bytes_per_second / 1e9:g} GB/s")
+    if len(hosts) > 1:
+        found.append(f"links between hosts: {links.network_bytes_per_second / 1e9:g} GB/s")
+    return found
+
+
+def _checked(work: ServeWork, plan: ServePlan) -> ServePlan:
+    """A plan with the limits that it breaks."""
+    found: list[str] = []
+    for name, limit, value in (
+        ("time per token", work.max_token_seconds, plan.token_seconds),
+        ("time to the first token", work.max_first_token_seconds, plan.first_token_seconds),
+    ):
+        if limit is not None and value is not None and value > limit:
+            found.append(f"{name} is {value * 1000:.3g} ms, over the limit of {limit * 1000:.3g} ms")
+    return replace(plan, warnings=found) if found else plan
