@@ -52,6 +52,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "planner": "planner",
     "pynvml": "collector",
     "amdsmi": "amd",
+    "gguf": "fit",
     "textual": "top",
     "cryptography": "auth",
     "highspy": "simulate",

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -22,6 +23,8 @@ from ..bus.connect import connect as bus_connect
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
+from ..schemas.models.description import ModelDescription
+from ..schemas.models.serving import ServeFit, ServeWork
 from ..schemas.moves import Moves, MovesQuery
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
@@ -41,6 +44,7 @@ from .request import OWNER_VARIABLE, RequestFields, refuse_not_finite, work_requ
 from .request_calls import RequestCalls
 from .result import QueryResult
 from .rpc import RETRY_SECONDS, Waiting
+from .serving import ServeFields, serve_distribution, serve_work
 
 
 class Client(RequestCalls):
@@ -156,6 +160,40 @@ class Client(RequestCalls):
                 return await self._plan(subject, body, operations.Explanation)
         subject = user_subject(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
         return await self._plan(subject, body, operations.Explanation)
+
+    async def fit(
+        self,
+        model: ModelDescription | str | Path,
+        *,
+        with_more: Sequence[operations.Addition] = (),
+        serve: ServeFields | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> ServeFit:
+        """Find out whether the free devices can serve a model, how to split it, and what throughput to expect.
+
+        Nothing is leased: `request(devices=[...])` leases the devices of a plan.
+
+        Args:
+            model: its description, or a path: a folder with `config.json`, safetensors or GGUF files, or one of these.
+            with_more: devices to add to the fleet, for this question only.
+            serve: context length, sequences and limits; see `ServeFields`.
+            fields: limits on the devices, as in `request`.
+
+        Raises:
+            InvalidRequest: the model can't be read, or a field is wrong.
+            Unavailable, NoService, TimedOut: no planner answered.
+        """
+        return await self.fit_work(serve_work(model, serve or {}), with_more=with_more, **fields)
+
+    async def fit_work(
+        self, work: ServeWork, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
+    ) -> ServeFit:
+        """Find out whether the free devices can serve a model; otherwise as `fit`."""
+        asked: RequestFields = {**fields, "distribution": serve_distribution(work)}
+        found = (await self.explain(with_more=with_more, **asked)).fit
+        if found is None:
+            raise NoService("this planner is of an earlier version, and does not plan to serve models")
+        return found
 
     # The fleet
 

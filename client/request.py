@@ -90,6 +90,8 @@ class RequestFields(TypedDict, total=False):
     weight_by: WeightBy | str
     memory_per_item: str | int
     max_items_per_device: int
+    devices: str | Sequence[str]
+    """uuids of the devices to grant, in this order; `gpus` is then their number"""
     distribution: Distribution
     """alternative to `items` and the arguments that describe them"""
 
@@ -161,6 +163,11 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         if name in given:
             value = given.pop(name)
             body[name] = [value] if isinstance(value, str) else list(value)
+    if "devices" in given:
+        named = given.pop("devices")
+        body["devices"] = [named] if isinstance(named, str) else list(named)
+        given.setdefault("gpus", len(body["devices"]))
+        given.setdefault("placement", Placement.FEWEST_HOSTS)
     if body.get("hosts") == [ANY_HOST]:
         del body["hosts"]
     described = [name for name in _DISTRIBUTION if name in given]

@@ -9,12 +9,15 @@ import inspect
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from ..schemas import operations, requests
 from ..schemas.groups import Group, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
+from ..schemas.models.description import ModelDescription
+from ..schemas.models.serving import ServeFit
 from ..schemas.moves import Moves
 from ..schemas.query import ProcessorStatus, ResultFormat
 from ..schemas.windows import Window, WindowStatus
@@ -27,6 +30,7 @@ from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
 from .rpc import Waiting
+from .serving import ServeFields
 from .sync_jobs import SyncJobCalls
 
 T = TypeVar("T")
@@ -282,6 +286,17 @@ class SyncClient:
     ) -> operations.Explanation:
         """See `Client.explain`."""
         return self._loop.run(self._client.explain(with_more=with_more, **fields))
+
+    def fit(
+        self,
+        model: ModelDescription | str | Path,
+        *,
+        with_more: Sequence[operations.Addition] = (),
+        serve: ServeFields | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> ServeFit:
+        """See `Client.fit`."""
+        return self._loop.run(self._client.fit(model, with_more=with_more, serve=serve, **fields))
 
     def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
         """See `Client.renew`."""

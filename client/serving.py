@@ -1,0 +1,117 @@
+"""Questions about serving a model: what it has to hold, with measured rates from a profile."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..schemas.models.description import ModelDescription
+from ..schemas.models.serving import DeviceRate, Links, ServeWork
+from ..schemas.requests import Distribution, Method
+from .model_files import read_model
+from .model_files.numbers import InvalidModelFile
+from .model_files.plain_numbers import number_format
+
+_PROFILE_BYTES: Final = 4 * 2**20
+
+
+class ServeFields(TypedDict, total=False):
+    """Keyword arguments about a model to serve; see `ServeWork` for the meaning of each."""
+
+    context: int
+    """longest sequence in tokens, prompt and output together"""
+    sequences: int
+    """number of sequences at once"""
+    prompt: int
+    """length of a prompt, for the time to the first token"""
+    dtype: str
+    """number format of the weights in place of the model's own: `bf16`, `fp8`, `int4`, `q4_k`, …"""
+    kv_dtype: str
+    """number format of the KV cache"""
+    max_token_seconds: float
+    max_first_token_seconds: float
+    memory_share: float
+    tensor_parallel: bool
+    profile: str | Path
+    """file with measured rates and links"""
+    network_bytes_per_second: float
+    seconds: float
+    seed: int
+
+
+class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured rates, as a TOML or JSON file has them.
+
+    Attributes:
+        rate: rates of devices; the first whose glob matches a device counts.
+        links: rates of links.
+    """
+
+    rate: list[DeviceRate] = []
+    links: Links = Links()
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Read measured rates from a file.
+
+    Raises:
+        InvalidModelFile: it can't be read, or is malformed.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as source:
+            data = source.read(_PROFILE_BYTES)
+        table: Any = msgspec.json.decode(data) if file.suffix == ".json" else tomllib.loads(data.decode())
+        return msgspec.convert(table, Profile)
+    except OSError as error:
+        raise InvalidModelFile(f"profile {file} can't be read: {error.strerror or error}") from None
+    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidModelFile(f"profile {file}: {error}") from None
+
+
+def serve_work(model: ModelDescription | str | Path, fields: ServeFields) -> ServeWork:
+    """Build a question about serving a model.
+
+    Args:
+        model: its description, or a path that `read_model` reads.
+        fields: what it has to hold.
+
+    Raises:
+        InvalidModelFile: the model or the profile is invalid, or a number is out of range.
+    """
+    described = model if isinstance(model, ModelDescription) else read_model(model)
+    if "dtype" in fields:
+        described = with_dtype(described, fields["dtype"])
+    profile = read_profile(fields["profile"]) if "profile" in fields else Profile()
+    links = profile.links
+    if "network_bytes_per_second" in fields:
+        links = replace(links, network_bytes_per_second=fields["network_bytes_per_second"])
+    body: dict[str, Any] = {"model": described, "rates": profile.rate, "links": links}
+    names = {"context": "context_tokens", "sequences": "sequences", "prompt": "prompt_tokens"}
+    names |= {name: name for name in ServeFields.__annotations__ if name in ServeWork.__struct_fields__}
+    body |= {field: fields[name] for name, field in names.items() if name in fields}
+    if "kv_dtype" in body:
+        plain, packed = number_format(body["kv_dtype"])
+        body["kv_dtype"] = plain if packed is None else "float8_e4m3fn" if packed.bits_per_weight == 8 else ""
+        if not body["kv_dtype"]:
+            raise InvalidModelFile(f"a KV cache of {fields.get('kv_dtype')!r} is not known: bf16, fp16, fp32 or fp8")
+    try:
+        return msgspec.convert(msgspec.to_builtins(body), ServeWork)
+    except msgspec.ValidationError as error:
+        raise InvalidModelFile(str(error)) from None
+
+
+def with_dtype(model: ModelDescription, dtype: str) -> ModelDescription:
+    """A model with its weights in another number format; bytes of its present files no longer count."""
+    plain, packed = number_format(dtype)
+    return replace(model, dtype=plain, quantization=packed, header=None)
+
+
+def serve_distribution(work: ServeWork) -> Distribution:
+    """The distribution of a request that asks to serve a model."""
+    return Distribution(method=Method.SERVE, serve=work)
