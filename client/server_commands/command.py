@@ -1,0 +1,121 @@
+"""Commands for a plan, and what all servers have in common."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from ...schemas.models.serving import ServePlan, ServeStage, ServeWork, StageDevice
+
+FIRST_PORT = 8000
+
+
+class HostCommand(Struct, frozen=True, kw_only=True):
+    """A command to run on a host.
+
+    Attributes:
+        host: the host's name.
+        environment: variables to set for it.
+        arguments: the program and its arguments.
+    """
+
+    host: str
+    arguments: list[str]
+    environment: dict[str, str] = {}
+
+    @property
+    def line(self) -> str:
+        """The command as a line for a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """How a server starts a plan.
+
+    Attributes:
+        server: name of the server.
+        version: its version whose documentation the commands follow.
+        commands: commands in the order to start them; empty if it can't express the plan.
+        refusal: why it can't; empty if it can.
+        notes: what else has to be known.
+    """
+
+    server: str
+    version: str
+    commands: list[HostCommand] = []
+    refusal: str = ""
+    notes: list[str] = []
+
+
+class Task(NamedTuple):
+    """A plan with what its commands name.
+
+    Attributes:
+        plan: the plan.
+        work: what it serves.
+        path: path or name of the model, as the server loads it.
+        addresses: network addresses of hosts, where known.
+    """
+
+    plan: ServePlan
+    work: ServeWork
+    path: str
+    addresses: Mapping[str, str]
+
+    def address(self, host: str) -> str:
+        """Network address of a host; its name where none is known."""
+        return self.addresses.get(host) or host
+
+    @property
+    def gguf(self) -> bool:
+        """True if the model is a GGUF file."""
+        return self.path.endswith(".gguf")
+
+
+def copies(plan: ServePlan) -> list[list[ServeStage]] | None:
+    """The stages of each copy of the model, in order; None if copies share stages."""
+    onward: dict[int, list[int]] = {}
+    into: dict[int, int] = {}
+    for route in plan.routes:
+        if route.target >= 0:
+            onward.setdefault(route.origin, []).append(route.target)
+            into[route.target] = into.get(route.target, 0) + 1
+    if any(len(targets) > 1 for origin, targets in onward.items() if origin >= 0) or any(n > 1 for n in into.values()):
+        return None
+    found: list[list[ServeStage]] = []
+    for start in onward.get(-1, []):
+        chain, at, done = [plan.stages[start]], start, plan.stages[start].layers
+        while at in onward:
+            at = onward[at][0]
+            if plan.stages[at].first_layer != done:
+                return None  # it begins inside the layers of the one before
+            chain.append(plan.stages[at])
+            done += plan.stages[at].layers
+        found.append(chain)
+    return found
+
+
+def visible(devices: list[StageDevice]) -> dict[str, str]:
+    """Variable that shows a program some devices, in this order."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(device.device for device in devices)}
+
+
+def by_host(stages: list[ServeStage]) -> list[tuple[str, list[ServeStage]]] | None:
+    """Stages of each host, in order; None if a host has stages that do not follow each other."""
+    found: list[tuple[str, list[ServeStage]]] = []
+    for stage in stages:
+        host = stage.devices[0].host
+        if found and found[-1][0] == host:
+            found[-1][1].append(stage)
+        else:
+            found.append((host, [stage]))
+    return found if len({host for host, _ in found}) == len(found) else None
+
+
+def devices_of(stages: list[ServeStage]) -> list[StageDevice]:
+    """All devices of some stages, in order."""
+    return [device for stage in stages for device in stage.devices]

@@ -1,0 +1,80 @@
+"""llama.cpp: layers over the devices of a host, and over those of others by its RPC servers.
+
+From `tools/server/README.md`, `tools/rpc/README.md` and `src/llama-model.cpp`: devices of RPC servers come before those
+of the host (`llama_prepare_model_devices`). `--tensor-split` divides the layers and the output layer behind them, so
+the last device gets one more; the embedding stays in host memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...schemas.models.serving import ServeStage
+from .command import FIRST_PORT, HostCommand, Offer, Task, by_host, copies, devices_of, visible
+
+VERSION: Final = "b7000"
+_RPC_PORT: Final = 50052
+_ALL_LAYERS: Final = 999
+
+
+def offer(task: Task) -> Offer:
+    """Commands for a plan."""
+    refusal = _refusal(task)
+    if refusal:
+        return Offer(server="llama.cpp", version=VERSION, refusal=refusal)
+    commands: list[HostCommand] = []
+    notes: list[str] = []
+    for number, stages in enumerate(copies(task.plan) or []):
+        hosts = by_host(stages)
+        assert hosts is not None
+        remote = [device for _, run in hosts[:-1] for device in devices_of(run)]
+        ports = {device.device: _RPC_PORT + at for at, device in enumerate(remote)}
+        for device in remote:
+            arguments = ["rpc-server", "--host", "0.0.0.0", "--port", str(ports[device.device])]
+            commands.append(HostCommand(host=device.host, environment=visible([device]), arguments=arguments))
+        endpoints = [f"{task.address(device.host)}:{ports[device.device]}" for device in remote]
+        commands.append(_server(task, stages, endpoints, hosts[-1], number))
+        if remote:
+            notes = ["an RPC server has no authentication: keep it in a network of its own"]
+    if task.plan.replicas > 1:
+        notes.append(f"{task.plan.replicas} servers: a load balancer shares the requests")
+    return Offer(server="llama.cpp", version=VERSION, commands=commands, notes=notes)
+
+
+def _refusal(task: Task) -> str:
+    chains = copies(task.plan)
+    if not task.gguf:
+        return "llama.cpp loads GGUF files: convert_hf_to_gguf.py makes one"
+    if chains is None:
+        return "a llama.cpp server is one whole copy of the model, and copies of this plan share stages"
+    if task.plan.tensor_parallel > 1:
+        return "llama.cpp splits by layers here, and this plan has groups of devices that share each layer"
+    if any(by_host(stages) is None for stages in chains):
+        return "the stages of a host follow each other in llama.cpp, and those of this plan do not"
+    return ""
+
+
+def split(stages: list[ServeStage]) -> list[int]:
+    """Proportions for `--tensor-split`: the layers of each device, and the output layer on the last."""
+    layers = [stage.layers for stage in stages]
+    return [*layers[:-1], layers[-1] + 1]
+
+
+def _server(
+    task: Task, stages: list[ServeStage], endpoints: list[str], last: tuple[str, list[ServeStage]], number: int
+) -> HostCommand:
+    work = task.work
+    sequences = max(1, -(-work.sequences // max(1, task.plan.replicas)))
+    arguments = [
+        "llama-server", "--model", task.path,
+        "--gpu-layers", str(_ALL_LAYERS),
+        "--ctx-size", str(work.context_tokens * sequences),
+        "--parallel", str(sequences),
+        "--port", str(FIRST_PORT + number),
+    ]  # fmt: skip
+    if endpoints:
+        arguments += ["--rpc", ",".join(endpoints)]
+    if len(stages) > 1:
+        arguments += ["--split-mode", "layer", "--tensor-split", ",".join(str(part) for part in split(stages))]
+    host, run = last
+    return HostCommand(host=host, environment=visible(devices_of(run)), arguments=arguments)

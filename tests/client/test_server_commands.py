@@ -1,0 +1,159 @@
+"""Commands of inference servers: each says what the plan says, as the server itself divides layers, or is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from corral.client.server_commands import SERVERS, offer
+from corral.client.server_commands.accelerate import device_map
+from corral.client.server_commands.command import Offer, Task
+from corral.client.server_commands.exo import proportional
+from corral.client.server_commands.llama_cpp import split
+from corral.schemas.models.description import Attention, ModelDescription
+from corral.schemas.models.serving import PlanKind, ServePlan, ServeRoute, ServeStage, ServeWork, StageDevice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+WORK = ServeWork(
+    model=ModelDescription(
+        architecture="LlamaForCausalLM",
+        layers=32,
+        hidden_size=64,
+        vocabulary=100,
+        attention=Attention(heads=8, kv_heads=8, head_dim=8),
+    ),
+    sequences=8,
+)
+
+
+def stage(first: int, layers: int, *devices: str, memory: int = 16) -> ServeStage:
+    """A stage on devices such as `a0`: a host and an index."""
+    held = [StageDevice(host=one[0], device=f"GPU-{one}", index=int(one[1]), memory_bytes=memory) for one in devices]
+    return ServeStage(first_layer=first, layers=layers, devices=held)
+
+
+def chain(*stages: ServeStage) -> ServePlan:
+    last = len(stages)
+    routes = [ServeRoute(origin=at - 1, target=at if at < last else -1) for at in range(last + 1)]
+    most = max(len(one.devices) for one in stages)
+    return ServePlan(kind=PlanKind.PIPELINE, stages=list(stages), routes=routes, tensor_parallel=most)
+
+
+def copies(*stages: ServeStage) -> ServePlan:
+    ways = [ServeRoute(origin=-1, target=at, weight=1 / len(stages)) for at in range(len(stages))]
+    ways += [ServeRoute(origin=at, target=-1) for at in range(len(stages))]
+    return ServePlan(kind=PlanKind.FLOW, stages=list(stages), routes=ways, replicas=len(stages))
+
+
+def made(server: str, plan: ServePlan, path: str = "/models/llama") -> Offer:
+    return offer(server, plan, WORK, path, {"a": "a.example", "b": "b.example"})
+
+
+def test_vllm_has_one_layer_count_for_each_stage() -> None:
+    one = made("vllm", chain(stage(0, 20, "a0", "a1"), stage(20, 12, "a2", "a3")))
+    [command] = one.commands
+    assert command.environment == {
+        "CUDA_VISIBLE_DEVICES": "GPU-a0,GPU-a1,GPU-a2,GPU-a3",
+        "VLLM_PP_LAYER_PARTITION": "20,12",
+    }
+    assert "--tensor-parallel-size 2 --pipeline-parallel-size 2" in command.line
+    two = made("vllm", chain(stage(0, 20, "a0"), stage(20, 12, "b0")))
+    assert [command.host for command in two.commands] == ["a", "b"]
+    assert "--nnodes 2 --node-rank 1 --master-addr a.example" in two.commands[1].line
+    assert "--headless" in two.commands[1].arguments
+    replicas = made("vllm", copies(stage(0, 32, "a0"), stage(0, 32, "b0")))
+    assert [command.arguments[-1] for command in replicas.commands] == ["8000", "8001"]
+    assert "--max-num-seqs 4" in replicas.commands[0].line
+
+
+def test_what_a_server_cannot_express_is_refused_with_the_reason() -> None:
+    unequal = chain(stage(0, 20, "a0", "a1"), stage(20, 12, "a2"))
+    assert "--tensor-parallel-size is one number" in made("vllm", unequal).refusal
+    assert (
+        "equally many stages" in made("vllm", chain(stage(0, 8, "a0"), stage(8, 8, "a1"), stage(16, 16, "b0"))).refusal
+    )
+    shared = ServePlan(
+        kind=PlanKind.FLOW,
+        stages=[stage(0, 16, "a0"), stage(16, 16, "a1"), stage(16, 16, "b0")],
+        routes=[
+            ServeRoute(origin=-1, target=0), ServeRoute(origin=0, target=1, weight=0.5),
+            ServeRoute(origin=0, target=2, weight=0.5), ServeRoute(origin=1, target=-1),
+            ServeRoute(origin=2, target=-1),
+        ],
+        replicas=0,
+    )  # fmt: skip
+    for server in SERVERS:
+        path = "/models/llama.gguf" if server == "llama.cpp" else "/models/llama"
+        refused = made(server, shared, path)
+        assert refused.refusal
+        assert refused.commands == []
+    assert "GGUF" in made("vllm", unequal, "/m.gguf").refusal
+    assert "loads GGUF" in made("llama.cpp", unequal).refusal
+    assert "groups" in made("llama.cpp", unequal, "/m.gguf").refusal
+    assert "one process" in made("accelerate", chain(stage(0, 20, "a0"), stage(20, 12, "b0"))).refusal
+    assert "exo splits by memory, 16+16 layers" in made("exo", chain(stage(0, 20, "a0"), stage(20, 12, "b0"))).refusal
+    assert made("exo", chain(stage(0, 16, "a0"), stage(16, 16, "b0"))).commands
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=8))
+def test_llama_cpp_gives_each_device_the_layers_of_its_stage(layers: list[int]) -> None:
+    def single(value: float) -> float:
+        return struct.unpack("f", struct.pack("f", value))[0]
+
+    at, stages = 0, []
+    for count in layers:
+        stages.append(stage(at, count, "a0"))
+        at += count
+    # `load_tensors` in llama.cpp's src/llama-model.cpp: cumulative parts in single precision, then `upper_bound`.
+    parts = split(stages)
+    total = single(sum(parts))
+    ends = [single(sum(parts[: end + 1]) / total) for end in range(len(parts))]
+    units = at + 1
+    held = [0] * len(parts)
+    for layer in range(at):
+        where = single(layer / units)
+        held[next(place for place, end in enumerate(ends) if end > where)] += 1
+    assert held == layers
+
+
+def test_llama_cpp_has_remote_devices_before_its_own() -> None:
+    plan = chain(stage(0, 10, "a0"), stage(10, 10, "a1"), stage(20, 12, "b0"))
+    remote = made("llama.cpp", plan, "/models/llama.gguf")
+    assert [command.arguments[0] for command in remote.commands] == ["rpc-server", "rpc-server", "llama-server"]
+    assert [command.host for command in remote.commands] == ["a", "a", "b"]
+    line = remote.commands[-1].line
+    assert "--rpc a.example:50052,a.example:50053" in line
+    assert "--tensor-split 10,10,13" in line
+    assert "--ctx-size 32768 --parallel 8" in line
+
+
+def test_exo_divides_by_largest_remainders() -> None:
+    assert proportional(32, [16, 16]) == [16, 16]
+    assert proportional(34, [24, 24, 16, 16]) == [10, 10, 7, 7]
+    assert proportional(3, [1000, 1, 1]) == [1, 1, 1]
+
+
+def test_accelerate_names_each_module() -> None:
+    plan = chain(stage(0, 20, "a0"), stage(20, 12, "a1"))
+    [command] = made("accelerate", plan).commands
+    placed = json.loads(command.arguments[-1])
+    assert placed == device_map(Task(plan, WORK, "/models/llama", {}))
+    assert placed["model.layers.19"] == 0
+    assert placed["model.layers.20"] == placed["lm_head"] == 1
+    assert len([name for name in placed if name.startswith("model.layers.")]) == 32
+
+
+def test_accelerate_itself_accepts_the_device_map() -> None:
+    pytest.importorskip("torch", reason="accelerate and torch are not installed here (hundreds of MB)")
+    accelerate = pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        num_hidden_layers=32, hidden_size=64, intermediate_size=64, num_attention_heads=8, vocab_size=100
+    )
+    with accelerate.init_empty_weights():
+        model = transformers.LlamaForCausalLM(config)
+    plan = chain(stage(0, 20, "a0"), stage(20, 12, "a1"))
+    accelerate.utils.check_device_map(model, device_map(Task(plan, WORK, "/models/llama", {})))
