@@ -17,6 +17,7 @@ from .. import exits, global_options, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
 from .host_messages import explain_missing_host, print_device_hosts
 from .job_control import Interrupted, Signals
+from .model_options import addition
 from .request_options import with_request_options
 from .shell_exports import chosen, exported
 from .wait_display import wait_display
@@ -139,7 +140,7 @@ def explain(
       corral explain --gpus 2 --memory 60GiB
       corral explain --gpus 16 --model '*H100*' --with-more '8xNVIDIA H100 80GB HBM3'
     """
-    additions = [_addition(text) for text in more or []]
+    additions = [addition(text) for text in more or []]
 
     async def work() -> operations.Explanation:
         async with connected(nats, owner=fields.get("owner"), timeout=timeout) as client:
@@ -175,13 +176,6 @@ def explain(
             out.print(f"[red]✗[/] {escape(host)}: {escape(why)}")
     if not explanation.granted:
         raise typer.Exit(exits.REJECTED)
-
-
-def _addition(text: str) -> operations.Addition:
-    count, sign, model = text.replace("×", "x").partition("x")
-    if not sign or not count.strip().isdigit() or not model.strip():
-        raise exits.CommandError(f"--with-more {text!r}: expected a form such as 8xH100", exits.USAGE)
-    return operations.Addition(model=model.strip(), devices=int(count))
 
 
 def renew(
