@@ -20,6 +20,7 @@ from .command import Command, Confined, Work, limits
 from .devices import cdi_names
 
 PROGRAMS: Final = ("podman", "docker")
+_MESSAGE_QUEUES: Final = Path("/dev/mqueue")
 _DOCKER_SOCKET: Final = Path("/var/run/docker.sock")
 _IMAGES_OWN: Final = ("PATH", "SHELL", "LANG")
 """Variables that are the image's, unless the job sets them."""
@@ -64,14 +65,16 @@ def confine(program: str, work: Work) -> Confined:
 def _command(program: str, work: Work, name: str, command: Command, devices: list[str]) -> Command:
     given = work.run.spec.environment if work.run.spec is not None else {}
     inside = {key: value for key, value in command.environment.items() if key not in _IMAGES_OWN or key in given}
-    words = [program, "run", "--rm", "--name", name, "--init", "--log-driver=none", "--network=host", "--ipc=host"]
+    words = [program, "run", "--rm", "--name", name, "--init", "--log-driver=none", "--network=host"]
+    words += _shared_memory(program)
     words += ["--security-opt=no-new-privileges", "--cap-drop=all", *_user(program, work.account)]
     cpus, memory = limits(work.run.grants)
     words += [f"--cpus={cpus:g}"] if cpus else []
     words += [f"--memory={memory}"] if memory else []
     words += [f"--device={device}" for device in devices]
     for path in dict.fromkeys((work.account.home, work.directory, work.folder)):
-        if path != "/" and Path(path).is_dir():
+        # The folder of script and output is made later, by the supervisor.
+        if path == work.folder or (path != "/" and Path(path).is_dir()):
             words += ["--volume", f"{path}:{path}"]
     words += ["--workdir", work.directory]
     for key, value in inside.items():
@@ -80,6 +83,14 @@ def _command(program: str, work: Work, name: str, command: Command, devices: lis
     words += [f"--env-file={VARIABLES_FILE}"]
     own = {key: os.environ[key] for key in _CLIENTS_OWN if key in os.environ}
     return Command(words=[*words, work.image, *command.words], environment=own, variables=inside)
+
+
+def _shared_memory(program: str) -> list[str]:
+    """Options for the host's shared memory, which data loaders and NCCL need much of."""
+    if _rootless(program) and not _MESSAGE_QUEUES.is_dir():
+        # Podman without rights would bind the host's message queues, too, and fails where there are none.
+        return ["--volume", "/dev/shm:/dev/shm"]
+    return ["--ipc=host"]
 
 
 def may_enter(account: Account, path: str) -> bool:
@@ -92,6 +103,10 @@ def may_enter(account: Account, path: str) -> bool:
 
 
 def _user(program: str, account: Account) -> list[str]:
-    if program == "podman" and os.geteuid() != 0:
+    if _rootless(program):
         return ["--userns=keep-id"]
     return [f"--user={account.uid}:{account.gid}", *(f"--group-add={group}" for group in account.groups)]
+
+
+def _rootless(program: str) -> bool:
+    return program == "podman" and os.geteuid() != 0

@@ -123,3 +123,11 @@ def test_systemd_itself_finds_little_to_take_away(unit: Path) -> None:
     if "offline" in done.stderr:
         pytest.skip("this systemd can't look at a file")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("version", ["1.30", "1.34"])
+def test_kubernetes_knows_every_field_of_a_manifest(file: Path, version: str) -> None:
+    validation = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for resource in yaml.safe_load_all(file.read_text()):
+        validation.validate(resource, version, strict=True)

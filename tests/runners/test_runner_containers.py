@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.runners.accounts import Account
+from corral.runners.execution import VARIABLES_FILE
+from corral.runners.executors import Command, Work
+from corral.runners.executors import inside as inside_of
+from corral.runners.executors.containers import confine
 from corral.schemas.jobs import JobState
 from corral.schemas.requests import Grant
 from corral.schemas.runs import RunVerb
@@ -119,3 +125,34 @@ async def test_a_job_in_a_container_has_its_devices_alone_and_ends_with_its_exit
     nameless = a_run("true", job=3, image=IMAGE, grants=[Grant(host="node-7", device="GPU-9", index=9)])
     await planner.push(nameless)
     assert "no CDI file" in (await planner.state("3.1", JobState.FAILED)).part.message
+
+
+def test_docker_knows_every_option(podman: dict[str, str], tmp_path: Path) -> None:
+    """The client checks its arguments, and reads the file of variables, before it looks for its daemon."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    run = a_run("sh", "-c", "exit 3", image=IMAGE, grants=[Grant(host="node-7", device="GPU-1", index=1, cpus=1.5)])
+    work = Work(
+        key="1.1-a",
+        run=run,
+        account=Account("alice", 1000, 1000, [1000, 44], "/home/alice", "/bin/sh", switched=False),
+        commands=[Command(words=["sh", "-c", "exit 3"], environment={"TOKEN": "abc"})],
+        directory=str(tmp_path),
+        folder=str(tmp_path),
+        image=IMAGE,
+    )
+    [command] = confine("docker", work).commands
+    file = tmp_path / "variables"
+    file.write_text("TOKEN=abc\n")
+    started = [str(word).replace(VARIABLES_FILE, str(file)) for word in command.words]
+    entered = inside_of("docker", "1.1-a", ["sh"], "vt100")
+    for words in (started, entered, *confine("docker", work).finish):
+        done = subprocess.run(
+            words,
+            env={"PATH": os.environ["PATH"], "DOCKER_HOST": f"unix://{tmp_path}/none"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "annot connect to the Docker daemon" in done.stderr or "no such file" in done.stderr, done.stderr
+        assert "flag" not in done.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import sysconfig
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +134,18 @@ class RunnerProcess:
     """`corral runner` as a process, which can be killed and started again on its folder."""
 
     def __init__(
-        self, url: str, folder: Path, *options: str, host: str = "node-7", more: dict[str, str] | None = None
+        self,
+        url: str,
+        folder: Path,
+        *options: str,
+        host: str = "node-7",
+        more: dict[str, str] | None = None,
+        account: pwd.struct_passwd | None = None,
     ) -> None:
         self._url = url
         self._host = host
         self._more = more or {}
+        self._account = account
         self.folder = folder
         self._options = options or ("--own-account", "--executor", "process")
         self.log = folder / "runner.log"
@@ -147,14 +156,27 @@ class RunnerProcess:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*CORRAL, "runner", "--host", self._host, "--state", str(self.folder), *self._options],
+                [*self._corral, "runner", "--host", self._host, "--state", str(self.folder), *self._options],
                 env=environment(
                     CORRAL_NATS_URL=self._url, SECRET_OF_THE_RUNNER="x", PYTHONUNBUFFERED="1", **self._more
                 ),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                user=None if self._account is None else self._account.pw_uid,
+                group=None if self._account is None else self._account.pw_gid,
+                extra_groups=None if self._account is None else [],
+                cwd="/",
             )
+
+    @property
+    def _corral(self) -> Sequence[str]:
+        """`corral`; for another account with Debian's Python, since it may not enter the home of root."""
+        if self._account is None:
+            return CORRAL
+        packages = sysconfig.get_path("purelib")
+        code = f"import site; site.addsitedir({packages!r}); from corral.cli.main import main; main()"
+        return ("/usr/bin/python3", "-c", code)
 
     def kill(self) -> None:
         self.process.kill()
