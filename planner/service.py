@@ -47,6 +47,7 @@ from .broker.idempotency import CachedRejection
 from .broker.job_commands import JobCommands
 from .broker.job_records import FoundJobs, JobRecords
 from .broker.jobs import JobBroker
+from .broker.places import PLACE_PREFIX
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
 from .broker.request_log import RequestLog
@@ -139,6 +140,7 @@ class Bucket(Struct):
         claimed_at: begin of the term, by the server's clock.
         waiting: waiting requests, by key, not decoded.
         bodies: parts of the messages of large waiting requests, by key.
+        places: of requests that left the queue, by key, not decoded.
         durations: digest of past leases; None if there is none.
         groups: the groups.
         usage: past use of owners; None if there is none.
@@ -157,6 +159,7 @@ class Bucket(Struct):
     claimed_at: float = 0.0
     waiting: list[tuple[str, bytes]] = []
     bodies: dict[str, bytes] = {}
+    places: list[tuple[str, bytes]] = []
     durations: DurationDigest | None = None
     groups: StoredGroups = StoredGroups()
     usage: SavedUsage | None = None
@@ -399,6 +402,8 @@ class Planner:
                 found.waiting.append((entry.key, entry.value))
             elif entry.key.startswith(BODY_PREFIX):
                 found.bodies[entry.key] = entry.value
+            elif entry.key.startswith(PLACE_PREFIX):
+                found.places.append((entry.key, entry.value))
             elif entry.key == DURATIONS:
                 found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
             elif entry.key == GROUPS:
@@ -483,6 +488,7 @@ class Planner:
             estimator=estimator,
             groups=found.groups,
             usage=found.usage,
+            places=found.places,
             max_bytes=self.max_bytes,
             order=self._settings.order,
             overdue_seconds=self._settings.overdue_seconds,

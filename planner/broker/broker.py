@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
@@ -62,6 +62,7 @@ from .lease_commands import LeaseCommands
 from .moves import MovePlanner
 from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
+from .places import Places
 from .presence import SILENCE_SECONDS
 from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
@@ -98,6 +99,7 @@ class RequestBroker:
         estimator: estimates durations.
         groups: as read from the bucket.
         usage: past use of owners, as read from the bucket; None if there is none.
+        places: of requests that left the queue, as read from the bucket, by key.
         max_bytes: size limit of a listing.
         deposed: called when a write was refused since another planner leads.
         limiter: quotas of owners.
@@ -139,6 +141,7 @@ class RequestBroker:
         estimator: Estimator,
         groups: StoredGroups,
         usage: SavedUsage | None,
+        places: Iterable[tuple[str, bytes]],
         max_bytes: int,
         deposed: Callable[[], None],
         limiter: Limiter,
@@ -159,7 +162,8 @@ class RequestBroker:
         accounts.change(Tree(groups.tree), groups.revision, ledger.table)
         self.line = Line(fleet, policies, guarded(rule_of(order)), accounts.state, overdue_seconds)
         self.queue = WaitingQueue(self.line)
-        self.clients = WaitingClients(self.queue, silence_seconds, probe, self._answer, self.wake.set)
+        self.clients = WaitingClients(self.queue, silence_seconds, probe, self._keep_place, self._answer, self.wake.set)
+        self._places = Places(store, term, places, time.time())
         self.forecaster = Forecaster(self.queue, estimator)
         self._changes = LeaseChanges(ledger, estimator, self.line, self.queue)
         self._tasks = BackgroundTasks()
@@ -424,17 +428,21 @@ class RequestBroker:
     def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
         self._changes.follow()
         request, now = pending.request, time.time()
-        self.estimator.submitted(request, pending.asked_at if arrival is not None else now)
+        restored = arrival is not None
+        self.estimator.submitted(request, pending.asked_at if restored else now)
         estimate = self.estimator.of_request(request, now)
-        queued = self.queue.add(
-            request, now, estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
-        )
+        place = arrival if restored else self._places.take(request, pending.digest, now)
+        queued = self.queue.add(request, now, estimate, rejection, pending, place, age_from=pending.age_from)
         pending.entry, pending.estimate = queued, queued.entry.estimate
         self.clients.presence.note_heard(queued)
-        if arrival is None and not pending.unattended:
+        if not restored and not pending.unattended:
             pending.asked_at = queued.arrival.asked_at
             self._store_entry(pending, queued)
         return queued
+
+    async def _keep_place(self, queued: QueuedRequest) -> None:
+        pending: PendingRequest = queued.payload
+        await self._places.keep(pending.uid, queued, pending.digest, time.time())
 
     def _no_room(self, pending: PendingRequest) -> Error | None:
         """Error if a request can't wait, since the bucket has no room for its entry; None if it can."""
@@ -850,6 +858,7 @@ class RequestBroker:
         await self.ledger.close()
         await self._rejections.close()
         await self._stored.close()
+        await self._places.close()
         self._grants.roll_back()
 
     async def _dismiss(self, pending: PendingRequest) -> None:

@@ -1,7 +1,7 @@
 """Queue of requests that wait for devices, with their clients.
 
 The order, who may start, and what is kept for whom are `planner/queue/`'s; here are the clients: when each was heard,
-when it gives up, and the place of one that left the queue because its client was silent.
+and when it gives up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ...schemas.durations import shape_of_request
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.request_events import Forecast
 from ...schemas.requests import Rejection, WorkRequest
-from ..fleet.lru import LRUCache
 from ..queue.durations import Estimate
 from ..queue.forecast import Forecast as ComputedForecast
 from ..queue.line import Entry, Held, Line
@@ -29,8 +28,6 @@ MAX_WAITING: Final = 10_000
 EVERYBODY: Final = QueueFilter()
 NEVER: Final = -1
 _HOSTS_LISTED: Final = 10
-_PLACE_SECONDS: Final = 600.0
-"""Time for which the place of a request is kept that left the queue because its client was silent."""
 
 
 class Kind(NamedTuple):
@@ -131,14 +128,6 @@ class QueuedRequest:
         self.uncorrected: ComputedForecast | None = None
 
 
-class Place(NamedTuple):
-    """Place of a request that left the queue because its client was silent, and gets it back if it comes again soon."""
-
-    digest: str
-    arrival: Arrival
-    left_at: float
-
-
 class WaitingQueue:
     """The queued requests, first in line first.
 
@@ -155,8 +144,6 @@ class WaitingQueue:
         """Entries of each kind, in the order of their arrival."""
         self._expires_at = math.inf
         """No entry is past its deadline before, by the steady clock."""
-        self._left: LRUCache[tuple[str, str], Place] = LRUCache(MAX_WAITING)
-        """Places of requests that left, by owner and request id."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -174,7 +161,6 @@ class WaitingQueue:
         estimate: Estimate,
         rejection: Rejection,
         payload: Any,
-        digest: str = "",
         arrival: Arrival | None = None,
         steady: float | None = None,
         age_from: float | None = None,
@@ -183,28 +169,17 @@ class WaitingQueue:
 
         One that is like others that wait gets their estimate, so that it starts after them.
 
-        If its digest equals that of a request which left the queue recently because its client was silent, it gets that
-        place again. An empty digest gets a new place.
-
         Args:
             request: with its id.
             now: time of its arrival, in seconds since the epoch.
             estimate: of its duration.
             rejection: reason why it waits.
             payload: opaque data of the caller.
-            digest: of its body.
-            arrival: if it waited before a restart.
+            arrival: if it waited before: its place.
             steady: time of its arrival, by the steady clock; None for now.
             age_from: time from which it counts as waiting in the order, in seconds since the epoch; None for its
                 arrival. Its wait, as listed and forecast, counts from its arrival.
         """
-        place = self._left.get((request.owner, request.request_id or "")) if digest and arrival is None else None
-        if (
-            place is not None
-            and place.digest == digest
-            and now < min(place.left_at + _PLACE_SECONDS, place.arrival.until)
-        ):
-            arrival = place.arrival
         asked_at, number = (now, None) if arrival is None else (arrival.asked_at, arrival.number)
         alike = self._alike.setdefault(kind_of(request), {})
         if alike:
@@ -284,12 +259,6 @@ class WaitingQueue:
         """Listing of one entry alone, with its position and the name of its owner's group."""
         held = next((held for held in self.line.held if held.entry is queued.entry), None)
         return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held, group)], total=1)
-
-    def remove_silent(self, queued: QueuedRequest, now: float, digest: str) -> None:
-        """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
-        self.remove(queued)
-        if digest:
-            self._left.put((queued.request.owner, queued.request.request_id or ""), Place(digest, queued.arrival, now))
 
     def expired(self, now: float) -> list[QueuedRequest]:
         """Entries past their deadline, by the steady clock."""

@@ -6,8 +6,8 @@ again, and if it does not, the request leaves the queue.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
@@ -35,6 +35,7 @@ class WaitingClients:
         queue: their requests; the payload of each is its `PendingRequest`.
         silence_seconds: a request whose client is not heard for so long leaves the queue.
         probe: probes clients.
+        keep_place: keeps the place of a request that has left the queue.
         answer: answers all callers of a request.
         wake: called when the queue should be served.
 
@@ -47,12 +48,14 @@ class WaitingClients:
         queue: WaitingQueue,
         silence_seconds: float,
         probe: ProbeClients,
+        keep_place: Callable[[QueuedRequest], Awaitable[None]],
         answer: Callable[[PendingRequest, Struct], Awaitable[None]],
         wake: Callable[[], None],
     ) -> None:
         self.presence = Presence(silence_seconds)
         self._queue = queue
         self._probe = probe
+        self._keep_place = keep_place
         self._answer = answer
         self._wake = wake
         self._closed = False
@@ -88,6 +91,7 @@ class WaitingClients:
         for queued in quiet:
             if not presence.is_fresh(queued):
                 self._queue.set_ready(queued, False)
+        left: list[Awaitable[None]] = []
         there = await self._probe([caller.reply_to for queued in quiet for caller in queued.payload.callers])
         for queued in quiet:
             pending: PendingRequest = queued.payload
@@ -98,12 +102,19 @@ class WaitingClients:
                 continue
             queued.probed = True
             if presence.timed_out(queued):
-                self._queue.remove_silent(queued, time.time(), pending.digest)
-                log.info("request %s of %s is out of line: silent", queued.request.request_id, queued.request.owner)
-                await self._answer(pending, self._silence_error(queued))
-                self._wake()
+                self._queue.remove(queued)
+                left.append(self._leave(queued, self._silence_error(queued)))
             elif presence.needs_notice(queued) and not queued.asked_to_retry:
                 await self._ask_to_retry(queued)
+        if left:
+            self._wake()
+            await asyncio.gather(*left)
+
+    async def _leave(self, queued: QueuedRequest, error: Error) -> None:
+        """Keep the place of a request that has left the queue, and answer it: with that its entry is deleted."""
+        log.info("request %s of %s is out of line: silent", queued.request.request_id, queued.request.owner)
+        await self._keep_place(queued)
+        await self._answer(queued.payload, error)
 
     async def ask_those_in_turn(self) -> None:
         """Ask the clients to retry whose turn it is, but that were silent, and were not found by a probe."""

@@ -41,6 +41,10 @@ class LRUCache(Generic[K, V]):
         entries[key] = value
         return value
 
+    def remove(self, key: K) -> None:
+        """Remove an entry, if it is there."""
+        self._entries.pop(key, None)
+
     def clear(self) -> None:
         """Remove all entries."""
         self._entries.clear()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import nats
 import pytest
+from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect, waiting
+from corral.planner.broker.places import Places
 from corral.planner.broker.presence import Presence
 from corral.planner.broker.probe import Probe, probe_subject
-from corral.planner.broker.queue import WaitingQueue
+from corral.planner.broker.queue import QueuedRequest, WaitingQueue
+from corral.planner.durable.store import Store
 from corral.planner.fleet.fleet import Fleet
 from corral.planner.placement.decide import Policies
 from corral.planner.queue.durations import unknown
@@ -55,7 +59,7 @@ def queue_of(*owners: str) -> WaitingQueue:
     queue = WaitingQueue(Line(Fleet(), Policies(), fifo))
     for owner in owners:
         request = WorkRequest(owner=owner, request_id=f"of-{owner}", wait_seconds=100)
-        queue.add(request, 0.0, unknown(), WHY, None, owner, steady=0.0)
+        queue.add(request, 0.0, unknown(), WHY, None, steady=0.0)
     return queue
 
 
@@ -82,25 +86,34 @@ def test_only_time_in_which_somebody_could_be_heard_is_silence(steps: list[tuple
     assert presence.is_fresh(entry)
 
 
-def test_a_place_is_given_back_for_a_while_and_to_its_owner_alone() -> None:
-    queue = queue_of("a", "b")
+async def test_a_place_is_given_back_for_a_while_and_to_its_owner_alone(server: EmbeddedServer, nc: Bus) -> None:
+    await ensure_layout(nc.jetstream())
+    store = Store(nc)
+    await store.open()
+    term = await store.claim(b"", 0)
+    assert term is not None
+    queue, places = queue_of("a", "b"), Places(store, term, [], 0.0)
     first = next(iter(queue))
 
-    def back(owner: str, digest: str, now: float) -> int:
+    async def leave(entry: QueuedRequest, now: float) -> None:
+        queue.remove(entry)
+        await places.keep(f"at-{now:g}", entry, entry.request.owner, now)
+
+    async def back(owner: str, digest: str, now: float) -> int:
         request = WorkRequest(owner=owner, request_id="of-a", wait_seconds=100)
-        entry = queue.add(request, now, unknown(), WHY, None, digest)
+        entry = queue.add(request, now, unknown(), WHY, None, places.take(request, digest, now))
         place = queue.position(entry)
-        queue.remove_silent(entry, now, digest) if place == 1 else queue.remove(entry)
+        await leave(entry, now) if place == 1 else queue.remove(entry)
         return place
 
-    queue.remove_silent(first, 10.0, "a")
-    assert [back("a", "a", 20.0), back("x", "a", 20.0), back("a", "other body", 20.0), back("a", "a", 99.0)] == [
-        1,
-        2,
-        2,
-        1,
-    ]
-    assert back("a", "a", 101.0) == 2  # it has waited as long as it wanted to
+    await leave(first, 10.0)
+    assert [await back("a", "a", 20.0), await back("x", "a", 20.0), await back("a", "other", 20.0)] == [1, 2, 2]
+    stored = await store.get("place.at-20")
+    assert stored is not None
+    places = Places(store, term, [(stored.key, stored.value)], 20.0)
+    assert await back("a", "a", 99.0) == 1
+    assert await back("a", "a", 101.0) == 2  # it has waited as long as it wanted to
+    await store.close()
 
 
 def test_a_long_line_is_listed_in_parts_and_narrowed() -> None:
@@ -160,11 +173,12 @@ async def _present(probe: Probe, replies: dict[str, str], names: set[str]) -> bo
 
 
 async def test_who_is_gone_leaves_the_line_and_is_granted_nothing(server: EmbeddedServer, nc: Bus) -> None:
-    """A connected one stays however long it says nothing; one that comes back has its place."""
+    """A connected one stays however long it says nothing; one that comes back has its place, from any planner."""
     hosts = FakeHosts(nc, hosts=1, devices=1)
     await hosts.start()
     gone = await nats.connect(server.url)
-    async with running(server.url, silence_seconds=SILENCE):
+    async with AsyncExitStack() as planner:
+        await planner.enter_async_context(running(server.url, silence_seconds=SILENCE))
         await until_ready(nc, 1)
         held = (await ask(nc, "request", {"owner": "bob"}))["lease"]["lease_id"]
         dies = asyncio.create_task(ask(gone, "request", {"owner": "x", "request_id": "dies", "wait_seconds": 60}, 60))
@@ -187,6 +201,9 @@ async def test_who_is_gone_leaves_the_line_and_is_granted_nothing(server: Embedd
             return await in_line(nc) == ["stays"]
 
         await until(only_one)
+        await planner.aclose()
+        await planner.enter_async_context(running(server.url, silence_seconds=SILENCE))
+        await until_ready(nc, 0)
         await asking(nc, inbox, "silent")
         await until(lambda: _is(in_line(nc), ["silent", "stays"]))
         entries = (await ask(nc, "queue"))["entries"]
