@@ -20,7 +20,8 @@ from ..groups.use import Barred
 from ..leases.ledger import Ledger
 from ..leases.lifecycle import preemptible_from
 from ..queue.line import Entry, Line
-from ..queue.moves import Choice, best_of, sites_for, whole_hosts, why_not_free
+from ..queue.move_sites import sites_for, whole_hosts, why_not_free
+from ..queue.moves import Choice, best_of
 from ..queue.reclaim import price_of
 from .queue import QueuedRequest, WaitingQueue
 

@@ -7,7 +7,8 @@ from itertools import combinations
 
 import corral.planner.fleet.fleet as fold
 from corral.planner.placement.decide import Placed, Policies, ask_of, decide
-from corral.planner.queue.moves import Site, best_of, fewest, sites_for, whole_hosts, why_not_free
+from corral.planner.queue.move_sites import sites_for, whole_hosts, why_not_free
+from corral.planner.queue.moves import Site, best_of, fewest
 from corral.schemas.operations import Drains
 from corral.schemas.requests import Placement, WorkRequest
 from corral.schemas.telemetry import Inventory
