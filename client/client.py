@@ -348,17 +348,29 @@ class Client(RequestCalls):
         refuse_not_finite(msgspec.to_builtins(change))
         return await self._plan(self._signed(PlanSubject.SET_GROUPS, change), change, Groups)
 
-    async def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+    async def preempt(
+        self, lease_id: str, *, reason: str, devices: Sequence[str] = (), operator: str | None = None
+    ) -> requests.Lease:
         """Preempt a preemptible lease: its holder gets a notice with the reason, and it ends after its grace.
 
+        Args:
+            lease_id: id of the lease.
+            reason: why, for its holder.
+            devices: of an elastic lease, preemptible or not: uuids of devices that its holder is asked to give back
+                instead, within its grace. It keeps them if its holder does not agree.
+            operator: name of the operator.
+
         Returns:
-            The lease, whose `preemption` says when it ends.
+            The lease, whose `preemption` says when it ends, or whose `resize` says what was asked.
 
         Raises:
-            Refused: the lease is not preemptible, or has not lasted for its `min_run_seconds` yet.
+            Refused: the lease is not preemptible, or has not lasted for its `min_run_seconds` yet; or it is not
+                elastic, or can't do without these devices.
             NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
         """
-        action = operations.PreemptAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
+        action = operations.PreemptAction(
+            lease_id=lease_id, reason=reason, operator=self._operator(operator), devices=list(devices)
+        )
         return await self._plan(self._signed(PlanSubject.PREEMPT, action), action, requests.Lease)
 
     async def moves(
@@ -370,9 +382,9 @@ class Client(RequestCalls):
         request_id: str | None = None,
         owner: str | None = None,
     ) -> Moves:
-        """The fewest leases to preempt so that hosts become free, or a waiting request can start.
+        """The fewest leases to preempt, or to shrink, so that hosts become free, or a request can start.
 
-        Nothing is changed: `preempt` each of the leases to carry it out.
+        Nothing is changed: `preempt` each of the leases to carry it out, with the `devices` that it `gives_back`.
 
         Args:
             free_hosts: number of hosts that shall be free of leases; else it is about a request.

@@ -379,9 +379,11 @@ class SyncClient:
         """See `Client.resize`."""
         return self._loop.run(self._client.resize(lease_id, accept=accept, devices=devices, number=number, owner=owner))
 
-    def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+    def preempt(
+        self, lease_id: str, *, reason: str, devices: Sequence[str] = (), operator: str | None = None
+    ) -> requests.Lease:
         """See `Client.preempt`."""
-        return self._loop.run(self._client.preempt(lease_id, reason=reason, operator=operator))
+        return self._loop.run(self._client.preempt(lease_id, reason=reason, devices=devices, operator=operator))
 
     def moves(
         self,

@@ -1,4 +1,4 @@
-"""Moves: the leases to preempt so that whole hosts become free, or a waiting request can start."""
+"""Moves: leases to preempt, or to shrink, so that whole hosts become free, or a waiting request can start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MovesQuery(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
 
 
 class Move(Struct, frozen=True, kw_only=True):
-    """A lease to preempt.
+    """A lease to preempt, or an elastic one that is asked to give devices back.
 
     Attributes:
         lease_id: id of the lease.
@@ -39,9 +39,12 @@ class Move(Struct, frozen=True, kw_only=True):
         group: group of the owner; empty without groups.
         devices: number of devices that it holds; a share is a part.
         hosts: hosts that it holds something of, sorted.
-        since: when its work was last saved, or else when it was granted: what it has done since would be lost.
-        price_gpu_seconds: that time, multiplied by its devices.
+        since: when its work was last saved, or else when it was granted: what it has done since would be lost if it
+            were preempted.
+        price_gpu_seconds: that time, multiplied by its devices; 0 if it is asked to give devices back.
         grace_seconds: time that its holder would have after the notice.
+        gives_back: uuids of the devices that it is asked to give back; it goes on with the others, and its holder may
+            decline. Empty if it is preempted.
     """
 
     lease_id: str
@@ -53,13 +56,14 @@ class Move(Struct, frozen=True, kw_only=True):
     since: Time
     price_gpu_seconds: float = 0.0
     grace_seconds: float = 0.0
+    gives_back: list[str] = []
 
 
 class Moves(Struct, frozen=True, kw_only=True, tag="moves", tag_field="type"):
-    """The fewest leases to preempt; of equally few those with the least price.
+    """The fewest leases to preempt; of equally few, with the fewest to shrink, then with the least price.
 
     Attributes:
-        possible: true if preempting them is enough; without moves, nothing has to be preempted.
+        possible: true if these moves are enough; without any, nothing has to be moved.
         message: gain and price in one sentence, or why it is not possible.
         moves: the leases, the cheapest first.
         price_gpu_seconds: of all together.

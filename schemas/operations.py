@@ -302,11 +302,14 @@ class PreemptAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         lease_id: id of the lease.
         reason: why; it stands in the notice.
         operator: name of the operator.
+        devices: of an elastic lease: uuids of devices that its holder is asked to give back instead. It goes on with
+            the others, and stays as it is if its holder does not agree within its `grace_seconds`.
     """
 
     lease_id: Identifier
     reason: Annotated[str, Meta(min_length=1, max_length=256)]
     operator: ShortText = ""
+    devices: Annotated[list[ShortText], Meta(max_length=4096)] = []
 
 
 class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""`corral plan-moves`: the fewest leases to preempt so that hosts become free, or a waiting request can start."""
+"""`corral plan-moves`: leases to preempt, or to shrink, so that hosts become free, or a waiting request can start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ...client import Client, CorralError, Ended
 from ...schemas.moves import Moves
-from ...schemas.requests import Lease
+from ...schemas.requests import Lease, LeaseState
 from .. import exits, render
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run
 
@@ -37,7 +37,9 @@ def plan_moves(
     owner: Annotated[
         str | None, typer.Option("--owner", help="With --request: its owner, where several use the id.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Preempt the leases, each with its notice.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Preempt the leases, or ask for their devices, each with its notice.")
+    ] = False,
     reason: Annotated[
         str | None, typer.Option("--reason", "-r", help="With --apply: reason, which the leases' holders get.")
     ] = None,
@@ -48,9 +50,10 @@ def plan_moves(
 ) -> None:
     """Find the fewest leases to preempt so that hosts become free, or a waiting request can start.
 
-    Of equally few leases it chooses those that lose the least: GPUs times the time since their work was last saved, or
-    since their start. Nothing is changed without --apply, which needs the rights of an operator. Exit code 4 if it
-    isn't possible.
+    An elastic lease is asked to give GPUs back rather than preempted, if that is enough; it keeps them if its holder
+    declines. Of equally few leases it chooses those that lose the least: GPUs times the time since their work was last
+    saved, or since their start. Quotas must let the request take what comes free. Nothing is changed without --apply,
+    which needs the rights of an operator. Exit code 4 if it isn't possible.
 
     Examples:
       corral plan-moves
@@ -70,7 +73,7 @@ def plan_moves(
             if not apply or not found.moves:
                 return found, []
             if not (yes or json) and sys.stdin.isatty():
-                typer.confirm("Preempt them?", abort=True)
+                typer.confirm("Carry it out?", abort=True)
             return found, await _preempt(client, found, reason or "")
 
     found, done = run(work())
@@ -78,22 +81,25 @@ def plan_moves(
         print_json(found)
     for answer in done:
         if isinstance(answer, Lease) and not json:
-            console().print(f"[green]Preempted[/] {escape(answer.lease_id)} of {escape(answer.owner)}")
+            asked = answer.preemption is None and answer.state is LeaseState.ACTIVE
+            done_to = "Asked" if asked else "Preempted"
+            rest = " for its GPUs" if asked else ""
+            console().print(f"[green]{done_to}[/] {escape(answer.lease_id)} of {escape(answer.owner)}{rest}")
     failed = [answer for answer in done if not isinstance(answer, Lease)]
     if failed:
         raise exits.CommandError("; ".join(map(str, failed)), exits.NOT_YOURS)
     if found.moves and not apply and not json:
-        console().print("[dim]Nothing is changed. Add --apply and a --reason to preempt them.[/]")
+        console().print("[dim]Nothing is changed. Add --apply and a --reason to carry it out.[/]")
     if not found.possible:
         raise typer.Exit(exits.REJECTED)
 
 
 async def _preempt(client: Client, found: Moves, reason: str) -> list[Lease | CorralError]:
-    """Preempt each lease; one that has ended meanwhile needs no preemption."""
+    """Preempt each lease, or ask for its devices; one that has ended meanwhile needs neither."""
     done: list[Lease | CorralError] = []
     for move in found.moves:
         try:
-            done.append(await client.preempt(move.lease_id, reason=reason))
+            done.append(await client.preempt(move.lease_id, reason=reason, devices=move.gives_back))
         except Ended:
             continue
         except CorralError as error:
@@ -108,16 +114,18 @@ def _show(found: Moves) -> None:
 
 
 def _table(found: Moves) -> Table:
-    made = render.table("LEASE", "OWNER", "NAME", "GPUS", "HOSTS", "LOSES", "GRACE")
+    made = render.table("LEASE", "OWNER", "NAME", "GPUS", "HOSTS", "MOVE", "LOSES", "GRACE")
     for move in found.moves:
         hosts = ", ".join(move.hosts[:3]) + (f" and {len(move.hosts) - 3} more" if len(move.hosts) > 3 else "")
+        loses = f"{move.devices:g} × {render.duration(move.price_gpu_seconds / (move.devices or 1))}"
         made.add_row(
             escape(move.lease_id),
             escape(move.owner),
             escape(move.name),
             f"{move.devices:g}",
             escape(hosts),
-            f"{move.devices:g} × {render.duration(move.price_gpu_seconds / (move.devices or 1))}",
+            f"gives back {len(move.gives_back)}" if move.gives_back else "ends",
+            "–" if move.gives_back else loses,
             render.duration(move.grace_seconds),
         )
     return made

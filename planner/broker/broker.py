@@ -199,7 +199,7 @@ class RequestBroker:
         self.resizer = Resizer(
             fleet, ledger, accounts, self.line, self.queue, policies, self.lease_commands, planner, self._tasks.start
         )
-        self.moves = MovePlanner(fleet, ledger, self.line, self.queue, self._barred, self.resizer.asked_back)
+        self.moves = MovePlanner(fleet, ledger, self.line, self.queue, accounts, self._barred, self.resizer.asked_back)
         self.reclaimer = Reclaimer(
             fleet,
             ledger,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from msgspec import Struct
@@ -104,6 +105,26 @@ class GroupAccounts:
     def drop(self, lease_id: str) -> None:
         """Count a lease no more that was not granted after all."""
         self.state.use.drop(lease_id)
+
+    @contextmanager
+    def with_held(self, held: Mapping[str, Sequence[Grant]]) -> Generator[None]:
+        """Context in which some leases hold other devices, or none, than they do: for what quotas allow then.
+
+        Args:
+            held: by lease.
+        """
+        use = self.state.use
+        before = {lease_id: use.holdings[lease_id] for lease_id in held if lease_id in use.holdings}
+        try:
+            for lease_id, holding in before.items():
+                use.drop(lease_id)
+                if held[lease_id]:
+                    amounts = amounts_of(self._fleet, held[lease_id])
+                    use.hold(lease_id, holding.owner, amounts, holding.preemptible)
+            yield
+        finally:
+            for lease_id, holding in before.items():
+                use.hold(lease_id, holding.owner, holding.amounts, holding.preemptible)
 
     def granted(self, record: LeaseRecord) -> None:
         """Count the use of a lease from its grant on."""

@@ -10,6 +10,7 @@ from ...schemas.requests import CheckpointAction, LeaseAction, LeaseState, Preem
 from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
 from ..leases import lifecycle as leases
+from ..leases import resizing
 from ..leases.ledger import Ledger, clock, write_refused
 from ..leases.lifecycle import LeaseRecord
 from .pending import Responder
@@ -81,11 +82,16 @@ class LeaseCommands:
         await self.change(action, step, caller)
 
     async def preempt(self, action: PreemptAction, caller: Responder) -> None:
-        """Preempt a lease on behalf of an operator. Idempotent: a notice that is out is the answer."""
+        """Preempt a lease on behalf of an operator, or ask its holder for devices, if it names some.
+
+        Idempotent: a notice that is out is the answer.
+        """
         by = f" (by {action.operator})" if action.operator else ""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             known, now = leases.check_active(leases.check_known(record, action.lease_id)), clock()
+            if action.devices:
+                return resizing.ask_by_hand(known, action.devices, f"{action.reason}{by}", now, self._planner)
             ends_at = now + timedelta(seconds=known.lease.grace_seconds)
             notice = Preemption(notified_at=now, ends_at=ends_at, reason=f"{action.reason}{by}")
             return leases.notify(known, notice, now, self._planner)

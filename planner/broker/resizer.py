@@ -23,7 +23,7 @@ from ..fleet.state import Ask, milli
 from ..leases import lifecycle, resizing
 from ..leases.ledger import Ledger, clock
 from ..leases.lifecycle import LeaseRecord, Refused
-from ..leases.resizing import Claimant, devices_of, may_grow_by, may_shrink_by
+from ..leases.resizing import Claimant, devices_of, is_asked, may_grow_by, may_shrink_by
 from ..placement.decide import Placed, Policies, addresses, ask_of, environment, placed
 from ..placement.exact import Pick
 from ..placement.feasible import device_verdict
@@ -105,7 +105,7 @@ class Resizer:
         """Note an active lease, if it is elastic."""
         if lease.elastic is not None and lease.state is LeaseState.ACTIVE:
             self._elastic[lease.lease_id] = None
-            if lease.resize is not None and lease.resize.kind is ResizeKind.REQUEST:
+            if lease.resize is not None and is_asked(lease) and lease.resize.claimant:
                 self._asked[lease.lease_id] = lease.resize.claimant_owner, lease.resize.claimant
 
     def ended(self, lease_id: str) -> None:
@@ -320,7 +320,7 @@ class Resizer:
         for lease_id in self._elastic:
             record = self._ledger.table.get(lease_id)
             spared = lease_id in self._asked or self._spared_until.get(lease_id, 0.0) > now
-            if record is None or spared or not (spare := may_shrink_by(record.lease)):
+            if record is None or spared or is_asked(record.lease) or not (spare := may_shrink_by(record.lease)):
                 continue
             lease = record.lease
             latest = sorted(

@@ -79,8 +79,18 @@ def offer(record: LeaseRecord, grants: Sequence[Grant], now: datetime, planner: 
     return next_record(record, LeaseEventKind.RESIZE_OFFERED, replace(record.lease, resize=resize), now, planner)
 
 
+def is_asked(lease: Lease) -> bool:
+    """True if the holder of a lease has been asked to give devices back, and may still."""
+    return lease.resize is not None and lease.resize.kind is ResizeKind.REQUEST
+
+
 def ask_back(
-    record: LeaseRecord, devices: Collection[str], claimant: Claimant, now: datetime, planner: str
+    record: LeaseRecord,
+    devices: Collection[str],
+    claimant: Claimant,
+    now: datetime,
+    planner: str,
+    reason: str = "a request in the queue could take them",
 ) -> LeaseRecord:
     """Ask the holder of an elastic lease to give devices back within its grace.
 
@@ -88,8 +98,7 @@ def ask_back(
     """
     lease = record.lease
     grants = [grant for grant in lease.grants if grant.device in devices]
-    asked = lease.resize is not None and lease.resize.kind is ResizeKind.REQUEST
-    if not grants or asked or len(grants) > may_shrink_by(lease):
+    if not grants or is_asked(lease) or len(grants) > may_shrink_by(lease):
         return record
     resize = Resize(
         number=record.version + 1,
@@ -97,12 +106,36 @@ def ask_back(
         notified_at=now,
         ends_at=now + timedelta(seconds=lease.grace_seconds or GRACE_SECONDS),
         grants=grants,
-        reason="a request in the queue could take them",
+        reason=reason,
         claimant=claimant.request_id,
         claimant_owner=claimant.owner,
         claimant_group=claimant.group,
     )
     return next_record(record, LeaseEventKind.RESIZE_REQUESTED, replace(lease, resize=resize), now, planner)
+
+
+def ask_by_hand(record: LeaseRecord, devices: Sequence[str], reason: str, now: datetime, planner: str) -> LeaseRecord:
+    """Ask the holder of an elastic lease to give devices back, on behalf of an operator. Idempotent.
+
+    Raises:
+        Refused: the lease is not elastic, can't do without them, or is asked for others already.
+    """
+    lease = record.lease
+    if lease.elastic is None:
+        text = f"Lease {lease.lease_id} is not elastic: name no devices to preempt it as a whole"
+        raise Refused("refused", text, "$.devices")
+    if lease.preemption is not None:
+        raise Refused("refused", f"Lease {lease.lease_id} is being preempted: all its devices come back", "$.lease_id")
+    named = _named(lease.grants, devices, "are the lease's")
+    if lease.resize is not None and is_asked(lease):
+        if {grant.device for grant in lease.resize.grants} == {grant.device for grant in named}:
+            return record
+        ends = lease.resize.ends_at.isoformat(timespec="seconds")
+        raise Refused("conflict", f"Lease {lease.lease_id} is asked for other devices until {ends}", "$.devices")
+    if len(named) > may_shrink_by(lease):
+        text = f"The lease has to keep {lease.elastic.min} devices, its min: ask for {may_shrink_by(lease)} at most"
+        raise Refused("invalid", text, "$.devices")
+    return ask_back(record, [grant.device for grant in named], Claimant("", ""), now, planner, reason)
 
 
 def withdraw(record: LeaseRecord, number: int, now: datetime, planner: str) -> LeaseRecord:

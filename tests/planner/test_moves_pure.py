@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations, product
 
 import corral.planner.fleet.fleet as fold
 from corral.planner.placement.decide import Placed, Policies, ask_of, decide
 from corral.planner.queue.move_sites import sites_for, whole_hosts, why_not_free
 from corral.planner.queue.moves import Site, best_of, fewest
 from corral.schemas.operations import Drains
-from corral.schemas.requests import Placement, WorkRequest
+from corral.schemas.requests import Grant, Placement, WorkRequest
 from corral.schemas.telemetry import Inventory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.planner_world import NOW, ask, fleet_of, inventories, inventory, placed, requests
+from support.planner_world import GIB, NOW, ask, fleet_of, inventories, inventory, placed, requests
 
 T4 = "Tesla T4"
 
@@ -133,6 +133,74 @@ def test_a_request_starts_once_they_are_gone_and_not_without_as_many(
         assert choice.price == min(sum(takes[lease] for lease in some) for some in alike)
 
 
+@st.composite
+def wishes(draw: st.DrawFn, least: int = 1) -> WorkRequest:
+    """Requests for devices of hosts with 4 devices, 8 cores and RAM for them."""
+    return WorkRequest(
+        owner="me",
+        gpus=draw(st.integers(least, 4)),
+        cpus=draw(st.sampled_from([0.0, 2.0, 3.0, 5.0])),
+        host_memory_bytes=draw(st.sampled_from([0, 0, 100 * GIB])),
+        hosts=draw(st.sampled_from([[], ["h0"]])),
+        placement=draw(st.sampled_from([Placement.SAME_HOST, Placement.SAME_HOST, Placement.FEWEST_HOSTS])),
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(wishes(2), st.booleans(), st.integers(0, 2)), min_size=2, max_size=4), wishes())
+def test_elastic_leases_give_back_rather_than_others_end(
+    held: list[tuple[WorkRequest, bool, int]], wish: WorkRequest
+) -> None:
+    found = [inventory(f"h{n}", [T4] * 4, cpus=8) for n in range(2)]
+    policies, leases = Policies("best-fit"), dict[str, list[Grant]]()
+    takes, spare = dict[str, float](), dict[str, int]()
+    fleet = fleet_of(*found)
+    for number, (request, preemptible, most) in enumerate(held):
+        decision = decide(fleet, request, NOW, policies)
+        if isinstance(decision, Placed):
+            name, grants = f"l{number}", decision.grants
+            leases[name] = grants
+            fold.hold(fleet, name, grants)
+            if preemptible:
+                takes[name] = float(number)
+            if most and len(grants) > most and all(each.device and each.share == 1 for each in grants):
+                spare[name] = most
+
+    def starts(gone: Collection[str]) -> bool:
+        after = fleet_of(*found)
+        for name, grants in leases.items():
+            kept = [grant for grant in grants if grant.device not in gone]
+            if name not in gone and kept:
+                fold.hold(after, name, kept)
+        return isinstance(decide(after, wish, NOW, policies), Placed)
+
+    def ways(name: str) -> list[tuple[int, int, tuple[str, ...]]]:
+        """Keep a lease, end it, or have it give devices back: leases that end, that give back, and what is gone."""
+        devices = [grant.device for grant in leases[name]]
+        back = [(0, 1, some) for size in range(1, spare.get(name, 0) + 1) for some in combinations(devices, size)]
+        return [(0, 0, ()), *([(1, 0, (name,))] if name in takes else []), *back]
+
+    def cost(each: Sequence[tuple[int, int, tuple[str, ...]]]) -> tuple[int, int]:
+        return sum(ends for ends, _, _ in each), sum(back for _, back, _ in each)
+
+    asked = ask_of(fleet, wish)
+    asked = fleet.ask(asked.key._replace(prefer_within=""))
+    choice = best_of(sites_for(fleet, asked, takes, frozenset(), spare), takes)
+    every = sorted(product(*map(ways, leases)), key=cost)
+    best = next((each for each in every if starts({one for _, _, gone in each for one in gone})), None)
+    # On several hosts, which of them a lease leaves is decided before the search.
+    alone = wish.placement is Placement.SAME_HOST
+    assert (choice is None) == (best is None) or (choice is None and not alone)
+    if choice is None or best is None:
+        return
+    assert starts(choice.gone)
+    assert all(len(uuids) <= spare[name] for name, uuids in choice.back.items())
+    found_cost = len(choice.leases), len(choice.back)
+    assert found_cost == cost(best) if alone else found_cost >= cost(best)
+    for uuid in set[str]().union(*choice.back.values()) if alone else ():
+        assert not starts(choice.gone - {uuid})
+
+
 def test_whole_hosts_are_freed_by_the_fewest_leases_that_may_go() -> None:
     fleet = fleet_of(*(inventory(f"h{n}", [T4] * 4) for n in range(5)))
     prices: dict[str, float] = {}
@@ -166,3 +234,23 @@ def test_whole_hosts_are_freed_by_the_fewest_leases_that_may_go() -> None:
     assert (why("h0"), why("h3")) == ("", "d0 is not preemptible (yet)")
     fold.apply(fleet, Drains(drains={f"device:{fleet.hosts['h0'].devices[2].uuid}": "fan"}))
     assert why("h0") == "GPU 2 drained"
+
+
+def test_an_elastic_lease_leaves_a_host_that_it_can_leave_wholly() -> None:
+    fleet = fleet_of(*(inventory(f"h{n}", [T4] * 4) for n in range(3)))
+    wide = [
+        grant
+        for host, gpus in (("h0", 2), ("h1", 4), ("h2", 1))
+        for grant in placed(ask(fleet, gpus=gpus, hosts=[host])).grants
+    ]
+    fold.hold(fleet, "e0", wide)
+
+    def plan(wanted: int, spare: int) -> tuple[str, ...] | None:
+        sites = whole_hosts(fleet, fleet.hosts.values(), {}, frozenset(), {"e0": spare})
+        choice = best_of([(sites, wanted)], {})
+        return None if choice is None else tuple(sorted(choice.back.get("e0", ())))
+
+    assert plan(1, 1) == ("GPU-h2-0",)
+    assert plan(2, 3) == ("GPU-h0-0", "GPU-h0-1", "GPU-h2-0")
+    assert plan(2, 2) is None
+    assert why_not_free(fleet, fleet.hosts["h1"], {}, frozenset(), {"e0": 3}) == "e0 is not preemptible (yet)"

@@ -93,3 +93,64 @@ async def test_the_fewest_leases_are_named_and_taken_when_told(server: EmbeddedS
         impossible = await command(server, "--free-hosts", "1")
         assert (impossible.returncode, impossible.stdout.startswith("At most 0 hosts could be freed")) == (4, True)
     await hosts.stop()
+
+
+async def test_an_elastic_lease_is_asked_first_and_quotas_hold(server: EmbeddedServer, nc: Client) -> None:
+    hosts = FakeHosts(nc, hosts=2)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 8)
+        groups = [
+            {"name": "a", "limit": {"gpus": {"*": 4}}, "members": ["ann"]},
+            {"name": "c", "limit": {"gpus": {"*": 1}}, "members": ["cleo"]},
+        ]
+        assert (await ask(nc, "set_groups", {"set": groups}))["type"] == "groups"
+        elastic = await lease(nc, owner="bob", gpus={"min": 2, "max": 4}, hosts=["node0"], grace_seconds=30)
+        firm = await lease(nc, owner="eve", gpus=4, hosts=["node1"], preemptible=True)
+        want = {"owner": "ann", "wait_seconds": 600, "ttl_seconds": 600, "preemptible": True, "grace_seconds": 0}
+        two = asyncio.create_task(ask(nc, "request", {**want, "gpus": 2, "request_id": "two"}, timeout=60))
+
+        async def notice() -> dict[str, Any]:
+            async with asyncio.timeout(20):
+                while not (found := (await ask(nc, "leases", {"lease_id": elastic}))["leases"][0]["resize"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            return found
+
+        # The planner asks by itself, and the holder declines: an operator may still ask.
+        asked = {"owner": "bob", "lease_id": elastic, "number": (await notice())["number"]}
+        assert (await ask(nc, "resize", {**asked, "accept": False}))["resize"] is None
+        found = await ask(nc, "moves")
+        [move] = found["moves"]
+        assert (move["lease_id"], len(move["gives_back"]), move["price_gpu_seconds"]) == (elastic, 2, 0.0)
+        assert "could start if 1 elastic lease gave 2 devices back, which loses no work" in found["message"]
+        done = await command(server, "--apply", "--reason", "a large run")
+        assert f"Asked {elastic} of bob for its GPUs" in done.stdout
+        noticed = await notice()
+        assert ([grant["device"] for grant in noticed["grants"]], noticed["claimant"]) == (move["gives_back"], "")
+        assert "a large run" in noticed["reason"]
+        by_hand = {"lease_id": elastic, "reason": "r", "devices": move["gives_back"]}
+        assert (await ask(nc, "preempt", by_hand))["resize"]["number"] == noticed["number"]
+        for wrong, field in (
+            ({**by_hand, "devices": move["gives_back"][:1]}, "$.devices"),
+            ({**by_hand, "lease_id": firm}, "$.devices"),
+        ):
+            assert (await ask(nc, "preempt", wrong))["field"] == field
+        await ask(nc, "resize", {"owner": "bob", "lease_id": elastic, "number": noticed["number"]})
+        own = (await two)["lease"]["lease_id"]
+
+        # Whatever else ends, the group of the request is above its limit while its own lease goes on.
+        four = asyncio.create_task(ask(nc, "request", {**want, "gpus": 4, "request_id": "four"}, timeout=60))
+        cleo = {"owner": "cleo", "gpus": 2, "request_id": "more", "wait_seconds": 600}
+        more = asyncio.create_task(ask(nc, "request", cleo, timeout=60))
+        await queued(nc, 2)
+        found = await ask(nc, "moves", {"request_id": "four"})
+        assert {each["lease_id"] for each in found["moves"]} == {own, firm}
+        found = await ask(nc, "moves", {"request_id": "more"})
+        assert (found["possible"], found["moves"]) == (False, [])
+        assert "can't start, whatever leases go: group c uses 0 devices of '*', and 1 are its limit" in found["message"]
+        done = await command(server, "--request", "four", "--apply", "--reason", "a larger run")
+        assert done.stdout.count("Preempted ") == 2
+        assert {grant["host"] for grant in (await four)["lease"]["grants"]} == {"node1"}
+        await ask(nc, "withdraw", {"owner": "cleo", "request_id": "more"})
+        assert (await more)["type"] == "rejection"
+    await hosts.stop()
