@@ -8,6 +8,7 @@ from typing import Any
 import typer
 import typer.main
 
+from .field_options import name_options
 from .registry import COMMANDS
 
 
@@ -32,6 +33,8 @@ def load(name: str) -> Any:
     # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help shows only variables that are set explicitly.
     command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
     inner: dict[str, Any] = getattr(command, "commands", None) or {}
+    for one in (command, *inner.values()):
+        name_options(one)
     options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]
     for option in options:
         if hasattr(option, "show_envvar"):

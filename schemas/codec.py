@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import msgspec.inspect
 
+from .choices import with_choices
 from .error_words import in_words
 from .misspelt import MAX_NAME, meant
 from .plain import encodable
@@ -73,7 +74,7 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
             if whole is not None:
                 return decode(whole, type, content_type)
         # JSON and MessagePack both call it null.
-        text = in_words(str(error).replace("got `None`", "got `null`"))
+        text = with_choices(in_words(str(error).replace("got `None`", "got `null`")), type)
         raise DecodeError(text, "invalid", _path(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error), "undecodable") from None

@@ -73,9 +73,9 @@ def test_without_a_part_the_missing_one_is_named(server: EmbeddedServer, command
     [
         (["request", "--gpus", "none"], "'--gpus'"),
         (["request", "--memory", "20 bananas"], "20 bananas"),
-        (["request", "--gpus", "-1"], "$.gpus"),
-        (["request", "--share", "2"], "$.gpu_share"),
-        (["request", "--placement", "everywhere"], "everywhere"),
+        (["request", "--gpus", "-1"], "--gpus: Expected"),
+        (["request", "--share", "2"], "--share"),
+        (["request", "--placement", "everywhere"], "'everywhere' is none of same_host, fewest_hosts, spread"),
         (["request", "--label", "novalue"], "--label"),
         (["request", "--method", "capacity"], "`items`"),
         (["drain", "--reason", "x"], "--device"),

@@ -177,7 +177,7 @@ def set_and_shown(cluster: LocalCluster) -> None:
 
     for command, code, said in (
         (("set", "x", "--members", "ben"), 2, "'ben' is in two groups"),
-        (("set", "lab/vision", "--limit", "*=1"), 2, "$.set[0].limit.gpus"),
+        (("set", "lab/vision", "--limit", "*=1"), 2, "--limit: 'lab/vision'"),
         (("set", "lab/vision", "--limit", "*"), 2, "--limit: '*' is no amount"),
         (("set", "lab/vision", "--remove-member", "x"), 5, "x is no member of lab/vision"),
         (("show", "nobody"), 5, "There is no group 'nobody'"),
