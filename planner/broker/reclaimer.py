@@ -193,6 +193,7 @@ class Reclaimer:
         if claim is None:
             node = self._state.node_of(queued.request.owner)
             claim = self._claims[queued] = Claim({}, self._expected(queued.entry.ask, victims), node)
+            queued.entry.claimed = True
             self._awaited.add(node, claim.amounts)
         for each in victims:
             claim.victims[each.lease_id] = each
@@ -212,6 +213,7 @@ class Reclaimer:
 
     def _end_claim(self, queued: QueuedRequest) -> None:
         claim = self._claims.pop(queued)
+        queued.entry.claimed = False
         self._awaited.add(claim.node, claim.amounts, -1)
         for lease_id, victim in claim.victims.items():
             self._claim_on.pop(lease_id, None)

@@ -73,12 +73,15 @@ class Entry:
         order: its place.
         payload: of the caller.
         ready: false if it must not start now, as its client was not heard; what it would take is kept for it.
+        claimed: true if leases are preempted for it: what its reservation has is lent only to those whose limit ends
+            their leases by then, since half of all leases outlast their estimate.
         held: the last reservation that was chosen for it; None before.
     """
 
     __slots__ = (
         "arrived_at",
         "ask",
+        "claimed",
         "estimate",
         "gpus",
         "group",
@@ -102,6 +105,7 @@ class Entry:
         self.order: Order = (0, 1, 0.0, number)
         self.payload: Any = None
         self.ready = True
+        self.claimed = False
         self.held: Held | None = None
         self.group: Group
 
@@ -697,8 +701,8 @@ class Line:
 
     def _passable(self, group: Group, active: Sequence[Held], now: float) -> tuple[Held, ...]:
         """The reservations that the briefest of a group may pass."""
-        ends_at = now + group.brief[0][0]
-        return tuple(held for held in active if _ends_before(held, ends_at))
+        briefest = group.brief[0][2]
+        return tuple(held for held in active if _passes(briefest, held, now))
 
     def _try(self, group: Group, ahead: Ahead, now: float) -> Start | None:
         """Find who of a group may start: its first, or a briefer one that may pass reservations ahead."""
@@ -741,7 +745,7 @@ class Line:
 
     def _briefer(self, group: Group, respected: list[Held], now: float) -> Entry | None:
         """The first of a group that may pass one more of the reservations that the last one had to respect."""
-        window = max(held.starts_at for held in respected) - now
+        window = max((held.starts_at for held in respected if not held.entry.claimed), default=math.inf) - now
         if window >= math.inf:
             return None
         at = bisect_left(group.brief, (math.nextafter(window, math.inf),))
@@ -834,7 +838,8 @@ class Line:
         kept = [
             held
             for held in ahead
-            if (self._tenants.active or held.entry.order < order) and not _ends_before(held, now + seconds)
+            if (self._tenants.active or held.entry.order < order)
+            and (held.entry.claimed or not _ends_before(held, now + seconds))
         ]
         self._show(self._binding(kept, windows) if windows else kept)
         try:
@@ -974,7 +979,7 @@ def _class_until(entry: Entry) -> float:
 
 
 def _passes(entry: Entry, held: Held, now: float) -> bool:
-    return _ends_before(held, now + entry.seconds)
+    return _ends_before(held, now + (entry.estimate.limit if held.entry.claimed else entry.seconds))
 
 
 def _ends_before(held: Held, ends_at: float) -> bool:

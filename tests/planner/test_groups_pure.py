@@ -171,6 +171,30 @@ def taken(world: World, claimant: str, ask: Ask, *owners: str) -> list[str]:
     return [world.running[each.lease_id].request.owner for each in chosen or ()]
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_what_a_preemption_has_freed_is_lent_to_nobody_who_may_stay(limited: bool) -> None:
+    """The second of two leases that are preempted for a request ends later; a guest that should be brief waits."""
+    world = World(
+        [Node("a", 64_000, 1000, 2, "T4")],
+        Group(name="ops", guarantee=gpus(any=2), members=["eve"]),
+        Group(name="guests", members=["guest", "brief"]),
+    )
+    for _ in range(2):
+        world.ask("guest", preemptible=True)
+    world.serve()
+    entry = world.ask("eve", gpus=2)
+    world.serve()
+    for lease in list(world.running):
+        world.line.ends.expect(lease, 20.0)
+    entry.claimed = True
+    world.end(next(iter(world.running)))
+    brief = WorkRequest(owner="brief", preemptible=True, wait_seconds=1e4, max_seconds=10 if limited else None)
+    world.line.arrive(brief, given(5.0, 10.0 if limited else math.inf), world.now)
+    assert world.serve() == (["brief"] if limited else [])
+    world.line.withdraw(entry) if limited else world.end(next(iter(world.running)))
+    assert world.serve() == ([] if limited else ["eve"])
+
+
 def test_a_lease_that_is_partly_guaranteed_is_taken_back_only_if_no_other_is_enough() -> None:
     world = World(
         [Node("a", 64_000, 1000, 5, "H100")],
