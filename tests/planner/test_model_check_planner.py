@@ -8,11 +8,13 @@ import json
 import math
 import os
 import random
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
@@ -22,6 +24,9 @@ from support.elastic_model import (
     FLEX,
     FLEX_DEVICES,
     FLEX_MODEL,
+    GROW,
+    GROW_DEVICES,
+    GROW_MODEL,
     Answered,
     Claim,
     Closed,
@@ -93,7 +98,8 @@ async def torment(
     """Kill, pause, cut off and restart until a time; everything is up again afterwards."""
     done: list[str] = []
     while time.time() < until:
-        await asyncio.sleep(rng.uniform(0.3, pause))
+        # Elastic leases change in calm times: they are offered devices while nobody waits for them.
+        await asyncio.sleep(rng.uniform(0.3, pause if rng.random() < 0.5 else 4 * pause))
         dice = rng.random()
         began = time.time()
         if dice < 0.25:
@@ -165,7 +171,8 @@ async def model_check(
     slots = FakeHosts(nc, hosts=len(SLOTS), devices=1, prefix="slot")
     pool = FakeHosts(nc, hosts=len(POOL), devices=POOL_DEVICES, prefix="pool", model=MODEL)
     flex = FakeHosts(nc, hosts=len(FLEX), devices=FLEX_DEVICES, prefix="flex", model=FLEX_MODEL)
-    for each in (hosts, slots, pool, flex):
+    grow = FakeHosts(nc, hosts=len(GROW), devices=GROW_DEVICES, prefix="grow", model=GROW_MODEL)
+    for each in (hosts, slots, pool, flex, grow):
         await each.start()
     proxy = StallingProxy(server.port)
     await proxy.start()
@@ -180,7 +187,7 @@ async def model_check(
     try:
         for planner in planners:
             planner.start()
-        await until_ready(nc, 34 + len(FLEX) * FLEX_DEVICES)
+        await until_ready(nc, 34 + len(FLEX) * FLEX_DEVICES + GROW_DEVICES)
         assert (await persist(nc, "set_groups", {"replace": configured()}))["type"] == "groups"
         groups.set_at = time.time()
         crowd = [
@@ -233,8 +240,8 @@ async def model_check(
         wrong = check(history, events, active, left=elastic.left, disturbed=disturbed)
         wrong += check_queue(waits, events, await request_events(nc), left)
         wrong += check_elastic(elastic, events, active, waits.outages)
-        devices = 26 + len(FLEX) * FLEX_DEVICES + len(POOL) * POOL_DEVICES * PRICE
-        count = 6 + len(SLOTS) + len(POOL) + len(FLEX)
+        devices = 26 + len(FLEX) * FLEX_DEVICES + GROW_DEVICES + len(POOL) * POOL_DEVICES * PRICE
+        count = 6 + len(SLOTS) + len(POOL) + len(FLEX) + len(GROW)
         wrong += check_groups(groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB))
         (folder / "history.json").write_text(
             json.dumps(
@@ -243,6 +250,7 @@ async def model_check(
                     "answers": history.answers,
                     "windows": history.windows,
                     "events": events,
+                    "outages": [[one.since, one.until] for one in waits.outages],
                     "asked": {name: one.body for name, one in groups.asked.items()},
                 }
             )
@@ -260,13 +268,30 @@ async def model_check(
             f"{sum(event['kind'] == 'resized' for event in events)} resizes, {len(elastic.closed)} times closed, "
             f"{len(waits.asked)} in the queue, {sum(one.excused for one in waits.asked.values())} of them unheard"
         )
+    except (TimeoutError, subprocess.TimeoutExpired):
+        (folder / "bus.json").write_text(json.dumps(await bus_state(nc)))
+        for planner in planners:
+            planner.print_stacks()
+        raise
     finally:
         for planner in planners:
             planner.kill()
-        for each in (hosts, slots, pool, flex):
+        for each in (hosts, slots, pool, flex, grow):
             await each.stop()
         await proxy.stop()
         await close(connections)
+
+
+async def bus_state(nc: Client) -> dict[str, Any]:
+    """What JetStream says of itself, and who answers pings, for the diagnosis of what hangs."""
+    found: dict[str, Any] = {}
+    for subject in ("$JS.API.INFO", "$JS.API.STREAM.INFO.KV_corral_planner", "$SRV.STATS.corral_planner"):
+        try:
+            found[subject] = json.loads((await nc.request(subject, b"", timeout=5.0)).data)
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            found[subject] = repr(error)
+    found["tcp"] = await asyncio.to_thread(lambda: Path("/proc/net/tcp").read_text().splitlines())
+    return found
 
 
 def seed() -> int:
@@ -282,7 +307,8 @@ async def test_model_check_in_seconds(server: EmbeddedServer, tmp_path: Path) ->
 @pytest.mark.timeout(0)
 async def test_model_check_in_minutes(server: EmbeddedServer, tmp_path: Path) -> None:
     seconds = float(os.environ.get("CORRAL_MODEL_CHECK_SECONDS", "180"))
-    await model_check(server, tmp_path, clients=300, seconds=seconds, seed=seed(), to_the_end=True)
+    clients = int(os.environ.get("CORRAL_MODEL_CHECK_CLIENTS", "300"))
+    await model_check(server, tmp_path, clients=clients, seconds=seconds, seed=seed(), to_the_end=True)
 
 
 @pytest.mark.long

@@ -37,8 +37,14 @@ from .planner_model import (
 from .queue_model import Outage, seconds_away
 
 FLEX = ("flex0", "flex1")
-FLEX_DEVICES = 4
+FLEX_DEVICES = 6
 FLEX_MODEL = "NVIDIA A40"
+GROW = ("grow0",)
+"""A host without windows and drains, with a model of its own: little is in the way of growth there."""
+GROW_DEVICES = 8
+GROW_MODEL = "NVIDIA A10"
+HELD_SECONDS = 10.0
+"""Mean time for which an elastic lease is held."""
 LATE_SECONDS = 3.0
 """Time for the owner of a window, or of a notice: planners look twice a second, and one may have to start."""
 
@@ -103,28 +109,36 @@ class ElasticClient(RandomClient):
 
     withdraws = 0.05
 
-    def __init__(self, nc: Client, name: str, histories: tuple[History, ElasticHistory], seed: int) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        name: str,
+        histories: tuple[History, ElasticHistory],
+        seed: int,
+        places: Sequence[list[str]] = (["flex*"], ["flex0"], ["flex1"]),
+    ) -> None:
         super().__init__(nc, name, histories[0], seed)
         self.seen = histories[1]
+        self.places = places
 
     def wish(self) -> dict[str, Any]:
         least = self.random.choice([1, 1, 2])
         body: dict[str, Any] = {
             "owner": self.name,
             "request_id": f"{self.name}-{self.turn}",
-            "hosts": self.random.choice([["flex*"], ["flex0"], ["flex1"]]),
+            "hosts": self.random.choice(self.places),
             "gpus": least,
-            "ttl_seconds": self.random.choice([2, 4]),
+            "ttl_seconds": self.random.choice([2, 4, 8]),
             "wait_seconds": self.random.choice([0, 0, 0, 2]),
             "cpus": self.random.choice([0, 2]),
-            "grace_seconds": self.random.choice([0.3, 1.0]),
+            "grace_seconds": self.random.choice([0.5, 3.0, 3.0]),
             "preemptible": self.random.random() < 0.4,
         }
         if self.random.random() < 0.8:
             body["gpus"] = {"min": least, "max": least + self.random.choice([1, 2, 4])}
             if self.random.random() < 0.3:
                 body["placement"] = "fewest_hosts"
-        if self.random.random() < 0.4:
+        if self.random.random() < 0.2:
             body["max_seconds"] = self.random.choice([2, 4, 8])
         self.seen.sent.setdefault(body["request_id"], time.time())
         return body
@@ -136,11 +150,11 @@ class ElasticClient(RandomClient):
             return
         lease, held = answer["lease"], dict[str, Held]()
         self._count_on(held, lease)
-        wanted_until = time.time() + self.random.expovariate(0.25)
+        wanted_until = time.time() + self.random.expovariate(1 / HELD_SECONDS)
         named = {"owner": self.name, "lease_id": lease["lease_id"]}
         while True:
             await asyncio.sleep(self.random.uniform(0.05, 0.4))
-            if time.time() > until or self.random.random() < 0.03:  # it dies, and nobody renews
+            if time.time() > until or self.random.random() < 0.01:  # it dies, and nobody renews
                 return
             if time.time() > wanted_until:
                 self._leave(held, held)
@@ -163,13 +177,13 @@ class ElasticClient(RandomClient):
         offered: list[str] = []
         if notice is None:
             spare = len(held) - (lease["elastic"] or {"min": math.inf})["min"]
-            if dice > 0.08 or spare < 1:
+            if dice > 0.04 or spare < 1:
                 return
             body["devices"] = self.random.sample(sorted(held), self.random.randint(1, int(spare)))
-        elif dice < 0.3:
+        elif dice < 0.2:
             return
         else:
-            body.update(number=notice["number"], accept=dice < 0.8)
+            body.update(number=notice["number"], accept=dice < 0.9)
             offered = sorted(grant["device"] for grant in notice["grants"])
             if notice["kind"] == "offer" and self.random.random() < 0.3:
                 body["devices"] = self.random.sample(offered, self.random.randint(1, len(offered)))
@@ -206,6 +220,41 @@ class ElasticClient(RandomClient):
             if device in held:
                 one = held.pop(device)
                 one.until = min(one.until, time.time())
+
+
+class BriefClient(RandomClient):
+    """Asks for devices for a moment, for which elastic leases are asked; and leaves them idle for a while."""
+
+    withdraws = 0.05
+
+    def __init__(
+        self,
+        nc: Client,
+        name: str,
+        histories: tuple[History, ElasticHistory],
+        seed: int,
+        places: Sequence[list[str]] = (["flex*"], ["flex0"], ["flex1"]),
+    ) -> None:
+        super().__init__(nc, name, histories[0], seed)
+        self.seen = histories[1]
+        self.places = places
+
+    def wish(self) -> dict[str, Any]:
+        body = {
+            "owner": self.name,
+            "request_id": f"{self.name}-{self.turn}",
+            "hosts": self.random.choice(self.places),
+            "gpus": self.random.choice([1, 1, 2]),
+            "ttl_seconds": 2,
+            "wait_seconds": 6,
+            "cpus": self.random.choice([0, 2]),
+        }
+        self.seen.sent.setdefault(body["request_id"], time.time())
+        return body
+
+    async def live_once(self, until: float) -> None:
+        await super().live_once(until)
+        await asyncio.sleep(self.random.uniform(0.3, 3.0))
 
 
 class WindowClient(RandomClient):
@@ -291,13 +340,13 @@ class ClosingClient(RandomClient):
 
     async def live_once(self, until: float) -> None:
         self.turn += 1
-        await asyncio.sleep(self.random.uniform(0.0, 1.0))
+        await asyncio.sleep(self.random.uniform(0.0, 3.0))
         host = self.random.choice(FLEX)
         device = self.random.choice(self.devices[host])
         dice = self.random.random()
-        if dice < 0.4:
+        if dice < 0.5:
             await self._drain({"devices": [device]}, {device})
-        elif dice < 0.5:
+        elif dice < 0.55:
             await self._drain({"hosts": [host]}, set(self.devices[host]))
         elif dice < 0.7:
             await self._maintain(host)
@@ -373,7 +422,16 @@ def crowd_of(
     """Clients of all kinds."""
     found: list[RandomClient] = [
         ElasticClient(connections[number % len(connections)], f"elastic{number}", histories, rng.getrandbits(32))
-        for number in range(5)
+        for number in range(3)
+    ]
+    found.append(BriefClient(connections[0], "brief0", histories, rng.getrandbits(32)))
+    grow = [[name] for name in GROW]
+    found += [
+        ElasticClient(connections[number % len(connections)], f"grower{number}", histories, rng.getrandbits(32), grow)
+        for number in range(3)
+    ]
+    found += [
+        BriefClient(connections[0], f"passer{number}", histories, rng.getrandbits(32), grow) for number in range(2)
     ]
     found.append(WindowClient(connections[0], "course", histories, rng.getrandbits(32)))
     found.append(ClosingClient(connections[-1], "ops", histories, devices, rng.getrandbits(32)))

@@ -38,6 +38,8 @@ GROUP_OF = {owner: name for name, group in GROUPS.items() for owner in group.get
 GUESTS = "guests"
 LATE_SECONDS = 3.0
 """Time for a claim: leases are looked for once a second, and a planner may have to start."""
+WRITTEN_SECONDS = 0.5
+"""Time from the choice of a lease to its notice, on a busy machine."""
 _TINY = 1e-6
 _USAGE_ERROR = 0.005
 
@@ -364,7 +366,7 @@ def _claimants(
                 GROUPS[level]["guarantee"] - _used(pool, level, when) - asked.devices
                 for level in path_of(asked.body["owner"])
                 if "guarantee" in GROUPS.get(level, {})
-                for when in (at - 0.5, at)
+                for when in (at - WRITTEN_SECONDS, at)
             ]
             if max(room, default=-1.0) < -_TINY:
                 wrong.append(f"claimant: {name}, which is beyond its guarantee")
@@ -392,7 +394,7 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
         together: list[tuple[float, list[Story]]] = []
         for at, story in notices:
             # More are taken back at once if others have got what the first of them gave.
-            if not together or at > together[-1][0] + 0.2 or any(one.until <= at for one in together[-1][1]):
+            if not together or at > together[-1][0] + 0.2 or any(_lost(one, at, pool) for one in together[-1][1]):
                 together.append((at, []))
             together[-1][1].append(story)
         for at, victims in together:
@@ -403,7 +405,9 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
                 continue
             host, ids = hosts.pop(), set(names)
             others = [story for story in pool if story.lease["lease_id"] not in ids and story.seen(at)]
-            if _fitting(host, others, asked) < asked.body["gpus"]:
+            # Others may have started while the notice was written.
+            before = [story for story in others if story.since <= at - WRITTEN_SECONDS]
+            if _fitting(host, before, asked) < asked.body["gpus"]:
                 wrong.append(f"freed: {names} are not enough for {claimant}")
             held = [*others, *victims]
             for spared in victims:
@@ -412,6 +416,11 @@ def _freed(history: GroupHistory, pool: Sequence[Story]) -> list[str]:
                 if freed >= asked.body["gpus"]:
                     wrong.append(f"freed: {names} for {claimant}, and {spared.lease['lease_id']} is not needed")
     return wrong
+
+
+def _lost(victim: Story, at: float, pool: Sequence[Story]) -> bool:
+    """True if others have got what a victim gave, by a time: one without grace ends before the next has its notice."""
+    return any(victim.until <= other.since <= at and victim.devices.keys() & other.devices.keys() for other in pool)
 
 
 def _fitting(host: str, held: Iterable[Story], asked: Claimed) -> int:

@@ -116,11 +116,21 @@ class PlannerProcess:
     def start(self) -> None:
         """As `corral plan` would, with its log in a file."""
         code = (
-            "import ctypes, sys, logging, uvloop, msgspec\n"
+            "import asyncio, ctypes, signal, sys, logging, uvloop, msgspec\n"
             "ctypes.CDLL(None).prctl(1, 9)  # never outlive the test\n"
             "from corral.planner.service import Settings, plan\n"
             "logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(name)s %(message)s')\n"
-            "uvloop.run(plan(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Settings)))\n"
+            "def stacks():\n"
+            "    for task in asyncio.all_tasks():\n"
+            "        print(task.get_name(), task.cancelling(), flush=True)\n"
+            "        at = task.get_coro()\n"
+            "        while at is not None:\n"
+            "            print('   ', at, flush=True)\n"
+            "            at = getattr(at, 'cr_await', None) or getattr(at, 'gi_yieldfrom', None)\n"
+            "async def main():\n"
+            "    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stacks)\n"
+            "    await plan(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Settings))\n"
+            "uvloop.run(main())\n"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, self.url, self.options[0] if self.options else "{}"],
@@ -138,12 +148,19 @@ class PlannerProcess:
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
 
+    def print_stacks(self) -> None:
+        """Have it print into its log where its tasks are, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
+                self.print_stacks()
                 self.kill()
                 raise
 

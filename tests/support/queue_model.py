@@ -29,6 +29,8 @@ from .planner_rig import ask, stream
 SLOTS = ("slot0", "slot1")
 SILENCE_SECONDS = 4.0
 OVERDUE_SECONDS = 2.0
+WAIT_SECONDS = 120.0
+"""Wait of the requests in the queue."""
 SLACK_SECONDS = 1.5
 """Time between a decision and what of it is seen from outside: keys are renewed four times a second."""
 _ANSWER_SECONDS = 1.0
@@ -175,7 +177,7 @@ class WaitingClient(RandomClient):
             "request_id": request_id,
             "hosts": [self.slot],
             "ttl_seconds": 2,
-            "wait_seconds": 120,
+            "wait_seconds": WAIT_SECONDS,
         }
         if self.expected_seconds is not None:
             body["expected_seconds"] = self.expected_seconds
@@ -288,7 +290,7 @@ async def ask_and_go(url: str, name: str, waits: QueueHistory, entries: StoredEn
     request_id = f"{name}-1"
     async with asyncio.timeout(60):
         nc = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore)
-    body = {"owner": name, "request_id": request_id, "hosts": [slot], "ttl_seconds": 1, "wait_seconds": 120}
+    body = {"owner": name, "request_id": request_id, "hosts": [slot], "ttl_seconds": 1, "wait_seconds": WAIT_SECONDS}
     asked = waits.asked[request_id] = Asked(name, slot, None, time.time())
     inbox = nc.new_inbox()
     answers = await nc.subscribe(f"{inbox}.*")
@@ -387,7 +389,8 @@ def _order(asked: dict[str, Asked], granted: dict[str, float]) -> list[str]:
         for first, ahead in of_slot:
             if ahead.excused or ahead.stored_at == math.inf or ahead.gone_at < math.inf:
                 continue
-            ended_at = min(granted.get(first, math.inf), ahead.rejected_at)
+            # Its client may learn only after an outage that its wait was over.
+            ended_at = min(granted.get(first, math.inf), ahead.rejected_at, ahead.sent_at + WAIT_SECONDS)
             for at, later, behind in started:
                 if behind.sent_at <= ahead.stored_at or at >= ended_at:
                     continue
