@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final
 
 log = logging.getLogger("corral.bus")
+
+CANCEL_AGAIN_SECONDS: Final = 8.0
+"""Longer than what follows a cancellation in good order takes, shorter than the timeouts of supervisors."""
 
 
 class BackgroundTasks:
@@ -47,10 +50,22 @@ class BackgroundTasks:
 
     async def cancel(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        await cancel_all(self._tasks)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended; what they raise is ignored.
+
+    They are cancelled again after `CANCEL_AGAIN_SECONDS`, since an await may swallow a cancellation (see
+    `heed_cancellation`), and one that waits for a bus which is away may last for long.
+    """
+    every = list(tasks)
+    left = set(every)
+    while left:
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*every, return_exceptions=True)
 
 
 def heed_cancellation() -> None:

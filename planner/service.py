@@ -14,7 +14,7 @@ import math
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import msgspec
@@ -26,7 +26,7 @@ from ..bus.connect import BusUnavailable, connect, until_closed
 from ..bus.elapsed import elapsed_seconds
 from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
-from ..bus.tasks import BackgroundTasks, heed_cancellation
+from ..bus.tasks import BackgroundTasks, cancel_all, heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.durations import DurationDigest
 from ..schemas.health import HealthStatus
@@ -296,7 +296,7 @@ class Planner:
                     await self._publisher.flush()
                     await self._publisher.save_watermark()
         self._stopping = True
-        await _cancel(self._tasks)  # the election, and so the term, among them
+        await cancel_all(self._tasks)  # the election, and so the term, among them
         if term:
             await self._election.resign(term)
         await self._catching_up.cancel()
@@ -559,7 +559,7 @@ class Planner:
     async def _stop_term_tasks(self) -> None:
         self.leading.clear()
         self._broker = self._publisher = None
-        await _cancel(self._term_tasks)
+        await cancel_all(self._term_tasks)
         self._term_tasks = []
 
     async def _end_term(self, broker: RequestBroker) -> None:
@@ -611,13 +611,6 @@ class Planner:
     def _freed(self) -> None:
         if self._broker is not None:
             self._broker.wake.set()
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _health(value: bytes) -> Health | None:
@@ -701,9 +694,7 @@ async def plan(
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
         for connection in reversed(connections):
             # nats-py fails in several ways when it is closed while the server is away.
             with contextlib.suppress(NatsError, OSError, RuntimeError, TimeoutError):

@@ -1,10 +1,12 @@
 """Background tasks are kept until they end, their errors are logged, and cancellation waits for them."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 
 import pytest
+from corral.bus import tasks as bus_tasks
 from corral.bus.tasks import BackgroundTasks
 
 
@@ -55,3 +57,21 @@ async def test_cancellation_waits_until_every_task_has_cleaned_up() -> None:
     await tasks.cancel()
     assert sorted(cleaned) == [0, 1, 2]
     assert len(tasks) == 0
+
+
+async def test_a_task_that_swallows_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_tasks, "CANCEL_AGAIN_SECONDS", 0.01)
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def fails() -> None:
+        raise OSError("it failed before")
+
+    running = [asyncio.create_task(work()) for work in (stubborn, fails)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await bus_tasks.cancel_all(running)
+    assert [task.cancelled() for task in running] == [True, False]
