@@ -495,7 +495,7 @@ def test_what_the_fleet_has_follows_each_of_its_changes() -> None:
         world.ask("ann", gpus=draw.choice([1, 2]))
         if world.running and draw.random() < 0.5:
             world.end(draw.choice(list(world.running)))
-        apply(world.fleet, Drains(drains={f"host:n{at}": "" for at in range(6) if draw.random() < 0.2}))
+        apply(world.fleet, Drains(drains={f"host:n{at}": "x" for at in range(6) if draw.random() < 0.2}))
         world.serve()
         world.state.note_fleet(world.fleet)
         anew = GroupState(world.state.tree.config)
