@@ -526,16 +526,7 @@ class Owed:
         self.sets, self.names = list(named), list(named.values())
         self._with: dict[str, tuple[int, ...]] = {}
         self._parts = {
-            node: [
-                tuple(
-                    [
-                        (each, amount)
-                        for each, (_, amount) in enumerate(node.guarantee.patterns)
-                        if meant[each] <= models
-                    ]
-                )
-                for models in self.sets
-            ]
+            node: [_contained(node.guarantee, meant, models) for models in self.sets]
             for node, meant in meant_by.items()
         }
         """The patterns of each group's guarantee that a set contains, with their amounts, by set."""
