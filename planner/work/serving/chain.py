@@ -32,7 +32,7 @@ def chain(network: Network, order: Sequence[int]) -> tuple[Interval, ...]:
     for _ in range(sum(most) - network.layers):
         at = min(
             (at for at in range(len(order)) if most[at]),
-            key=lambda at: (network.rate(order[at], most[at]), -at),
+            key=lambda at: (network.rates[order[at]][most[at] - 1], -at),
         )
         most[at] -= 1
     first = 0

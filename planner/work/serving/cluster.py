@@ -183,6 +183,7 @@ class Requirement(msgspec.Struct, frozen=True):
     """What a placement must offer apart from flow; None: no requirement.
 
     Attributes:
+        enough_flow: tokens a second at which the search ends, since more is not needed.
         kv_cache_tokens: tokens of requests in progress whose KV cache must fit in all layers at once, for example
             concurrent sequences × context length.
         token_seconds: most seconds from one token of a request to its next, with the nodes' links otherwise idle.
@@ -190,6 +191,7 @@ class Requirement(msgspec.Struct, frozen=True):
         prompt_tokens: length of that prompt.
     """
 
+    enough_flow: float | None = None
     kv_cache_tokens: float | None = None
     token_seconds: float | None = None
     first_token_seconds: float | None = None

@@ -24,8 +24,8 @@ class Network:
 
     Attributes:
         layers: layers of the model.
-        rates: for each node, by layers held from 1, tokens a second that it passes, by its speed and network card.
-        whole_rates: the same when it holds the whole model, where its card carries no activations.
+        rates: for each node, by layers held from 1, tokens a second that it passes, by its speed and network card. The
+            card carries no activations where the node holds the whole model.
         links: for each node the rate of its link to each other node, 0 where there is none.
         source: for each node the rate of its link from the source.
         sink: for each node the rate of its link to the sink.
@@ -34,7 +34,7 @@ class Network:
         free: true if no link at all can limit the flow.
     """
 
-    __slots__ = ("free", "layers", "links", "rates", "sink", "site_of", "sites", "source", "whole_rates")
+    __slots__ = ("free", "layers", "links", "rates", "sink", "site_of", "sites", "source")
 
     def __init__(self, cluster: Cluster) -> None:
         model = cluster.model
@@ -42,11 +42,14 @@ class Network:
         card, bare_card = cluster.nic_bytes_per_second / carried, cluster.nic_bytes_per_second / model.token_bytes
         count = len(cluster.nodes)
         self.layers = model.layers
-        kinds = [kind.tokens_per_second for kind in cluster.kinds]
-        by_kind = [[min(rate, card) for rate in rates] for rates in kinds]
-        whole = [[min(rate, bare_card) for rate in rates] for rates in kinds]
-        self.rates = [by_kind[kind] for kind in cluster.nodes]
-        self.whole_rates = [whole[kind] for kind in cluster.nodes]
+        tables = [
+            [
+                min(rate, bare_card if layers == model.layers else card)
+                for layers, rate in enumerate(kind.tokens_per_second[: model.layers], 1)
+            ]
+            for kind in cluster.kinds
+        ]
+        self.rates = [tables[kind] for kind in cluster.nodes]
         self.links = [[0.0] * count for _ in range(count)]
         self.source = [0.0] * count
         self.sink = [0.0] * count
@@ -81,23 +84,15 @@ class Network:
                 sites.append([node])
         return sites
 
-    def rate(self, node: int, layers: int) -> float:
-        """Tokens a second that a node with so many layers passes."""
-        return (self.whole_rates if layers == self.layers else self.rates)[node][layers - 1]
-
     def coverage(self, placement: Placement) -> list[float]:
         """For each layer the sum of the rates of the nodes that hold it."""
         covered = [0.0] * self.layers
         for node, (first, layers) in enumerate(placement):
             if layers:
-                rate = self.rate(node, layers)
+                rate = self.rates[node][layers - 1]
                 for layer in range(first, first + layers):
                     covered[layer] += rate
         return covered
-
-    def hand_over(self, node: int, other: int) -> float:
-        """Rate of the link between two nodes; infinite if it can't limit the flow."""
-        return _INFINITE if self.site_of[node] == self.site_of[other] else self.links[node][other]
 
 
 class _Built:
@@ -122,7 +117,7 @@ class _Built:
         leave: dict[int, int] = {}
         for node, first, end in held:
             enter[node], leave[node] = graph.vertex(), graph.vertex()
-            graph.edge(enter[node], leave[node], network.rate(node, end - first))
+            graph.edge(enter[node], leave[node], network.rates[node][end - first - 1])
         for node, first, end in held:
             if first == 0 and network.source[node]:
                 self.pairs.append((graph.edge(self.source, enter[node], network.source[node]), SOURCE, node))

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final
 
+import msgspec
+
 from .anneal import Budget, Found, anneal
 from .bound import bound
 from .chain import chain
-from .cluster import Cluster, Interval, Placed, Requirement
+from .cluster import SINK, SOURCE, Cluster, Interval, Placed, Requirement
 from .flow import Network, flow, routes
+from .latency import in_time, layer_seconds
 from .shortage import LinkedShortage, Shortage
 
 _CLOSE: Final = 1e-6
@@ -52,47 +55,90 @@ def place(
     """
     if seconds is None and steps is None:
         raise ValueError("A search needs a limit: seconds or steps.")
-    network = Network(cluster)
-    ceiling = bound(network)
     required = requirement or Requirement()
     budget = Budget(seconds, steps)
-    best = _search(cluster, network, required, budget, Random(seed), ceiling, start)
-    return Placed(best.placement, best.flow, ceiling, routes(network, best.placement) if best.flow else (), budget.done)
+    random = Random(seed)
+    whole = Network(cluster)
+    ceiling = bound(whole)
+    kept = _kept(cluster, required)
+    best = Found((Interval(0, 0),) * len(cluster.nodes), 0.0)
+    for number, nodes in enumerate(kept, 1):
+        part = _only(cluster, nodes)
+        given = None if start is None else [start[node] for node in nodes]
+        found = _search(part, required, budget, number / len(kept), random, given)
+        placement = list(best.placement)
+        placement[:] = (Interval(0, 0),) * len(placement)
+        for node, interval in zip(nodes, found.placement, strict=True):
+            placement[node] = interval
+        if found.flow > best.flow and in_time(cluster, placement, routes(whole, placement), required):
+            best = Found(tuple(placement), found.flow)
+    return Placed(best.placement, best.flow, ceiling, routes(whole, best.placement) if best.flow else (), budget.done)
+
+
+def _kept(cluster: Cluster, required: Requirement) -> list[list[int]]:
+    """Sets of nodes to search: all; with a limit on latency also without those of the slowest kind, two kinds, …."""
+    everything = list(range(len(cluster.nodes)))
+    if required.token_seconds is None and required.first_token_seconds is None:
+        return [everything]
+    prompt = None if required.first_token_seconds is None else required.prompt_tokens
+    used = sorted(set(cluster.nodes), key=lambda kind: layer_seconds(cluster.kinds[kind], prompt), reverse=True)
+    return [[node for node in everything if cluster.nodes[node] in used[out:]] for out in range(len(used))]
+
+
+def _only(cluster: Cluster, nodes: Sequence[int]) -> Cluster:
+    """Return the cluster with some of its nodes."""
+    number = {node: at for at, node in enumerate(nodes)} | {SOURCE: SOURCE, SINK: SINK}
+    links = tuple(
+        msgspec.structs.replace(link, origin=number[link.origin], target=number[link.target])
+        for link in cluster.links
+        if link.origin in number and link.target in number
+    )
+    return msgspec.structs.replace(cluster, nodes=tuple(cluster.nodes[node] for node in nodes), links=links)
 
 
 def _search(
     cluster: Cluster,
-    network: Network,
     required: Requirement,
     budget: Budget,
+    until: float,
     random: Random,
-    ceiling: float,
     start: Sequence[Interval] | None,
 ) -> Found:
+    """Search until a share of the budget is used."""
+    network = Network(cluster)
+    ceiling = min(bound(network), required.enough_flow or math.inf)
     caches = [cluster.kind_of(node).kv_cache_tokens for node in range(len(cluster.nodes))]
     cache_least = (required.kv_cache_tokens or 0.0) if all(caches) else 0.0
 
     def state(placement: Sequence[tuple[int, int]], target: float) -> Shortage:
         return (Shortage if network.free else LinkedShortage)(network, placement, target, caches, cache_least)
 
+    nothing = Found((Interval(0, 0),) * len(cluster.nodes), 0.0)
+    if not ceiling:
+        return nothing
     enough = ceiling * (1 - _CLOSE)
     chains = [chain(network, [node for site in order for node in site]) for order in _orders(network.sites, random)]
     given = [] if start is None else [tuple(start)]
-    best = Found((Interval(0, 0),) * len(cluster.nodes), 0.0)
+    best = nothing
     for placement in (*given, *chains):
         found = Found(placement, flow(network, placement))
         if found.flow > best.flow and state(placement, 1.0).enough_cache():
             best = found
+    begun = budget.used()
     target, hot, cold = _FREE if network.free else _LINKED
     if network.free:
-        starts = [*given, *(_spread(network, ceiling, random) for _ in range(_RUNS_FREE - len(given)))]
+        starts = [
+            *given,
+            *(_spread(network, ceiling, random) for _ in range((1 if cache_least else _RUNS_FREE) - len(given))),
+        ]
     else:
         starts = [*given, *chains]
     for number, placement in enumerate(starts, 1):
         if best.flow >= enough:
             break
-        aim = min(ceiling, max(target * ceiling, best.flow * 1.01))
-        found = anneal(state(placement, aim), budget, number / len(starts), random, enough, hot, cold)
+        aim = ceiling if required.enough_flow else min(ceiling, max(target * ceiling, best.flow * 1.01))
+        end = begun + (until - begun) * number / len(starts)
+        found = anneal(state(placement, aim), budget, end, random, enough, hot, cold)
         if found.flow > best.flow:
             best = found
     return best
@@ -109,8 +155,6 @@ def _spread(network: Network, ceiling: float, random: Random) -> tuple[Interval,
     """Give each node the number of layers with which it does the most work, anywhere."""
     placement: list[Interval] = []
     for rates in network.rates:
-        layers = max(
-            range(1, min(len(rates), network.layers) + 1), key=lambda layers: layers * min(rates[layers - 1], ceiling)
-        )
+        layers = max(range(1, len(rates) + 1), key=lambda layers: layers * min(rates[layers - 1], ceiling))
         placement.append(Interval(random.randrange(network.layers - layers + 1), layers))
     return tuple(placement)

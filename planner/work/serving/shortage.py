@@ -92,7 +92,7 @@ class Shortage:
 
     def _cover(self, coverage: list[float], node: int, first: int, layers: int, sign: float) -> None:
         if layers:
-            rate = sign * self.network.rate(node, layers)
+            rate = sign * self.network.rates[node][layers - 1]
             for layer in range(first, first + layers):
                 coverage[layer] += rate
 
@@ -184,10 +184,10 @@ class LinkedShortage(Shortage):
         self.placement[node] = (first, layers)
         touched |= self._join(node, 1.0)
         touched.add(node)
-        rate = self.network.rate
+        rates = self.network.rates
         for other in touched:
             held = self.placement[other][1]
-            passes = rate(other, held) if held else 0.0
+            passes = rates[other][held - 1] if held else 0.0
             usable = max(0.0, min(passes, self._into[other], self._out_of[other]))
             if usable != self._usable[other]:
                 self._recover(other, usable)

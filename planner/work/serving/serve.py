@@ -1,0 +1,88 @@
+"""The placement that serves a load best in simulation.
+
+The greatest flow is not the most tokens: requests in progress are limited by the KV cache of the layer that has the
+least, and each waits for its slowest node. So placements with more cache and less flow are tried too.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from .bound import bound
+from .cluster import Cluster, Placed, Requirement
+from .flow import Network
+from .place import place
+from .simulate import Load, Simulated, simulate
+
+CANDIDATES: Final = ((0.64, 1.05), (0.64, 1.2), (0.73, 1.1))
+"""Of each candidate: the flow that suffices, as a share of the bound, and the KV cache in the layer with the least, as
+a multiple of that of the placement with the greatest flow."""
+
+
+class Served(NamedTuple):
+    """A placement with what it serves.
+
+    Attributes:
+        placed: the placement; its bound is for flow.
+        simulated: what it served of the load.
+    """
+
+    placed: Placed
+    simulated: Simulated
+
+
+def serve(
+    cluster: Cluster,
+    load: Load,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    requirement: Requirement | None = None,
+) -> list[Served]:
+    """Find placements with great flow and with more KV cache, and simulate each; the one with most output comes first.
+
+    Args:
+        cluster: nodes and links.
+        load: requests to serve.
+        seconds: processor time for the searches together, without the simulations; None: no limit.
+        steps: steps for the searches together; see `place`.
+        seed: seed of the random choices of the searches.
+        requirement: what each placement must offer.
+
+    Raises:
+        ValueError: both limits are None.
+    """
+    required = requirement or Requirement()
+    searches = 1 + len(CANDIDATES)
+    limits = (None if seconds is None else seconds / searches, None if steps is None else steps // searches)
+
+    def search(required: Requirement) -> Placed:
+        return place(cluster, seconds=limits[0], steps=limits[1], seed=seed, requirement=required)
+
+    first = search(required)
+    found = {first.placement: first} if first.flow else {}
+    ceiling = bound(Network(cluster))
+    least = _least_cache(cluster, first)
+    if least:
+        for share, more in CANDIDATES:
+            cache = max(least * more, required.kv_cache_tokens or 0.0)
+            other = search(msgspec.structs.replace(required, enough_flow=share * ceiling, kv_cache_tokens=cache))
+            if other.flow:
+                found[other.placement] = other
+    served = [Served(placed, simulate(cluster, placed.placement, placed.routes, load)) for placed in found.values()]
+    return sorted(served, key=lambda one: -one.simulated.decode_tokens_per_second)
+
+
+def _least_cache(cluster: Cluster, placed: Placed) -> float:
+    """Tokens of KV cache in the layer that has the least, 0 where it is no limit."""
+    cache = [0.0] * cluster.model.layers
+    for node, (first, layers) in enumerate(placed.placement):
+        kind = cluster.kind_of(node)
+        if layers and not kind.kv_cache_tokens:
+            return 0.0
+        for layer in range(first, first + layers):
+            cache[layer] += kind.kv_cache_tokens[layers - 1] / layers
+    return min(cache)
