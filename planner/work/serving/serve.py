@@ -6,6 +6,7 @@ least, and each waits for its slowest node. So placements with more cache and le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,9 +17,13 @@ from .flow import Network
 from .place import place
 from .simulate import Load, Simulated, simulate
 
-CANDIDATES: Final = ((0.64, 1.05), (0.64, 1.2), (0.73, 1.1))
+CANDIDATES: Final = ((0.64, 1.2), (0.64, 1.05), (0.73, 1.1))
 """Of each candidate: the flow that suffices, as a share of the bound, and the KV cache in the layer with the least, as
 a multiple of that of the placement with the greatest flow."""
+_TRIAL: Final = 0.3
+"""Share of the load's time that each candidate is simulated at first."""
+_FINALISTS: Final = 2
+"""Candidates that are simulated for the whole time."""
 
 
 class Served(NamedTuple):
@@ -41,8 +46,11 @@ def serve(
     steps: int | None = None,
     seed: int = 0,
     requirement: Requirement | None = None,
+    candidates: int = len(CANDIDATES),
 ) -> list[Served]:
-    """Find placements with great flow and with more KV cache, and simulate each; the one with most output comes first.
+    """Find placements with great flow and with more KV cache, and simulate them.
+
+    Returns the two that serve most in a short simulation, simulated for the whole time; the better one comes first.
 
     Args:
         cluster: nodes and links.
@@ -51,28 +59,36 @@ def serve(
         steps: steps for the searches together; see `place`.
         seed: seed of the random choices of the searches.
         requirement: what each placement must offer.
+        candidates: number of placements with more KV cache; from `len(CANDIDATES)` on their seeds differ.
 
     Raises:
         ValueError: both limits are None.
     """
     required = requirement or Requirement()
-    searches = 1 + len(CANDIDATES)
+    searches = 1 + candidates
     limits = (None if seconds is None else seconds / searches, None if steps is None else steps // searches)
 
-    def search(required: Requirement) -> Placed:
+    def search(required: Requirement, seed: int) -> Placed:
         return place(cluster, seconds=limits[0], steps=limits[1], seed=seed, requirement=required)
 
-    first = search(required)
+    first = search(required, seed)
     found = {first.placement: first} if first.flow else {}
     ceiling = bound(Network(cluster))
     least = _least_cache(cluster, first)
-    if least:
-        for share, more in CANDIDATES:
-            cache = max(least * more, required.kv_cache_tokens or 0.0)
-            other = search(msgspec.structs.replace(required, enough_flow=share * ceiling, kv_cache_tokens=cache))
-            if other.flow:
-                found[other.placement] = other
-    served = [Served(placed, simulate(cluster, placed.placement, placed.routes, load)) for placed in found.values()]
+    for number in range(candidates if least else 0):
+        share, more = CANDIDATES[number % len(CANDIDATES)]
+        cache = max(least * more, required.kv_cache_tokens or 0.0)
+        wanted = msgspec.structs.replace(required, enough_flow=share * ceiling, kv_cache_tokens=cache)
+        other = search(wanted, seed + number // len(CANDIDATES))
+        if other.flow:
+            found[other.placement] = other
+    tries = _simulated(cluster, list(found.values()), msgspec.structs.replace(load, seconds=load.seconds * _TRIAL))
+    return _simulated(cluster, [one.placed for one in tries[:_FINALISTS]], load)
+
+
+def _simulated(cluster: Cluster, placements: Sequence[Placed], load: Load) -> list[Served]:
+    """Simulate placements; the one with the most output comes first."""
+    served = [Served(placed, simulate(cluster, placed.placement, placed.routes, load)) for placed in placements]
     return sorted(served, key=lambda one: -one.simulated.decode_tokens_per_second)
 
 

@@ -21,6 +21,8 @@ from .cluster import SINK, SOURCE, Cluster, Kind, Placement, Route
 
 _SLIGHT_SHARE: Final = 0.05
 """Ways with less than this share of what leaves a node are not used: Helix's scheduler (ASPLOS 2025) does so."""
+_SMOOTHING: Final = 0.1
+"""Share of the newest delay in the mean by which ways are chosen."""
 _TOGETHER_SECONDS: Final = 0.002
 """Requests that arrive within this time of each other at a node arrive in one event."""
 
@@ -36,6 +38,7 @@ class Load(msgspec.Struct, frozen=True):
         start_gap_seconds: gap between requests at the start.
         feed_share: see above.
         cache_share: share of a node's cache up to which it accepts a request, with the prompt and a mean output.
+        by_delay: choose ways by their measured delays, as SWARM (ICML 2023, appendix C) does, instead of by weights.
         warm_seconds: time before the measurement.
         seconds: time of the measurement.
         seed: seed of the lengths.
@@ -47,6 +50,7 @@ class Load(msgspec.Struct, frozen=True):
     start_gap_seconds: float = 0.1
     feed_share: float = 0.8
     cache_share: float = 0.85
+    by_delay: bool = False
     warm_seconds: float = 60.0
     seconds: float = 600.0
     seed: int = 0
@@ -75,7 +79,7 @@ class Simulated(NamedTuple):
 
 
 class _Request:
-    __slots__ = ("at", "begun", "layers", "left", "nodes", "prompt", "prompted", "reserved")
+    __slots__ = ("at", "begun", "layers", "left", "nodes", "prompt", "prompted", "reserved", "sent")
 
     def __init__(
         self, prompt: int, output: int, nodes: list[int], layers: list[int], reserved: int, now: float
@@ -87,7 +91,7 @@ class _Request:
         self.reserved = reserved
         self.at = 0
         self.prompted = False
-        self.begun = now
+        self.begun = self.sent = now
 
     @property
     def tokens(self) -> int:
@@ -144,26 +148,37 @@ class _Node:
 
 
 class _Ways:
-    """The nodes that one hands on to, by interleaved weighted round robin."""
+    """The nodes that one hands on to, by interleaved weighted round robin.
 
-    __slots__ = ("loads", "targets", "weights")
+    Attributes:
+        targets: nodes.
+        costs: for each the load of a token, the inverse of its weight; or its mean delay.
+        loads: for each its load so far.
+    """
+
+    __slots__ = ("costs", "loads", "targets")
 
     def __init__(self, ways: Sequence[Route]) -> None:
         total = sum(way.tokens_per_second for way in ways)
         kept = [way for way in ways if way.tokens_per_second >= _SLIGHT_SHARE * total]
         self.targets = [way.target for way in kept]
-        self.weights = [way.tokens_per_second for way in kept]
+        self.costs = [1 / way.tokens_per_second for way in kept]
         self.loads = [0.0] * len(kept)
 
     def choose(self, work: float, fits: Sequence[bool]) -> int | None:
         """Choose the way with the least load after this work; None if none fits."""
         best: int | None = None
         least = float("inf")
-        for at, weight in enumerate(self.weights):
-            after = self.loads[at] + work / weight
+        for at, cost in enumerate(self.costs):
+            after = self.loads[at] + work * cost
             if fits[at] and after < least:
                 best, least = at, after
         return best
+
+    def delayed(self, target: int, seconds: float) -> None:
+        """Take a delay into the mean of a way."""
+        at = self.targets.index(target)
+        self.costs[at] += _SMOOTHING * (seconds - self.costs[at])
 
 
 class _Simulation:
@@ -248,6 +263,7 @@ class _Simulation:
     def _admit(self, now: float) -> None:
         prompt, output = self.random.choice(self.load.lengths)
         reserved = int(prompt + self.output_mean)
+        work = 1.0 if self.load.by_delay else prompt + self.output_mean
         nodes: list[int] = []
         layers: list[int] = []
         chosen: list[tuple[_Ways, int]] = []
@@ -255,7 +271,7 @@ class _Simulation:
         while origin != SINK:
             ways = self.ways.get(origin)
             fits = [] if ways is None else [target == SINK or self._fits(target, reserved) for target in ways.targets]
-            way = None if ways is None else ways.choose(prompt + self.output_mean, fits)
+            way = None if ways is None else ways.choose(work, fits)
             if ways is None or way is None:
                 self.refused += now >= self.start
                 return
@@ -267,7 +283,7 @@ class _Simulation:
                 layers.append(first + held - at)
                 at = first + held
         for ways, way in chosen:
-            ways.loads[way] += (prompt + self.output_mean) / ways.weights[way]
+            ways.loads[way] += work * ways.costs[way]
         for node, held in zip(nodes, layers, strict=True):
             self.nodes[node].free -= reserved * held
         self._occupy(now, 1)
@@ -296,6 +312,10 @@ class _Simulation:
     def _forward(self, now: float, place: int, requests: list[_Request]) -> None:
         targets: dict[int, list[_Request]] = {}
         for request in requests:
+            if self.load.by_delay:
+                origin = request.nodes[request.at - 1] if request.at else SOURCE
+                self.ways[origin].delayed(place, now - request.sent)
+                request.sent = now
             request.at += 1
             target = request.nodes[request.at] if request.at < len(request.nodes) else SINK
             targets.setdefault(target, []).append(request)
@@ -344,7 +364,7 @@ class _Simulation:
                     self.nodes[node].free += request.reserved * held
             else:
                 request.at = 0
-                request.begun = now
+                request.begun = request.sent = now
                 again.setdefault(request.nodes[0], []).append(request)
             if launch and (self.load.concurrency or self._use() <= self.load.feed_share):
                 self._push(now + self.load.start_gap_seconds, SOURCE, [])
