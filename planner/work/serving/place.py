@@ -28,6 +28,10 @@ _RUNS_FREE: Final = 2
 """Runs from random starts."""
 _ORDERS: Final = 6
 """Orders of sites along the model to start from, at most."""
+_FIRST_PASS: Final = 0.5
+"""Share of the budget for all orders of sites; the rest is for the best."""
+_SECOND_PASS: Final = 2
+"""Number of the best."""
 
 
 def place(
@@ -126,21 +130,29 @@ def _search(
             best = found
     begun = budget.used()
     target, hot, cold = _FREE if network.free else _LINKED
+
+    def search(starts: Sequence[tuple[Interval, ...]], begun: float, until: float) -> list[tuple[Interval, ...]]:
+        """Search from each start for an equal time, and return the starts in order of what was found."""
+        nonlocal best
+        results: list[tuple[float, tuple[Interval, ...]]] = []
+        for number, placement in enumerate(starts, 1):
+            if best.flow >= enough:
+                break
+            aim = ceiling if required.enough_flow else min(ceiling, max(target * ceiling, best.flow * 1.01))
+            end = begun + (until - begun) * number / len(starts)
+            found = anneal(state(placement, aim), budget, end, random, enough, hot, cold)
+            results.append((found.flow, placement))
+            if found.flow > best.flow:
+                best = found
+        return [placement for _, placement in sorted(results, key=lambda result: -result[0])]
+
     if network.free:
-        starts = [
-            *given,
-            *(_spread(network, ceiling, random) for _ in range((1 if cache_least else _RUNS_FREE) - len(given))),
-        ]
+        runs = (1 if cache_least else _RUNS_FREE) - len(given)
+        search([*given, *(_spread(network, ceiling, random) for _ in range(runs))], begun, until)
     else:
-        starts = [*given, *chains]
-    for number, placement in enumerate(starts, 1):
-        if best.flow >= enough:
-            break
-        aim = ceiling if required.enough_flow else min(ceiling, max(target * ceiling, best.flow * 1.01))
-        end = begun + (until - begun) * number / len(starts)
-        found = anneal(state(placement, aim), budget, end, random, enough, hot, cold)
-        if found.flow > best.flow:
-            best = found
+        middle = begun + (until - begun) * _FIRST_PASS
+        starts = search([*given, *chains], begun, middle)
+        search(starts[:_SECOND_PASS], middle, until)
     return best
 
 
