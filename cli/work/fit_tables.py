@@ -23,7 +23,7 @@ _KINDS = {
     PlanKind.ONE_DEVICE: "one GPU",
     PlanKind.TENSOR_PARALLEL: "tensor parallel",
     PlanKind.PIPELINE: "pipeline",
-    PlanKind.FLOW: "replicas",
+    PlanKind.FLOW: "shared stages",
 }
 
 
@@ -56,13 +56,16 @@ def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
         yield f"  nearest: {escape(fit.nearest)}"
     if fit.plans:
         yield plans_table(fit.plans)
+        if fit.bound_tokens_per_second is not None:
+            most = f"{fit.bound_tokens_per_second:.0f} tokens/s"
+            yield f"[dim]no placement on these {fit.devices} devices exceeds {most}[/]"
 
 
 def plans_table(plans: Sequence[ServePlan]) -> RenderableType:
     """Table of plans, one per line."""
     made = render.table(
-        "#", "PLAN", "GPUS", "LAYERS", "TOKENS/S", "BOUND", "PER TOKEN", "FIRST TOKEN", "SEQUENCES", "DEVICES",
-        right=("#", "GPUS", "TOKENS/S", "BOUND", "PER TOKEN", "FIRST TOKEN", "SEQUENCES"),
+        "#", "PLAN", "GPUS", "LAYERS", "TOKENS/S", "PER TOKEN", "FIRST TOKEN", "SEQUENCES", "DEVICES",
+        right=("#", "GPUS", "TOKENS/S", "PER TOKEN", "FIRST TOKEN", "SEQUENCES"),
     )  # fmt: skip
     for number, plan in enumerate(plans, 1):
         made.add_row(
@@ -71,7 +74,6 @@ def plans_table(plans: Sequence[ServePlan]) -> RenderableType:
             str(len(plan.devices)),
             escape(layers(plan)),
             render.number(plan.tokens_per_second, digits=1),
-            render.number(plan.bound_tokens_per_second, digits=1),
             _milliseconds(plan.token_seconds),
             _milliseconds(plan.first_token_seconds),
             str(plan.sequences),

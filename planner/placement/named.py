@@ -48,7 +48,17 @@ def named_picks(fleet: Fleet, ask: Ask, request: WorkRequest) -> list[Pick] | Re
         ask: the request in whole numbers.
         request: the same, valid by `check_named`.
     """
-    one = fleet.ask(ask.key._replace(placement=Placement.SAME_HOST, hosts=(), host_labels=(), per_host=1))
+    one = fleet.ask(
+        ask.key._replace(
+            gpus=request.gpus,
+            placement=Placement.SAME_HOST,
+            hosts=(),
+            host_labels=(),
+            within=(),
+            prefer_within="",
+            per_host=1,
+        )
+    )
     reasons: list[Reason] = []
     places: list[tuple[str, int]] = []
     for uuid in request.devices:

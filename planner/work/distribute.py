@@ -111,7 +111,7 @@ def _serve(work: ServeWork, grants: Sequence[Grant], devices: Sequence[DeviceInf
     }
     filled = [structs.replace(grant, items=[*layers.get(grant.device, [])]) for grant in grants]
     per_token = 1 / best.tokens_per_second if best.tokens_per_second else 0.0
-    bound = 1 / best.bound_tokens_per_second if best.bound_tokens_per_second else 0.0
+    bound = 1 / found.bound_tokens_per_second if found.bound_tokens_per_second else 0.0
     report = Distributed(method=Method.SERVE, weights=rates, makespan=per_token, bound=bound, plan=best)
     return Outcome(filled, [], report)
 

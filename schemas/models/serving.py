@@ -166,7 +166,6 @@ class ServePlan(Struct, frozen=True, kw_only=True):
         tensor_parallel: number of devices in its largest group.
         sequences: sequences of `context_tokens` that its KV cache holds.
         tokens_per_second: tokens generated a second with the asked sequences, at most; null if a rate is unknown.
-        bound_tokens_per_second: tokens a second that no placement on these devices exceeds; null if unknown.
         token_seconds: time from a token to the next of a sequence; null if a rate is unknown.
         first_token_seconds: time to the first token of a prompt, without waiting; null if a rate is unknown.
         rests_on: what these figures rest on, in words.
@@ -180,7 +179,6 @@ class ServePlan(Struct, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     sequences: int = 0
     tokens_per_second: float | None = None
-    bound_tokens_per_second: float | None = None
     token_seconds: float | None = None
     first_token_seconds: float | None = None
     rests_on: list[str] = []
@@ -207,7 +205,9 @@ class ServeFit(Struct, frozen=True, kw_only=True):
         verdict: on how many devices it fits.
         message: the answer in one sentence.
         nearest: what would have to change for it to fit, or to fit on one device; empty if nothing.
-        plans: plans, the one with most tokens a second first; empty if it does not fit.
+        plans: plans that no other beats, the best first; empty if it does not fit.
+        bound_tokens_per_second: tokens a second that no placement on the considered devices exceeds, by their rates;
+            null if one is unknown, or for many devices.
         weights_bytes: bytes of its weights.
         kv_bytes: KV cache of the asked sequences.
         kv_token_bytes: KV cache of one token in all layers.
@@ -221,6 +221,7 @@ class ServeFit(Struct, frozen=True, kw_only=True):
     message: str
     nearest: str = ""
     plans: list[ServePlan] = []
+    bound_tokens_per_second: float | None = None
     weights_bytes: int = 0
     kv_bytes: int = 0
     kv_token_bytes: float = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from corral.planner.work.distribute import distribute
 from corral.planner.work.fit.chain import chain, pace
@@ -38,6 +40,11 @@ LLAMA_70B = ModelDescription(
     intermediate_size=28672,
     attention=Attention(heads=64, kv_heads=8, head_dim=128),
 )
+
+
+def asked(**fields: Any) -> ServeWork:
+    """A question with little time to search for flows."""
+    return ServeWork(seconds=0.02, **fields)
 
 
 def device(host: str, index: int, kind: str) -> Candidate:
@@ -81,11 +88,9 @@ def check(work: ServeWork, plan: ServePlan, devices: list[Candidate]) -> None:
     assert plan.tokens_per_second
     assert plan.token_seconds
     assert sum(route.weight for route in plan.routes if route.origin < 0) == pytest.approx(1)
-    if plan.bound_tokens_per_second is not None:
-        assert plan.tokens_per_second <= plan.bound_tokens_per_second * (1 + 1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(list(KINDS))), min_size=1, max_size=9),
     st.sampled_from([LLAMA_8B, LLAMA_70B]),
@@ -96,10 +101,12 @@ def test_plans_keep_within_memory_and_cover_the_model(
     kinds: list[tuple[str, str]], model: ModelDescription, sequences: int, context: int
 ) -> None:
     devices = [device(host, index, kind) for index, (host, kind) in enumerate(kinds)]
-    work = ServeWork(model=model, sequences=sequences, context_tokens=context, seconds=0.02)
+    work = asked(model=model, sequences=sequences, context_tokens=context)
     found = fit(work, devices)
     for plan in found.plans:
         check(work, plan, devices)
+        if found.bound_tokens_per_second is not None:
+            assert (plan.tokens_per_second or 0) <= found.bound_tokens_per_second * (1 + 1e-9)
     if found.verdict is FitVerdict.NO:
         assert found.plans == []
         assert "does not fit" in found.message
@@ -110,33 +117,33 @@ def test_plans_keep_within_memory_and_cover_the_model(
 
 
 def test_one_device_several_or_none() -> None:
-    assert fit(ServeWork(model=LLAMA_8B), hosts(a=[T4, A10])).verdict is FitVerdict.ONE_DEVICE
-    several = fit(ServeWork(model=LLAMA_70B), hosts(a=[A100] * 4))
+    assert fit(asked(model=LLAMA_8B), hosts(a=[T4, A10])).verdict is FitVerdict.ONE_DEVICE
+    several = fit(asked(model=LLAMA_70B), hosts(a=[A100] * 4))
     assert several.verdict is FitVerdict.SEVERAL_DEVICES
     assert "on none alone" in several.message
-    none = fit(ServeWork(model=LLAMA_70B), hosts(a=[T4] * 4))
+    none = fit(asked(model=LLAMA_70B), hosts(a=[T4] * 4))
     assert none.verdict is FitVerdict.NO
     assert none.short_bytes == pytest.approx(
         131.4 * GIB + 1.25 * GIB - 4 * (0.9 * 16 * GIB - none.working_bytes), rel=0.01
     )
     assert none.nearest == "6 more Tesla T4"
-    assert fit(ServeWork(model=LLAMA_70B), hosts(a=[T4] * 4, **{f"b{at}": [T4] for at in range(6)})).plans
-    assert not fit(ServeWork(model=LLAMA_70B), hosts(a=[T4] * 4, **{f"b{at}": [T4] for at in range(5)})).plans
-    assert "no device may take it" in fit(ServeWork(model=LLAMA_8B), []).message
+    assert fit(asked(model=LLAMA_70B), hosts(a=[T4] * 4, **{f"b{at}": [T4] for at in range(6)})).plans
+    assert not fit(asked(model=LLAMA_70B), hosts(a=[T4] * 4, **{f"b{at}": [T4] for at in range(5)})).plans
+    assert "no device may take it" in fit(asked(model=LLAMA_8B), []).message
 
 
 def test_the_nearest_context_that_fits_does_fit() -> None:
-    work = ServeWork(model=LLAMA_8B, context_tokens=131072)
+    work = asked(model=LLAMA_8B, context_tokens=131072)
     found = fit(work, hosts(a=[A10]))
     assert found.verdict is FitVerdict.NO
     assert found.nearest.startswith("a context of ")
     most = int(found.nearest.split()[3])
-    assert fit(ServeWork(model=LLAMA_8B, context_tokens=most), hosts(a=[A10])).plans
-    assert not fit(ServeWork(model=LLAMA_8B, context_tokens=most + 64), hosts(a=[A10])).plans
+    assert fit(asked(model=LLAMA_8B, context_tokens=most), hosts(a=[A10])).plans
+    assert not fit(asked(model=LLAMA_8B, context_tokens=most + 64), hosts(a=[A10])).plans
 
 
 def test_a_token_of_one_sequence_takes_the_time_to_read_all_weights() -> None:
-    work = ServeWork(model=LLAMA_8B, context_tokens=1, prompt_tokens=1, rates=[
+    work = asked(model=LLAMA_8B, context_tokens=1, prompt_tokens=1, rates=[
         DeviceRate(device="*A10", memory_bytes_per_second=100e9, source="test"),
     ])  # fmt: skip
     found = fit(work, hosts(a=[A10, A10]))
@@ -161,40 +168,40 @@ def test_data_sheets_give_the_published_rates() -> None:
 
 
 def test_like_devices_of_a_host_work_as_one_and_others_do_not() -> None:
-    work = ServeWork(model=LLAMA_70B, sequences=4)
+    work = asked(model=LLAMA_70B, sequences=4)
     found = fit(work, hosts(a=[A100] * 4))
     assert found.plans[0].tensor_parallel == 4
     apart = fit(work, hosts(a=[A100] * 2, b=[A100] * 2, c=[A10, T4]))
     assert max(plan.tensor_parallel for plan in apart.plans) == 2
-    alone = fit(ServeWork(model=LLAMA_70B, sequences=4, tensor_parallel=False), hosts(a=[A100] * 4))
+    alone = fit(asked(model=LLAMA_70B, sequences=4, tensor_parallel=False), hosts(a=[A100] * 4))
     assert {plan.tensor_parallel for plan in alone.plans} == {1}
 
 
 def test_limits_on_latency_put_plans_that_keep_them_first() -> None:
     devices = hosts(a=[A10] * 2, b=[H100])
-    free = fit(ServeWork(model=LLAMA_8B, sequences=64), devices)
+    free = fit(asked(model=LLAMA_8B, sequences=64), devices)
     limit = min(plan.token_seconds or 9.0 for plan in free.plans) * 1.01
-    bound = fit(ServeWork(model=LLAMA_8B, sequences=64, max_token_seconds=limit), devices)
+    bound = fit(asked(model=LLAMA_8B, sequences=64, max_token_seconds=limit), devices)
     assert bound.plans[0].warnings == []
     assert (bound.plans[0].token_seconds or 9.0) <= limit
-    none = fit(ServeWork(model=LLAMA_8B, sequences=64, max_token_seconds=1e-6), devices)
+    none = fit(asked(model=LLAMA_8B, sequences=64, max_token_seconds=1e-6), devices)
     assert all("over the limit" in plan.warnings[0] for plan in none.plans)
 
 
 def test_unknown_rates_are_not_made_up() -> None:
     bare = DeviceInfo(uuid="x", host="h", index=0, name="Unknown", memory_bytes=48 * GIB)
-    [plan] = fit(ServeWork(model=LLAMA_8B), [Candidate(bare, 48 * GIB)]).plans
+    [plan] = fit(asked(model=LLAMA_8B), [Candidate(bare, 48 * GIB)]).plans
     assert (plan.tokens_per_second, plan.token_seconds, plan.first_token_seconds) == (None, None, None)
 
 
 def test_layers_are_the_items_of_a_request_with_method_serve() -> None:
     devices = hosts(a=[A10, T4])
     grants = [Grant(host="a", device=one.info.uuid, memory_bytes=one.memory_bytes) for one in devices]
-    work = Distribution(method=Method.SERVE, serve=ServeWork(model=LLAMA_8B, sequences=8))
+    work = Distribution(method=Method.SERVE, serve=asked(model=LLAMA_8B, sequences=8))
     outcome = distribute(work, grants, [one.info for one in devices])
     assert outcome.report.plan is not None
     assert {layer for grant in outcome.grants for layer in grant.items} == set(range(32))
-    large = Distribution(method=Method.SERVE, serve=ServeWork(model=LLAMA_70B))
+    large = Distribution(method=Method.SERVE, serve=asked(model=LLAMA_70B))
     outcome = distribute(large, grants, [one.info for one in devices])
     assert outcome.report.plan is None
     assert [item.id for item in outcome.unassigned] == list(range(80))

@@ -64,6 +64,7 @@ class Costs:
         sizes: bytes of weights.
         kv_layer_bytes: KV cache of all asked sequences in one layer.
         working: bytes of intermediate results on each device.
+        runs: runs of layers that cost the same: each its first layer, and the one after its last.
     """
 
     def __init__(self, work: ServeWork) -> None:
@@ -73,7 +74,7 @@ class Costs:
         batch = min(BATCH_TOKENS, max(work.sequences, work.context_tokens))
         self.working = round(working_bytes(work.model, batch, work.sequences))
         self._known: dict[tuple[int, float], float] = {}
-        self._runs = _alike(work.model, self.sizes.layers)
+        self.runs = _alike(work.model, self.sizes.layers)
 
     @property
     def model(self) -> ModelDescription:
@@ -138,7 +139,7 @@ class Costs:
             return None
         total = 0.0
         each_kv = kv_token_bytes(self.model, self.work.kv_dtype) * context * sequences / self.kv_parts(unit.size)
-        for start, stop in self._runs:
+        for start, stop in self.runs:
             alike = min(stop, end) - max(start, first)
             if alike <= 0:
                 continue
@@ -149,8 +150,12 @@ class Costs:
                 seconds = max(seconds, operations / rates.operations_per_second)
             total += alike * seconds
         if end == self.model.layers and end > first:
-            total += self.sizes.last / unit.size / rates.bytes_per_second
+            total += self.head_seconds(unit)
         return total + (end - first) * self._all_reduce(unit, tokens) * 2
+
+    def head_seconds(self, unit: Unit) -> float:
+        """Time to read the output head, which the last unit does for each iteration."""
+        return self.sizes.last / unit.size / unit.rates.bytes_per_second
 
     def _all_reduce(self, unit: Unit, tokens: float) -> float:
         """Time to sum the activations of some tokens over a group.
@@ -181,7 +186,7 @@ class Costs:
         """
         batch = max(1.0, self.work.sequences / max(1, len(units)))
         kv = self.kv_layer_bytes
-        each = [(self._read(start, batch) + kv * batch / self.work.sequences, end - start) for start, end in self._runs]
+        each = [(self._read(start, batch) + kv * batch / self.work.sequences, end - start) for start, end in self.runs]
         costs = [cost for cost, count in each for _ in range(count)]
         held = [size + round(kv) for size in self.sizes.layers]
         held[0] += self.sizes.embedding

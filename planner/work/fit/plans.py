@@ -21,6 +21,7 @@ from ....schemas.models.serving import (
 from ....schemas.models.sizes import kv_token_bytes
 from .chain import Chain, Pace, alone, best_chain, fewest, pace
 from .costs import Costs, Unit
+from .flow_plan import Flowing, ceiling, greatest_flow
 from .units import MOST_DEVICES, Candidate, mixes, singles
 from .words import fit_words, nearest
 
@@ -41,7 +42,9 @@ def fit(work: ServeWork, devices: Sequence[Candidate]) -> ServeFit:
     considered = considered[:MOST_DEVICES]
     costs = Costs(work)
     units = singles(work, considered)
-    plans = _plans(costs, considered, units)
+    mixed = mixes(work, considered)
+    plans = _plans(costs, considered, mixed)
+    ceilings = [found for found in (ceiling(costs, units) for units in mixed) if found is not None]
     usable = sum(unit.memory for unit in units)
     needed = costs.sizes.total + costs.kv(work.model.layers)
     room = sum(max(0, unit.memory - costs.working) for unit in units)
@@ -49,6 +52,7 @@ def fit(work: ServeWork, devices: Sequence[Candidate]) -> ServeFit:
         verdict=_verdict(plans),
         message="",
         plans=_chosen(plans),
+        bound_tokens_per_second=max(ceilings) if len(ceilings) == len(mixed) else None,
         weights_bytes=costs.sizes.total,
         kv_bytes=costs.kv(work.model.layers),
         kv_token_bytes=work.model.layers * kv_token_bytes(work.model, work.kv_dtype),
@@ -82,19 +86,21 @@ def _verdict(plans: Sequence[ServePlan]) -> FitVerdict:
     return FitVerdict.ONE_DEVICE if one else FitVerdict.SEVERAL_DEVICES
 
 
-def _plans(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -> list[ServePlan]:
+def _plans(costs: Costs, devices: Sequence[Candidate], mixed: Sequence[list[Unit]]) -> list[ServePlan]:
     """Plans by tokens a second, those that keep all limits first; each set of devices and layers once."""
     made: list[ServePlan] = []
-    one = _fastest(costs, alone(costs, units))
-    if one is not None:
-        made.append(chain_plan(costs, devices, one))
-    for mixed in mixes(costs.work, devices):
-        grouped = [unit for unit in mixed if unit.size > 1]
+    for units in mixed:
+        before = len(made)
+        grouped = [unit for unit in units if unit.size > 1] or units
         together = _fastest(costs, alone(costs, grouped))
         if together is not None:
             made.append(chain_plan(costs, devices, together))
-        made += _chains(costs, devices, mixed)
-        made += _copies(costs, devices, grouped or mixed)
+        made += _chains(costs, devices, units)
+        made += _copies(costs, devices, grouped)
+        # Units that hold no chain hold no other placement.
+        found = greatest_flow(costs, units, costs.work.seconds / len(mixed)) if len(made) > before else None
+        if found is not None and (plan := flow_plan(costs, devices, found)) is not None:
+            made.append(plan)
     seen: dict[tuple[tuple[int, int, tuple[str, ...]], ...], ServePlan] = {}
     for plan in made:
         key = tuple(
@@ -218,6 +224,50 @@ def chain_plan(costs: Costs, devices: Sequence[Candidate], made: Chain) -> Serve
             token_seconds=None if found is None else found.token_seconds,
             first_token_seconds=None if found is None else found.first_token_seconds,
             rests_on=_rests_on(costs, made.units),
+        ),
+    )
+
+
+def flow_plan(costs: Costs, devices: Sequence[Candidate], found: Flowing) -> ServePlan | None:
+    """Plan of a placement with its flow; None if the KV cache of its part of the sequences does not fit a unit."""
+    work, rate = costs.work, found.tokens_per_second
+    through = [sum(way.tokens_per_second for way in found.routes if way.target == at) for at in range(len(found.units))]
+    stages: list[ServeStage] = []
+    sequences = math.inf
+    for unit, interval, tokens in zip(found.units, found.placement, through, strict=True):
+        share = min(1.0, tokens / rate)
+        part = Costs(replace(work, sequences=max(1, math.ceil(work.sequences * share - 1e-9))))
+        if not part.fits(unit, interval.first, interval.end):
+            return None
+        sequences = min(sequences, part.held_sequences(unit, interval.first, interval.end) / share)
+        stages.append(_stage(part, devices, unit, interval.first, interval.end, None, share))
+    out = {at: sum(way.tokens_per_second for way in found.routes if way.origin == at) for at in range(len(stages))}
+    ways = [
+        ServeRoute(
+            origin=max(-1, way.origin),
+            target=max(-1, way.target),
+            weight=way.tokens_per_second / (rate if way.origin < 0 else out[way.origin]),
+            tokens_per_second=way.tokens_per_second,
+        )
+        for way in found.routes
+    ]
+    replicas = sum(way.origin < 0 for way in found.routes)
+    single = len(found.routes) == len({way.origin for way in found.routes if way.origin >= 0}) + sum(
+        way.origin < 0 for way in found.routes
+    ) and all(sum(way.target == at for way in found.routes) <= 1 for at in range(len(stages)))
+    return _checked(
+        work,
+        ServePlan(
+            kind=PlanKind.PIPELINE if single and replicas == 1 else PlanKind.FLOW,
+            stages=stages,
+            routes=ways,
+            replicas=replicas if single else 0,
+            tensor_parallel=max(unit.size for unit in found.units),
+            sequences=int(sequences + 1e-6),
+            tokens_per_second=rate,
+            token_seconds=found.token_seconds,
+            first_token_seconds=found.first_token_seconds,
+            rests_on=_rests_on(costs, found.units),
         ),
     )
 
