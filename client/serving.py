@@ -14,7 +14,7 @@ from ..schemas.models.description import ModelDescription
 from ..schemas.models.serving import DeviceRate, Links, ServeWork
 from ..schemas.requests import Distribution, Method
 from .model_files import read_model
-from .model_files.numbers import InvalidModelFile
+from .model_files.numbers import UNREADABLE, InvalidModelFile
 from .model_files.plain_numbers import number_format
 
 _PROFILE_BYTES: Final = 4 * 2**20
@@ -70,7 +70,7 @@ def read_profile(path: str | Path) -> Profile:
         return msgspec.convert(table, Profile)
     except OSError as error:
         raise InvalidModelFile(f"profile {file} can't be read: {error.strerror or error}") from None
-    except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (*UNREADABLE, msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
         raise InvalidModelFile(f"profile {file}: {error}") from None
 
 

@@ -9,7 +9,7 @@ from ...schemas.models.quantization import DTYPE_BITS, block_bits, grouped_bits
 from ...schemas.models.sizes import sizes
 from ...schemas.units import format_bytes
 from .architectures import ARCHITECTURES, Architecture
-from .numbers import InvalidModelFile, Table, positive, table_of, text, truth, whole
+from .numbers import InvalidModelFile, Table, checked, layer_count, positive, table_of, text, truth, whole
 
 _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """4 bits, an 8-bit scale for 64 weights, and a float for 256 scales (QLoRA, Dettmers et al. 2023)."""
@@ -34,7 +34,7 @@ def describe(config: Table, name: str = "", header: HeaderBytes | None = None) -
     nested = table_of(config, "text_config")
     if nested:
         config = {**config, **{key: value for key, value in nested.items() if value is not None}}
-    found = _described(config, architecture, name, known or Architecture(), header)
+    found = checked(_described(config, architecture, name, known or Architecture(), header))
     if known is None:
         if header is None:
             raise InvalidModelFile(_unknown(architecture, found))
@@ -64,7 +64,7 @@ def _described(
     config: Table, architecture: str, name: str, known: Architecture, header: HeaderBytes | None
 ) -> ModelDescription:
     hidden = positive(config, "hidden_size", "n_embd", "d_model")
-    layers = positive(config, "num_hidden_layers", "n_layer", "num_layers")
+    layers = layer_count(positive(config, "num_hidden_layers", "n_layer", "num_layers"))
     experts = _experts(config)
     intermediate = whole(config, "intermediate_size", "n_inner", "ffn_dim", default=0)
     if not intermediate and experts is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...schemas.models.description import Attention, Experts, HeaderBytes, Latent, ModelDescription, Quantization
 from .architectures import ARCHITECTURES, GGUF_ARCHITECTURES, Architecture
-from .numbers import InvalidModelFile
+from .numbers import InvalidModelFile, checked, layer_count
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -38,6 +38,7 @@ def describe_gguf(file: Path) -> ModelDescription:
     layers = number("block_count") - number("nextn_predict_layers", 0)
     if layers < 1:
         raise InvalidModelFile(f"{file}: {kind}.block_count is {layers}, and has to be 1 or more")
+    layer_count(layers)
     hidden = number("embedding_length")
     found = [tensor for reader in readers for tensor in reader.tensors]
     header, types = _count(file, found, layers)
@@ -45,7 +46,7 @@ def describe_gguf(file: Path) -> ModelDescription:
     vocabulary = int(table.shape[-1]) if table is not None else number("vocab_size", 0)
     experts = _experts(number)
     main = max(types, key=lambda name: types[name])
-    return ModelDescription(
+    found_model = ModelDescription(
         name=_text(first, "general.name") or file.stem,
         architecture=architecture or kind,
         layers=layers,
@@ -68,6 +69,7 @@ def describe_gguf(file: Path) -> ModelDescription:
         header=header,
         assumed=_assumed(kind, architecture, types),
     )
+    return checked(found_model)
 
 
 def _assumed(kind: str, architecture: str, types: dict[str, int]) -> list[str]:

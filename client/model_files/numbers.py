@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import msgspec
+
+from ...schemas.models.description import MAX_LAYERS, ModelDescription
 from ..errors import InvalidRequest
 
 Table = Mapping[str, Any]
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON of the kind, not UTF-8, or nested too deeply."""
 
 
 class InvalidModelFile(InvalidRequest):
@@ -15,6 +20,29 @@ class InvalidModelFile(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "invalid", "")
+
+
+def checked(model: ModelDescription) -> ModelDescription:
+    """A description whose numbers are in range, as the planner would check it.
+
+    Raises:
+        InvalidModelFile: one is not.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(model), ModelDescription)
+    except msgspec.ValidationError as error:
+        raise InvalidModelFile(f"the model has a number out of range: {error}") from None
+
+
+def layer_count(layers: int) -> int:
+    """A number of layers, checked before anything is made for each of them.
+
+    Raises:
+        InvalidModelFile: there are more than any model has.
+    """
+    if layers > MAX_LAYERS:
+        raise InvalidModelFile(f"{layers} layers are more than any model has ({MAX_LAYERS} at most)")
+    return layers
 
 
 def whole(table: Table, *names: str, default: int | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 from ...schemas.models.description import Attention, HeaderBytes, ModelDescription, Quantization
 from ...schemas.models.quantization import DTYPE_BITS, GGUF_BLOCKS, gguf_bits, grouped_bits
 from ...schemas.models.sizes import dtype_bytes
-from .numbers import InvalidModelFile
+from .numbers import InvalidModelFile, checked, layer_count
 
 _PARAMETERS: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 _SCALES: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -75,6 +75,7 @@ def described(
     Raises:
         InvalidModelFile: the numbers contradict each other.
     """
+    layer_count(layers)
     plain, packed = number_format(dtype)
     assumed: list[str] = []
     if hidden is None:
@@ -96,7 +97,7 @@ def described(
         raise InvalidModelFile(f"embedding and head alone have {2 * table} parameters, of {count} in all")
     each = dtype_bytes(plain) if packed is None else packed.bits_per_weight / 8
     edge = each if packed is None or packed.everything else dtype_bytes(plain)
-    return ModelDescription(
+    found = ModelDescription(
         layers=layers,
         hidden_size=hidden,
         vocabulary=vocabulary,
@@ -112,3 +113,4 @@ def described(
         ),
         assumed=assumed,
     )
+    return checked(found)

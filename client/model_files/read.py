@@ -11,7 +11,7 @@ from ...schemas.models.description import HeaderBytes, ModelDescription
 from ...schemas.models.sizes import prediction_bytes, sizes
 from . import safetensors
 from .config_json import describe
-from .numbers import InvalidModelFile, Table, positive
+from .numbers import UNREADABLE, InvalidModelFile, Table, layer_count, positive
 
 CONFIG: Final = "config.json"
 _CONFIG_BYTES: Final = 16 * 2**20
@@ -75,7 +75,7 @@ def _config(file: Path) -> Table:
         raise InvalidModelFile(f"{file} has more than {_CONFIG_BYTES} bytes, and is no {CONFIG}")
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidModelFile(f"{file} is no JSON object, or is truncated: {error}") from None
 
 
@@ -87,7 +87,7 @@ def _with_files(folder: Path, files: list[Path] | None) -> ModelDescription:
     config, name = _config(file), folder.resolve().name
     nested = config.get("text_config")
     inner: Table = nested if isinstance(nested, dict) else config  # pyright: ignore[reportUnknownVariableType]
-    layers = positive({**config, **inner}, "num_hidden_layers", "n_layer", "num_layers")
+    layers = layer_count(positive({**config, **inner}, "num_hidden_layers", "n_layer", "num_layers"))
     found = [part for part in (files or safetensors.files_of(folder)) if part.is_file()]
     index = folder / safetensors.INDEX
     if files is None and index.is_file() and len(found) < len(safetensors.files_of(folder)):

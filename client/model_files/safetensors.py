@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from ...schemas.models.description import HeaderBytes
-from .numbers import InvalidModelFile
+from .numbers import UNREADABLE, InvalidModelFile
 
 INDEX: Final = "model.safetensors.index.json"
 _MOST_HEADER: Final = 100_000_000
@@ -56,7 +56,7 @@ def tensors(file: Path) -> list[Tensor]:
         raise InvalidModelFile(f"{file} is truncated: {len(header)} of the {length} bytes of its header are there")
     try:
         table = msgspec.json.decode(header, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidModelFile(f"{file}: the header is no JSON object ({error})") from None
     return [_tensor(file, name, entry) for name, entry in table.items() if name != "__metadata__"]
 
@@ -108,7 +108,7 @@ def read_index(file: Path) -> Index:
     """
     try:
         return msgspec.json.decode(file.read_bytes(), type=Index)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise InvalidModelFile(f"{file} is no index of safetensors files: {error}") from None
 
 

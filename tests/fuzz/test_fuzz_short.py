@@ -34,6 +34,8 @@ FOUND: list[tuple[str, bytes]] = [
     # A name that was another one when it was made a token again.
     ("names", b"x" * 127 + b"/y"),
     ("units", b"9" * 400 + b"TiB"),
+    # More layers than there is memory to count them in.
+    ("model_files", b'c{"hidden_size": 1, "num_hidden_layers": 99999999999, "num_attention_heads": 1}'),
 ]
 
 

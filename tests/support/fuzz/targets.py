@@ -26,6 +26,8 @@ from corral.cli.loading import load
 from corral.cli.operate import group_file
 from corral.cli.work.directives import read_directives
 from corral.client.errors import CorralError
+from corral.client.model_files import read_model
+from corral.client.model_files.numbers import InvalidModelFile
 from corral.client.query import QueryResult
 from corral.collectors.agent.spill import Record, Spill
 from corral.collectors.replay.source import ReplaySource
@@ -52,6 +54,7 @@ from corral.processors.storage.protocol import Series
 from corral.schemas import codec, columns, globs, groups, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
+from corral.schemas.models.sizes import sizes
 from corral.schemas.query import QueryEnd, ResultFormat
 from corral.schemas.units import parse_bytes, parse_seconds
 from support.fuzz import seeds
@@ -533,6 +536,33 @@ def group_files(data: bytes) -> None:
         changed(groups.GroupTree(), groups.GroupChange(replace=tree))
     except Refused as refused:
         assert refused.error.field.startswith("$.replace")
+
+
+_CONFIG = (
+    b'{"architectures": ["MixtralForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, '
+    b'"num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 100, "num_local_experts": 4, '
+    b'"num_experts_per_tok": 2, "torch_dtype": "float16", "quantization_config": {"quant_method": "awq", "bits": 4}}'
+)
+_HEADER = (
+    b'{"model.layers.0.w": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, '
+    b'"model.layers.1.w": {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}}'
+)
+
+
+@target([b"c" + _CONFIG, b"c" + _CONFIG.replace(b"64", b"-64"), b"s" + len(_HEADER).to_bytes(8, "little") + _HEADER])
+def model_files(data: bytes) -> None:
+    """A configuration, or a safetensors header beside one: refused in words, or a model whose sizes can be computed."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = data[1:] if data[:1] == b"c" else _CONFIG
+        Path(folder, "config.json").write_bytes(config)
+        if data[:1] == b"s":
+            Path(folder, "model.safetensors").write_bytes(data[1:])
+        try:
+            model = read_model(folder)
+        except InvalidModelFile as error:
+            assert str(error)
+            return
+        assert sizes(model).total >= 0
 
 
 # Answers
