@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
@@ -132,6 +133,8 @@ def process(
     from ...schemas.units import parse_bytes, parse_seconds
 
     sys.meta_path.insert(0, _NoPandas())
+    # Arrow's own allocator keeps what it has had once.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     identity = configure("processor", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
 

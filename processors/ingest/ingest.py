@@ -207,6 +207,11 @@ class Ingest:
         """Number of messages in the stream that have not been fetched yet."""
         return self._reader.pending
 
+    @property
+    def received(self) -> int:
+        """Sequence of the last message received."""
+        return self._reader.received
+
     def watermarks(self) -> dict[str, int]:
         """Last stored sequence of each stream in the storage."""
         return self._storage.watermarks()

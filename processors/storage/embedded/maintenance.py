@@ -19,6 +19,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
+from ....bus.process import release_memory
 from .. import retention, schema
 from ..errors import StoragePaused
 from ..retention import Horizon, Retention
@@ -182,6 +183,8 @@ class Maintenance:
                 # One job that fails must not end the others.
                 log.exception("%s failed, and is retried", job.name)
                 self.failing[job.name] = "the log says why"
+            if began - self._read_at > READ_SECONDS and job.unread_seconds > job.seconds:
+                release_memory()
             with self._changed:
                 ended = time.monotonic()
                 job.began = began
