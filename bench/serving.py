@@ -49,8 +49,10 @@ MOST = {"A100": (3, 300), "L4": (1, 280), "T4": (1, 300)}
 """Prompts and output tokens in an iteration at most: the artifact's settings."""
 COPY_BYTES_PER_SECOND = (4e9, 5e9)
 """Rates at which the artifact charges for concatenating and for copying activations."""
-CANDIDATES = 6
+CANDIDATES = 9
 """Placements with more KV cache that are tried."""
+SEARCH_SECONDS = 1.5
+"""Processor time of the search for each."""
 SWARM_REQUESTS = 180
 """Requests in progress with SWARM's scheduler: the artifact's setting."""
 _PAIRS = """
@@ -171,7 +173,7 @@ def compare_output(name: str, raw: Mapping[str, Any], folder: Path, profiles: Pa
     by_delay = msgspec.structs.replace(load, concurrency=SWARM_REQUESTS, by_delay=True, cache_share=1e9)
     row("swarm", simulate(cluster, swarm, all_ways(cluster, swarm), by_delay), PUBLISHED[name, "swarm"])
     start = time.process_time()
-    served = serve(cluster, load, seconds=(1 + CANDIDATES) * 1.5, candidates=CANDIDATES)
+    served = serve(cluster, load, seconds=(1 + CANDIDATES) * SEARCH_SECONDS, candidates=CANDIDATES)
     took = time.process_time() - start
     for placed, result in served:
         row(f"ours, flow {placed.flow:,.0f}", result)

@@ -17,7 +17,7 @@ from .flow import Network
 from .place import place
 from .simulate import Load, Simulated, simulate
 
-CANDIDATES: Final = ((0.64, 1.2), (0.64, 1.05), (0.73, 1.1))
+CANDIDATES: Final = ((0.64, 1.15), (0.7, 1.15), (0.64, 1.05))
 """Of each candidate: the flow that suffices, as a share of the bound, and the KV cache in the layer with the least, as
 a multiple of that of the placement with the greatest flow."""
 _TRIAL: Final = 0.3
