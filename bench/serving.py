@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import networkx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from corral.planner.work.serving.cluster import SINK, SOURCE, Batch, Cluster, Interval, Placement, Route
@@ -120,6 +121,30 @@ def shuffled(cluster: Cluster, placement: Placement, seed: int) -> tuple[Cluster
     return other, [placement[node] for node in order]
 
 
+def networkx_routes(cluster: Cluster, placement: Placement) -> list[Route]:
+    """The greatest flow that networkx finds, as the artifact asks it; it depends on PYTHONHASHSEED."""
+    graph: Any = networkx.DiGraph()
+    carried = cluster.model.carried_bytes
+    card = cluster.nic_bytes_per_second / carried
+    for node, (_, layers) in enumerate(placement):
+        if layers:
+            graph.add_edge(f"{node}_in", f"{node}_start", capacity=card)
+            graph.add_edge(f"{node}_start", f"{node}_end", capacity=cluster.kind_of(node).tokens_per_second[layers - 1])
+            graph.add_edge(f"{node}_end", f"{node}_out", capacity=card)
+    rates = {(link.origin, link.target): link.bytes_per_second for link in cluster.links}
+    for a, b, _ in all_ways(cluster, placement):
+        size = cluster.model.token_bytes if a == SOURCE or b == SINK else carried
+        graph.add_edge(
+            "source" if a == SOURCE else f"{a}_out", "sink" if b == SINK else f"{b}_in", capacity=rates[a, b] / size
+        )
+    _, flows = networkx.maximum_flow(graph, "source", "sink")
+
+    def passed(a: int, b: int) -> float:
+        return flows["source" if a == SOURCE else f"{a}_out"]["sink" if b == SINK else f"{b}_in"]
+
+    return [Route(a, b, passed(a, b)) for a, b, _ in all_ways(cluster, placement) if passed(a, b) > 1e-9]
+
+
 def evaluator(folder: Path) -> Any:
     """The independent evaluator, None without scipy."""
     if importlib.util.find_spec("scipy") is None:
@@ -169,9 +194,17 @@ def compare_output(name: str, raw: Mapping[str, Any], folder: Path, profiles: Pa
         other, placement = shuffled(cluster, helix, order)
         result = simulate(other, placement, routes(Network(other), placement), load)
         row(f"helix, greatest flow {order}", result, PUBLISHED[name, "helix"])
+    result = simulate(cluster, helix, networkx_routes(cluster, helix), load)
+    row("helix, networkx's greatest flow", result, PUBLISHED[name, "helix"])
+    greatest = place(cluster, seconds=SECONDS.get(name, 5.0))
+    result = simulate(cluster, greatest.placement, greatest.routes, load)
+    row(f"ours, greatest flow {greatest.flow:,.0f}", result)
     swarm = intervals(folder / f"{name}_swarm.json")
     by_delay = msgspec.structs.replace(load, concurrency=SWARM_REQUESTS, by_delay=True, cache_share=1e9)
-    row("swarm", simulate(cluster, swarm, all_ways(cluster, swarm), by_delay), PUBLISHED[name, "swarm"])
+    row("swarm, by delay", simulate(cluster, swarm, all_ways(cluster, swarm), by_delay), PUBLISHED[name, "swarm"])
+    weighted = msgspec.structs.replace(by_delay, by_delay=False)
+    result = simulate(cluster, swarm, routes(Network(cluster), swarm), weighted)
+    row("swarm, weights from its greatest flow", result, PUBLISHED[name, "swarm"])
     start = time.process_time()
     served = serve(cluster, load, seconds=(1 + CANDIDATES) * SEARCH_SECONDS, candidates=CANDIDATES)
     took = time.process_time() - start
