@@ -12,7 +12,7 @@ from typing import Final
 from ...schemas.models.serving import ServeStage
 from .command import FIRST_PORT, HostCommand, Offer, Task, by_host, copies, devices_of, visible
 
-VERSION: Final = "b7000"
+VERSION: Final = "b11434"
 _RPC_PORT: Final = 50052
 _ALL_LAYERS: Final = 999
 
