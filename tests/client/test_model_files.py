@@ -18,6 +18,8 @@ from corral.schemas.models.quantization import GGUF_BLOCKS
 from corral.schemas.models.sizes import kv_token_bytes, prediction_bytes, read_bytes, sizes
 
 KNOWN: list[dict[str, Any]] = json.loads((Path(__file__).parent / "known_models.json").read_text())
+BUILT: list[dict[str, Any]] = json.loads((Path(__file__).parent / "small_models.json").read_text())
+"""Small models of each architecture, with their parameters as transformers 5.24 builds them (on the device `meta`)."""
 SMALL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
@@ -71,6 +73,12 @@ def test_weights_are_counted_as_published(entry: dict[str, Any]) -> None:
     model = describe(entry["config"])
     counted = sizes(model).total + prediction_bytes(model)
     assert counted == pytest.approx(entry["total_bytes"], rel=0.0001)
+
+
+@pytest.mark.parametrize("entry", BUILT, ids=[entry["name"] for entry in BUILT])
+def test_each_architecture_has_the_parameters_that_transformers_builds(entry: dict[str, Any]) -> None:
+    counted = sizes(describe(entry["config"])).total / 4
+    assert counted == pytest.approx(entry["parameters"], rel=0.001)
 
 
 def test_caches_are_as_the_papers_have_them() -> None:
