@@ -129,7 +129,7 @@ async def ages(url: str, seconds: float) -> list[float]:
             answer = await client.query(
                 "SELECT epoch_us(max(time)) FROM samples WHERE time > now() - INTERVAL 1 MINUTE"
             )
-            newest = answer.rows()[0][0]
+            newest = answer.rows[0][0]
             if newest is not None:
                 found.append(time.time() - newest / 1e6)
             await asyncio.sleep(0.37)

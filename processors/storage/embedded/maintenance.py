@@ -104,6 +104,9 @@ class Maintenance:
         self._jobs = self._all_jobs()
         self._stopping = False
         self._read_at = -math.inf
+        self._awaited: list[_Job] = []
+        """Jobs that the first reader after a while waits for, which must have begun after it came."""
+        self._awaited_from = -math.inf
         self._changed = threading.Condition()
         """Notified when a job ends, a reader comes, or the thread is to stop."""
         self._thread: threading.Thread | None = None
@@ -123,20 +126,25 @@ class Maintenance:
             self._thread.join()
 
     def read(self, timeout_seconds: float) -> None:
-        """Have rollups refreshed as often as for readers, and wait until they are as new as that.
+        """Have rollups refreshed as often as for readers. The first reader after a while waits until they are.
 
         Args:
             timeout_seconds: how long to wait at most.
         """
         with self._changed:
-            now = self._read_at = time.monotonic()
-            late = [job for job in self._jobs if job.unread_seconds > job.seconds and job.began < now - job.seconds]
-            for job in late:
-                job.due = min(job.due, job.began + job.seconds)
-            if not late:
-                return
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopping or all(job.began >= now for job in late), timeout_seconds)
+            now = time.monotonic()
+            if now - self._read_at > READ_SECONDS:
+                self._awaited_from = now
+                self._awaited = [job for job in self._jobs if job.unread_seconds > job.seconds]
+                self._awaited = [job for job in self._awaited if job.began < now - job.seconds]
+                for job in self._awaited:
+                    job.due = min(job.due, job.began + job.seconds)
+                self._changed.notify_all()
+            self._read_at = now
+            self._changed.wait_for(self._are_refreshed, timeout_seconds)
+
+    def _are_refreshed(self) -> bool:
+        return self._stopping or all(job.began >= self._awaited_from for job in self._awaited)
 
     def _all_jobs(self) -> list[_Job]:
         def rollup(level: rollups.Level) -> _Job:
