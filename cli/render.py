@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..client.fleet_view import DeviceState
+from ..client.fleet_view import device_state as state_of
+from ..client.notebook import short_model
 from ..schemas import operations, requests, units
 from ..schemas.units import format_bytes
+from .fitting import Heading, fitted
 
 _BAR = " ▏▎▍▌▋▊▉█"
 
@@ -32,6 +38,11 @@ def bar(percent: float | None, width: int = 8) -> Text:
     filled = ("█" * full + (_BAR[part] if full < width and part else "")).ljust(width)
     style = "red" if percent >= 90 else "yellow" if percent >= 70 else "green"
     return Text(filled, style=f"{style} on grey23")
+
+
+def gib(value: int) -> str:
+    """A number of bytes in GiB, for columns that name the unit."""
+    return f"{value / 2**30:.1f}"
 
 
 def number(value: float | None, unit: str = "", digits: int = 0) -> str:
@@ -67,41 +78,89 @@ def left(lease: requests.Lease, now: datetime | None = None) -> str:
 def device_state(device: operations.DeviceStatus) -> Text:
     """State of a device, colored: its availability, or the reason why it takes no work."""
     if device.usable:
+        throttled = ", throttled" if device.throttled else ""
         if device.leases:
-            return Text("leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased", style="cyan")
+            share = "leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased"
+            return Text(share + throttled, style="cyan")
         if device.in_use:
-            return Text(f"in use: {device.in_use_reason}" if device.in_use_reason else "in use", style="magenta")
-        if device.booked:
-            return Text(device.booked.partition(": before")[0], style="blue")
-        return Text("throttled" if device.throttled else "free", style="yellow" if device.throttled else "green")
+            return Text("in use" + throttled, style="magenta")
+        if state_of(device) is DeviceState.RESERVED:
+            return Text(local_times(device.booked).replace("booked", "reserved", 1), style="blue")
+        return Text("free" + throttled, style="yellow" if device.throttled else "green")
     why = device.drain_reason and f"drained: {device.drain_reason}"
     return Text(why or device.health or ", ".join(device.why_not) or "unusable", style="red")
 
 
-def devices_table(devices: Iterable[operations.DeviceStatus]) -> Table:
-    """Table of devices, one per line."""
-    made = table(
-        "HOST", "GPU", "MODEL", "UTIL", "", "MEMORY", "", "FREE", "TEMP", "POWER", "STATE", "LEASES",
-        right=("GPU", "UTIL", "MEMORY", "FREE", "TEMP", "POWER"),
-    )  # fmt: skip
-    for device in devices:
+def held_by(device: operations.DeviceStatus, holders: Mapping[str, str]) -> str:
+    """Who uses a device: the holders of its leases; else what uses it without one, or for whom it is booked next.
+
+    Args:
+        device: the device.
+        holders: holder of each active lease, by lease id.
+    """
+    if device.leases:
+        return ", ".join(holders.get(lease, lease) for lease in device.leases)
+    if device.in_use:
+        return device.in_use_reason
+    return local_times(device.booked.partition(": before")[0])
+
+
+_UTC_TIME: Final = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def local_times(text: str) -> str:
+    """Replace the UTC times in a text of a service by those of the reader's zone, with its abbreviation."""
+    return _UTC_TIME.sub(lambda found: local_time(datetime.fromisoformat(found[0])), text)
+
+
+def local_time(at: datetime) -> str:
+    """A time in the reader's zone, with the zone's abbreviation."""
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+_DEVICES: Final = (
+    Heading(title="HOST"),
+    Heading(title="GPU", right=True),
+    Heading(title="MODEL", spare=2, text=True),
+    Heading(title="STATE", text=True),
+    Heading(title="HELD BY", text=True),
+    Heading(title="UTIL %", right=True),
+    Heading(title="USED GiB", right=True, spare=1),
+    Heading(title="OF GiB", right=True, spare=5),
+    Heading(title="AVAIL GiB", right=True),
+    Heading(title="TEMP °C", right=True, spare=4),
+    Heading(title="POWER W", right=True, spare=3),
+    Heading(title="LEASES", spare=6),
+)
+
+
+def devices_table(devices: Iterable[operations.DeviceStatus], holders: Mapping[str, str], width: int) -> Table:
+    """Table of devices, one per line.
+
+    Args:
+        devices: the devices.
+        holders: holder of each active lease, by lease id.
+        width: of the terminal, in characters.
+    """
+
+    def cells(device: operations.DeviceStatus) -> list[Text | str]:
         used = device.memory_used_bytes
-        total = device.memory_total_bytes
-        made.add_row(
-            escape(device.host),
+        return [
+            device.host,
             str(device.index),
-            escape(device.model),
-            number(device.utilization_percent, "%"),
-            bar(device.utilization_percent),
-            "–" if used is None else f"{used / 2**30:.1f}/{total / 2**30:.0f}G",
-            bar(None if used is None or not total else 100 * used / total),
-            format_bytes(device.memory_free_bytes),
-            number(device.temperature_celsius, "°"),
-            number(device.power_watts, "W"),
+            short_model(device.model),
             device_state(device),
-            escape(" ".join(device.leases)),
-        )
-    return made
+            held_by(device, holders),
+            number(device.utilization_percent),
+            "–" if used is None else gib(used),
+            gib(device.memory_total_bytes),
+            gib(device.memory_free_bytes),
+            number(device.temperature_celsius),
+            number(device.power_watts),
+            " ".join(device.leases),
+        ]
+
+    return fitted(_DEVICES, map(cells, devices), width)
 
 
 def grants_table(grants: Iterable[requests.Grant]) -> Table:
@@ -182,27 +241,47 @@ def gpus_text(lease: requests.Lease, *, shares: bool = False) -> str:
     return count if lease.elastic is None else f"{count} ({lease.elastic})"
 
 
-def leases_table(leases: Iterable[requests.Lease]) -> Table:
-    """Table of leases, one per line; with their groups, if there are any."""
+_LEASES: Final = (
+    Heading(title="OWNER", text=True),
+    Heading(title="GROUP", spare=1, text=True),
+    Heading(title="NAME", text=True),
+    Heading(title="STATE", text=True),
+    Heading(title="LEFT", right=True),
+    Heading(title="GPUS", right=True),
+    Heading(title="WHERE", text=True),
+    Heading(title="LEASE"),
+)
+
+
+def leases_table(leases: Iterable[requests.Lease], width: int) -> Table:
+    """Table of leases, one per line; with their groups, if there are any.
+
+    Args:
+        leases: the leases.
+        width: of the terminal, in characters.
+    """
     leases = list(leases)
-    grouped = ["GROUP"] if any(lease.group for lease in leases) else []
-    made = table("LEASE", "OWNER", *grouped, "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
-    for lease in leases:
+
+    def cells(lease: requests.Lease) -> list[Text | str]:
         active = lease.state is requests.LeaseState.ACTIVE
         hosts: dict[str, list[str]] = {}
         for grant in lease.grants:
             hosts.setdefault(grant.host, []).append(str(grant.index) if grant.device else "cpu")
-        made.add_row(
-            escape(lease.lease_id),
-            escape(lease.owner),
-            *([escape(lease.group)] if grouped else []),
-            escape(lease.name),
+        return [
+            lease.owner,
+            lease.group,
+            lease.name,
             _state(lease),
             left(lease) if active else "",
             gpus_text(lease),
-            escape(" ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())),
-        )  # fmt: skip
-    return made
+            " ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items()),
+            lease.lease_id,
+        ]
+
+    grouped = any(lease.group for lease in leases)
+    shown = [at for at, heading in enumerate(_LEASES) if grouped or heading.title != "GROUP"]
+    rows = ([row[at] for at in shown] for row in map(cells, leases))
+    return fitted([_LEASES[at] for at in shown], rows, width)
 
 
 def rejection_lines(rejection: requests.Rejection) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -39,13 +40,14 @@ _RECALLED: Final = {
 
 
 class DeviceState(IntEnum):
-    """Availability of a device for requests; if several states apply, the worst one."""
+    """Availability of a device for requests; if several states apply, the one that says most about that."""
 
     FREE = 0
     SHARED = 1
     """Part of the device is leased."""
     LEASED = 2
     THROTTLED = 3
+    """Not leased, and heat or power limits hold the clocks back."""
     DRAINED = 4
     STALE = 5
     """No recent samples, or the host is lost."""
@@ -54,6 +56,25 @@ class DeviceState(IntEnum):
     """Not usable for another reason, such as a device that is split into MIG instances."""
     IN_USE = 8
     """In use by a process without a lease."""
+    RESERVED = 9
+    """Not leased, in a window that is booked now."""
+
+
+STATE_WORDS: Final = {
+    DeviceState.FREE: "free",
+    DeviceState.SHARED: "leased in part",
+    DeviceState.LEASED: "leased",
+    DeviceState.IN_USE: "in use without a lease",
+    DeviceState.RESERVED: "reserved",
+    DeviceState.THROTTLED: "throttled",
+    DeviceState.DRAINED: "drained",
+    DeviceState.UNHEALTHY: "unhealthy",
+    DeviceState.STALE: "without samples",
+    DeviceState.UNUSABLE: "unusable",
+}
+"""Each state in words, in the order of listings."""
+_BOOKED_NOW: Final = re.compile(r"booked|booked for .* until [-:\dT]+Z", re.DOTALL)
+"""Forms of `DeviceStatus.booked` for a window that has begun."""
 
 
 def device_state(device: operations.DeviceStatus) -> DeviceState:
@@ -67,27 +88,50 @@ def device_state(device: operations.DeviceStatus) -> DeviceState:
         return DeviceState.DRAINED
     if not device.usable:
         return DeviceState.UNUSABLE
-    if device.throttled:
-        return DeviceState.THROTTLED
     if device.leases:
         return DeviceState.LEASED if device.share_free <= 0 else DeviceState.SHARED
-    return DeviceState.IN_USE if device.in_use else DeviceState.FREE
+    if device.in_use:
+        return DeviceState.IN_USE
+    if device.throttled:
+        return DeviceState.THROTTLED
+    return DeviceState.RESERVED if _BOOKED_NOW.fullmatch(device.booked) else DeviceState.FREE
 
 
-def matches(device: operations.DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) -> bool:
-    """True if each word occurs in a device's host, model, UUID, lease, owner or state.
+def gpus_free(summary: operations.FleetSummary, devices: Sequence[operations.DeviceStatus]) -> float:
+    """Capacity that is usable, not leased, and in use by nobody, as a number of whole GPUs.
 
-    Besides the names of `DeviceState`, the states are `leased` (in whole or in part), `free` (no lease), `unusable`,
-    and the planner's codes for unusable devices, such as `stale` or `drained`.
+    Args:
+        summary: aggregates over the devices; its `share_free` includes those in use without a lease.
+        devices: the devices. Of a split one, all MIG instances count as equal parts.
+    """
+    instances = Counter(device.mig_parent for device in devices if device.mig_parent)
+    taken = [
+        device.share_free / (instances[device.mig_parent] if device.mig_parent else 1)
+        for device in devices
+        if device.usable and device.in_use
+    ]
+    return max(0.0, summary.share_free - sum(taken))
+
+
+def holder(lease: requests.Lease) -> str:
+    """Who holds a lease: its owner, and the name of the workload if it has one."""
+    return f"{lease.owner}: {lease.name}" if lease.name else lease.owner
+
+
+def matches(device: operations.DeviceStatus, words: Sequence[str], holders: Mapping[str, str]) -> bool:
+    """True if each word occurs in a device's host, model, UUID, lease, holder or state.
+
+    Besides the names of `DeviceState`, the states are `leased` (in whole or in part), `free` (no lease, and in use by
+    nobody), `unusable`, and the planner's codes for unusable devices, such as `stale` or `drained`.
 
     Args:
         device: the device.
         words: words in lower case; one with `*`, `?` or `[` is a glob over each of the texts.
-        owners: owner of each active lease, by lease id.
+        holders: holder of each active lease, by lease id.
     """
-    availability = "leased" if device.leases else "free" if device.usable else "unusable"
+    availability = "leased" if device.leases else "unusable" if not device.usable else "" if device.in_use else "free"
     texts = [device.host, device.model, device.uuid, device_state(device).name, availability]
-    texts += [*device.leases, *device.why_not, *(owners.get(lease, "") for lease in device.leases)]
+    texts += [*device.leases, *device.why_not, *(holders.get(lease, "") for lease in device.leases)]
     lowered = [text.lower() for text in texts if text]
     return all(
         any(fnmatch.fnmatchcase(text, word) if set(word) & set("*?[") else word in text for text in lowered)
@@ -113,9 +157,9 @@ class FleetSnapshot(Struct, kw_only=True):
     queue: list[operations.QueueEntry]
 
     @property
-    def owners(self) -> dict[str, str]:
-        """Owner of each active lease, by lease id."""
-        return {lease.lease_id: lease.owner for lease in self.leases}
+    def holders(self) -> dict[str, str]:
+        """Holder of each active lease, by lease id."""
+        return {lease.lease_id: holder(lease) for lease in self.leases}
 
 
 async def take_snapshot(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> FleetSnapshot:

@@ -66,6 +66,8 @@ def state_words(device: DeviceStatus) -> str:
             return f"{1 - device.share_free:.0%} leased"
         case DeviceState.IN_USE:
             return f"in use: {device.in_use_reason}" if device.in_use_reason else "in use"
+        case DeviceState.RESERVED:
+            return f"reserved: {device.booked}"
         case DeviceState.FREE:
             return "free"
 

@@ -182,7 +182,7 @@ async def _scenes(client: Client, show: Show) -> None:
     devices = await client.devices()
     # The most informative ones: the busiest of several hosts.
     busiest = sorted(devices, key=lambda device: -(device.utilization_percent or 0))[:5]
-    show.out.print(render.devices_table(busiest))
+    show.out.print(render.devices_table(busiest, {}, show.out.width))
     show.out.print(f"[dim]… and {len(devices) - len(busiest)} more[/]")
 
     show.scene("alice requests two GPUs with 20 GiB each", "corral request --gpus 2 --memory 20GiB")
@@ -221,7 +221,7 @@ async def _scenes(client: Client, show: Show) -> None:
     if shared is not None:
         released = await client.release(shared.lease_id, owner="bob")
         show.out.print(f"[green]Released[/] {released.lease_id}")
-    show.out.print(render.leases_table(await client.leases()))
+    show.out.print(render.leases_table(await client.leases(), show.out.width))
 
     granted = [lease for lease in (held, shared, worked) if lease is not None]
     tasks = SWEEP_TASKS if sweep else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from ...client import Client
+from ...client.fleet_view import STATE_WORDS, device_state, gpus_free, holder
 from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import exits, render
@@ -38,17 +41,19 @@ def devices(
       corral devices --json | jq '.devices[] | select(.usable) | .uuid'
     """
 
-    async def work() -> list[operations.DeviceStatus]:
+    async def work() -> tuple[list[operations.DeviceStatus], dict[str, str]]:
         async with connected(nats, timeout=timeout) as client:
-            return await client.devices(hosts=host or (), models=model or (), devices=device or ())
+            found = await client.devices(hosts=host or (), models=model or (), devices=device or ())
+            held = not json and any(one.leases for one in found)
+            return found, {one.lease_id: holder(one) for one in (await client.leases() if held else ())}
 
-    found = run(work())
+    found, holders = run(work())
     if free:
         found = [one for one in found if one.usable and one.share_free > 0 and not one.in_use]
     if json:
         print_json(operations.Devices(devices=found))
     elif found:
-        console().print(render.devices_table(found))
+        console().print(render.devices_table(found, holders, console().width))
     else:
         console().print("[dim]no devices[/]")
 
@@ -67,11 +72,12 @@ def fleet(
       corral fleet --model '*H100*' --json
     """
 
-    async def work() -> operations.FleetSummary:
+    async def work() -> tuple[operations.FleetSummary, list[operations.DeviceStatus]]:
         async with connected(nats, timeout=timeout) as client:
-            return await client.fleet(hosts=host or (), models=model or ())
+            only = {"hosts": host or (), "models": model or ()}
+            return await client.fleet(**only), [] if json else await client.devices(**only)
 
-    summary = run(work())
+    summary, found = run(work())
     if json:
         print_json(summary)
         return
@@ -79,13 +85,12 @@ def fleet(
     made.show_header = False
     rows = {
         "hosts": str(summary.hosts),
-        "devices": f"{summary.devices} ({summary.usable_devices} usable, {summary.leased_devices} leased, "
-        f"{summary.in_use_devices} in use without a lease)",
+        "GPUs": f"{summary.devices}: {_states(found)}" if found else str(summary.devices),
         **_jobs_row(summary),
         "leases": f"{summary.active_leases} active, {summary.waiting_requests} waiting",
         "memory": f"{format_bytes(summary.memory_used_bytes)} used of {format_bytes(summary.memory_total_bytes)}, "
         f"{format_bytes(summary.memory_free_bytes)} available",
-        "whole GPUs free": f"{summary.share_free:g}",
+        "free": f"{gpus_free(summary, found):g} GPUs, parts of shared ones included",
         "utilization": render.number(summary.utilization_percent_mean, " %", 1),
         "temperature": render.number(summary.temperature_celsius_mean, " °C", 1),
         "power": render.number(summary.power_watts_total, " W"),
@@ -102,6 +107,12 @@ def _jobs_row(summary: operations.FleetSummary) -> dict[str, str]:
         return {}
     unready = [f"{host}: {why}" for host, why in summary.unready_runners.items()]
     return {"jobs": "; ".join([f"on {summary.runner_hosts} of {summary.hosts} hosts", *unready])}
+
+
+def _states(devices: Iterable[operations.DeviceStatus]) -> str:
+    """Number of devices in each state, the most available first."""
+    counts = Counter(device_state(device) for device in devices if "mig_parent" not in device.why_not)
+    return ", ".join(f"{counts[state]} {words}" for state, words in STATE_WORDS.items() if counts[state])
 
 
 def watch(
@@ -313,5 +324,5 @@ async def _confirm(client: Client, lease_id: str, sure: bool, question: str = "E
         return
     found = await client.leases(lease_id=lease_id)
     if found:
-        console().print(render.leases_table(found))
+        console().print(render.leases_table(found, console().width))
     typer.confirm(question, abort=True)

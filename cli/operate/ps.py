@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
-from rich.markup import escape
 from rich.text import Text
 
-from ...schemas.units import format_bytes
 from .. import render
+from ..fitting import Heading, fitted
 from ..options import AsJson, Hosts, NatsUrl, Timeout, connected, console, print_json, run
 
 _COLUMNS = (
@@ -55,25 +54,41 @@ def ps(
     if json:
         print_json({"processes": found})
     elif found:
-        console().print(_table(found))
+        console().print(fitted(_HEADINGS, map(_cells, found), console().width))
     else:
         console().print("[dim]no processes[/]")
 
 
-def _table(found: list[dict[str, Any]]) -> Any:
-    made = render.table(
-        "HOST", "GPU", "PID", "USER", "PROCESS", "MEMORY", "SM", "LEASE", "OWNER", "CONCERN",
-        right=("GPU", "PID", "MEMORY", "SM"),
-    )  # fmt: skip
-    for row in found:
-        memory = row["memory_used_bytes"]
-        made.add_row(
-            escape(row["host"]), "" if row["gpu"] is None else str(row["gpu"]), str(row["pid"]),
-            escape(row["user"] or ""), escape(row["process"] or ""), "–" if memory is None else format_bytes(memory),
-            render.number(row["sm_utilization_percent"], "%"), escape(row["lease_id"] or "–"),
-            escape(row["owner"] or ""), Text(row["concern"], "yellow"),
-        )  # fmt: skip
-    return made
+_HEADINGS: Final = (
+    Heading(title="HOST"),
+    Heading(title="GPU", right=True),
+    Heading(title="OWNER", text=True),
+    Heading(title="NAME", text=True),
+    Heading(title="USER", text=True),
+    Heading(title="PROCESS", text=True),
+    Heading(title="PID", right=True, spare=1),
+    Heading(title="GiB", right=True),
+    Heading(title="SM %", right=True),
+    Heading(title="CONCERN", text=True),
+    Heading(title="LEASE", spare=2),
+)
+
+
+def _cells(row: dict[str, Any]) -> list[Text | str]:
+    memory = row["memory_used_bytes"]
+    return [
+        row["host"],
+        "" if row["gpu"] is None else str(row["gpu"]),
+        row["owner"] or "–",
+        row["name"] or "",
+        row["user"] or "",
+        row["process"] or "",
+        str(row["pid"]),
+        "–" if memory is None else render.gib(memory),
+        render.number(row["sm_utilization_percent"]),
+        Text(row["concern"], "yellow"),
+        row["lease_id"] or "–",
+    ]
 
 
 def _text(text: str) -> str:

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -20,9 +18,8 @@ from ...client import CorralError
 from ...client.fleet_view import FleetView
 from ...client.notebook import short_model
 from ...schemas import operations, requests
-from ...schemas.units import format_bytes
-from .. import render
-from .rows import HISTORY, SORTS, ProcessRow, ProcessTable, by_host, filter_and_sort, sparkline, summary_line
+from .device_details import device_page
+from .rows import SORTS, ProcessRow, ProcessTable, by_host, filter_and_sort, summary_line
 from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
 
 VIEWS = ("devices", "hosts", "leases", "queue", "processes")
@@ -105,50 +102,6 @@ class DevicePage(ModalScreen[None]):
 
     def _write(self) -> None:
         self.query_one("#device", Static).update(device_page(self._fleet, self._uuid, max(20, self.size.width - 30)))
-
-
-def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
-    """Details of a device for a given width: metrics, state, leases and processes."""
-    seen = view.last
-    device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
-    if device is None or seen is None:
-        return Text(f"{uuid} is no longer in the fleet", "red")
-    past = view.past.get(uuid, ())
-    throttled = " (throttled)" if device.throttled else ""
-    used = device.memory_used_bytes
-    facts = render.table("", "")
-    facts.show_header = False
-    for name, value in (
-        ("device", Text(f"{device.host} #{device.index}  {device.model}", "bold")),
-        ("uuid", device.uuid),
-        ("state", render.device_state(device)),
-        ("utilization", Text(f"{render.number(device.utilization_percent, ' %', 1)}  ").append(
-            sparkline(past, min(width - 10, HISTORY)).strip(), "green")),
-        ("memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}, "
-         f"{format_bytes(device.memory_free_bytes)} available, {device.share_free:.0%} not leased"),
-        ("temperature", render.number(device.temperature_celsius, " °C") + throttled),
-        ("power", render.number(device.power_watts, " W")),
-        ("last sample", "never" if device.sample_age_seconds is None else f"{device.sample_age_seconds:.1f} s ago"),
-        ("health", device.health or "healthy"),
-    ):  # fmt: skip
-        facts.add_row(Text(name, "dim"), value)
-    parts: list[RenderableType] = [facts, Text()]
-    held = [lease for lease in seen.leases if lease.lease_id in device.leases]
-    parts += [render.leases_table(held) if held else Text("no leases", "dim"), Text()]
-    processes = ProcessTable(view).on(device)
-    if processes:
-        made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
-        for row in processes:
-            process, memory = row.process, row.process.memory_used_bytes
-            made.add_row(
-                str(process.pid), escape(process.user), escape(process.name),
-                "–" if memory is None else format_bytes(memory), render.number(process.sm_utilization_percent, "%"),
-                Text(process.lease or "none"), Text(row.concern, "yellow"),
-            )  # fmt: skip
-        parts.append(made)
-    else:
-        parts.append(Text("no processes", "dim"))
-    return Group(*parts)
 
 
 class TopApp(App[None]):
@@ -243,7 +196,7 @@ class TopApp(App[None]):
         notice = Text()
         if seen is not None:
             self.query_one("#summary", Static).update(summary_line(seen, self._fleet.mean_past))
-            devices = filter_and_sort(seen.devices, self._sort, self._reversed, self._words, seen.owners)
+            devices = filter_and_sort(seen.devices, self._sort, self._reversed, self._words, seen.holders)
             self._tables["devices"].show(devices)
             self._tables["hosts"].show(by_host(devices))
             self._tables["leases"].show(seen.leases)
@@ -373,7 +326,7 @@ class TopApp(App[None]):
             lease_id = row.lease_id
         elif isinstance(row, operations.DeviceStatus) and row.leases:
             lease_id = row.leases[0]
-        elif isinstance(row, ProcessRow) and row.owner:
+        elif isinstance(row, ProcessRow) and row.lease:
             lease_id = row.process.lease
         if not lease_id:
             self.notify("No lease is selected", severity="warning")

@@ -52,7 +52,7 @@ def top(
         async with connected(nats) as client:
             if json or once or not sys.stdout.isatty():
                 seen = await take_snapshot(client, host or (), model or ())
-                seen.devices = filter_and_sort(seen.devices, sort, False, filter, seen.owners)
+                seen.devices = filter_and_sort(seen.devices, sort, False, filter, seen.holders)
                 if json:
                     print_json({"time": seen.time, "fleet": seen.fleet, "devices": seen.devices,
                                 "leases": seen.leases, "queue": seen.queue})  # fmt: skip
@@ -74,11 +74,11 @@ def top(
 def page(seen: FleetSnapshot, most: int | None = None) -> Group:
     """Tables of one snapshot of the fleet, with at most `most` devices."""
     devices = seen.devices if most is None else seen.devices[:most]
-    parts: list[Any] = [summary_line(seen), Text(), render.devices_table(devices)]
+    parts: list[Any] = [summary_line(seen), Text(), render.devices_table(devices, seen.holders, console().width)]
     if len(devices) < len(seen.devices):
         parts.append(Text(f"… and {len(seen.devices) - len(devices)} more devices", "dim"))
     if seen.leases:
-        parts += [Text(), render.leases_table(seen.leases if most is None else seen.leases[:10])]
+        parts += [Text(), render.leases_table(seen.leases if most is None else seen.leases[:10], console().width)]
     for entry in seen.queue[:5]:
         parts.append(
             Text.from_markup(
@@ -97,7 +97,7 @@ async def _live(view: FleetView, sort: str, words: str, interval: float) -> None
         while True:
             await view.refresh()
             if view.last is not None:
-                view.last.devices = filter_and_sort(view.last.devices, sort, False, words, view.last.owners)
+                view.last.devices = filter_and_sort(view.last.devices, sort, False, words, view.last.holders)
                 shown = page(view.last, most=max(5, out.height - 18))
                 live.update(Group(Text(str(view.error), "red"), shown) if view.error else shown, refresh=True)
             await asyncio.sleep(view.pause_seconds(interval))

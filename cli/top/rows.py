@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 from rich.text import Text
 
-from ...client.fleet_view import FleetSnapshot, FleetView, matches
+from ...client.fleet_view import FleetSnapshot, FleetView, gpus_free, matches
 from ...client.notebook import short_model
 from ...collectors.processes.attribution import attribute
 from ...schemas import operations, requests
@@ -30,14 +30,14 @@ class ProcessRow(Struct, kw_only=True):
         host: host of the device.
         index: index of the device on its host; -1 if it isn't in the fleet (any more).
         process: the process as its collector published it.
-        owner: owner of the process's lease; empty if the lease isn't active.
+        lease: the process's lease; None if it isn't active.
         concern: lease violation by the process, in words; empty if none.
     """
 
     host: str
     index: int
     process: ProcessSample
-    owner: str = ""
+    lease: requests.Lease | None = None
     concern: str = ""
 
     @property
@@ -113,9 +113,9 @@ def process_rows(
                 concern = "not its device" if process.lease in active else "lease has ended"
         elif (process.lease, process.device) in beyond:
             concern = "beyond its lease"
-        owner = active[process.lease].owner if process.lease in active else ""
         index = indices.get(process.device, -1)
-        rows.append(ProcessRow(host=host, index=index, process=process, owner=owner, concern=concern))
+        lease = active.get(process.lease)
+        rows.append(ProcessRow(host=host, index=index, process=process, lease=lease, concern=concern))
     return rows
 
 
@@ -154,7 +154,7 @@ def filter_and_sort(
     sort: str,
     reverse: bool,
     text: str,
-    owners: Mapping[str, str] | None = None,
+    holders: Mapping[str, str] | None = None,
 ) -> list[operations.DeviceStatus]:
     """Filter and sort devices. Devices with equal keys are sorted by host and index.
 
@@ -163,11 +163,11 @@ def filter_and_sort(
         sort: sort key, one of `SORTS`.
         reverse: reverse the order.
         text: words, all of which must match, as in `fleet_view.matches`.
-        owners: owner of each active lease, by lease id.
+        holders: holder of each active lease, by lease id.
     """
     key, greatest_first = SORTS[sort]
     words = text.lower().split()
-    found = [device for device in devices if matches(device, words, owners or {})]
+    found = [device for device in devices if matches(device, words, holders or {})]
     found.sort(key=SORTS["host"][0])
     found.sort(key=key, reverse=greatest_first != reverse)
     return found
@@ -221,7 +221,7 @@ def summary_line(seen: FleetSnapshot, past: Any = ()) -> Text:
     line = Text()
     line.append(f"{fleet.devices} GPUs", "bold").append(f" on {fleet.hosts} hosts")
     unusable = fleet.devices - fleet.usable_devices
-    line.append(f" · {fleet.leased_devices} leased")
+    line.append(f" · {gpus_free(fleet, seen.devices):g} free", "green").append(f" · {fleet.leased_devices} leased")
     if fleet.in_use_devices:
         line.append(f" · {fleet.in_use_devices} in use without a lease", "magenta")
     if unusable:

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ...client.fleet_view import FleetView
+from ...client.fleet_view import FleetView, holder
 from ...client.notebook import short_model
 from ...schemas import operations, requests
 from .. import render
@@ -36,6 +36,7 @@ class Column(Struct, frozen=True, kw_only=True):
         need: columns with the highest value are dropped first on a narrow screen.
         grows: share the remaining width.
         tail: show the end of a text that is too long, instead of its beginning.
+        cut_mark: begin a text whose end is shown with `…`.
         optional: shown only if some row has a text in it.
     """
 
@@ -46,6 +47,7 @@ class Column(Struct, frozen=True, kw_only=True):
     need: int = 0
     grows: bool = False
     tail: bool = False
+    cut_mark: bool = False
     optional: bool = False
 
 
@@ -165,10 +167,14 @@ def _text(value: Text | str) -> Text:
     return value if isinstance(value, Text) else Text(value)
 
 
+def _end(text: Text, room: int, mark: bool) -> Text:
+    return Text("…") + text[-(room - 1) :] if mark and text.cell_len > room else text[-room:]
+
+
 def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, console: Console) -> Strip:
     line = Text(no_wrap=True, end="")
     for column, room, text in cells:
-        cell = text[-room:] if column.tail else text.copy()
+        cell = _end(text, room, column.cut_mark) if column.tail else text.copy()
         cell.truncate(room, overflow="ellipsis", pad=False)
         gap = " " * (room - cell.cell_len)
         line.append_text(Text(gap) + cell if column.right else cell + Text(gap)).append(" ")
@@ -181,7 +187,14 @@ def device_columns(view: FleetView) -> list[Column]:
 
     def memory(device: operations.DeviceStatus) -> str:
         used = device.memory_used_bytes
-        return "–" if used is None else f"{used / 2**30:.1f}/{device.memory_total_bytes / 2**30:.0f}"
+        return f"{'–' if used is None else render.gib(used)}/{device.memory_total_bytes / 2**30:.0f}"
+
+    def held_by(device: operations.DeviceStatus) -> str:
+        """Holders of the device; else the users of its processes, which have no lease."""
+        users = {process.user for process in view.processes_on(device) or ()} if device.in_use else set[str]()
+        if users - {""}:
+            return f"no lease: {', '.join(sorted(users - {''}))}"
+        return render.held_by(device, view.last.holders if view.last else {})
 
     def memory_bar(device: operations.DeviceStatus) -> Text:
         used, total = device.memory_used_bytes, device.memory_total_bytes
@@ -190,28 +203,31 @@ def device_columns(view: FleetView) -> list[Column]:
     def utilization(device: operations.DeviceStatus) -> Text:
         value = device.utilization_percent
         style = "dim" if not value else "red" if value >= 90 else "yellow" if value >= 70 else "green"
-        return Text(render.number(value, "%"), style)
+        return Text(render.number(value), style)
 
     def past(device: operations.DeviceStatus) -> Text:
         return Text(sparkline(view.past.get(device.uuid, ()), HISTORY), "green")
 
     def temperature(device: operations.DeviceStatus) -> Text:
         value = device.temperature_celsius
-        return Text(render.number(value, "°"), "red" if device.throttled or (value or 0) >= 85 else "")
+        return Text(render.number(value), "red" if device.throttled or (value or 0) >= 85 else "")
 
     return [
         Column(title="HOST", width=9, cell=lambda d: d.host, grows=True),
         Column(title="#", width=2, cell=lambda d: str(d.index), right=True),
         Column(title="MODEL", width=9, cell=lambda d: short_model(d.model), need=2, grows=True),
-        Column(title="UTIL", width=4, cell=utilization, right=True),
-        Column(title="LAST", width=6, cell=past, need=3, grows=True, tail=True),
-        Column(title="MEM GiB", width=9, cell=memory, right=True),
+        Column(title="STATE", width=8, cell=render.device_state, grows=True),
+        Column(title="HELD BY", width=12, cell=held_by, grows=True),
+        Column(title="UTIL%", width=5, cell=utilization, right=True),
+        Column(title="LAST", width=5, cell=past, need=3, grows=True, tail=True),
+        Column(title="GiB", width=7, cell=memory, right=True),
         Column(title="", width=6, cell=memory_bar, need=5),
-        Column(title="FREE", width=8, cell=lambda d: f"{d.memory_free_bytes / 2**30:.1f}", right=True, need=7),
-        Column(title="TEMP", width=4, cell=temperature, right=True),
-        Column(title="POWER", width=5, cell=lambda d: render.number(d.power_watts, "W"), right=True),
-        Column(title="STATE", width=7, cell=render.device_state, grows=True),
-        Column(title="LEASE", width=9, cell=lambda d: " ".join(d.leases), need=1, grows=True),
+        Column(title="AVAIL GiB", width=9, cell=lambda d: render.gib(d.memory_free_bytes), right=True, need=7),
+        Column(title="°C", width=3, cell=temperature, right=True),
+        Column(title="W", width=4, cell=lambda d: render.number(d.power_watts), right=True),
+        Column(
+            title="LEASE", width=16, cell=lambda d: " ".join(d.leases), need=8, tail=True, cut_mark=True, grows=True
+        ),
     ]
 
 
@@ -226,11 +242,11 @@ def host_columns() -> list[Column]:
         Column(title="GPUS", width=4, cell=lambda h: str(h.devices), right=True),
         Column(title="LEASED", width=6, cell=lambda h: str(h.leased), right=True),
         Column(title="USABLE", width=6, cell=lambda h: str(h.usable), right=True),
-        Column(title="UTIL", width=4, cell=lambda h: render.number(h.utilization_percent, "%"), right=True),
+        Column(title="UTIL%", width=5, cell=lambda h: render.number(h.utilization_percent), right=True),
         Column(title="", width=8, cell=lambda h: render.bar(h.utilization_percent), need=2),
         Column(title="MEM GiB", width=11, cell=memory, right=True),
-        Column(title="MAX", width=4, cell=lambda h: render.number(h.temperature_celsius_max, "°"), right=True),
-        Column(title="POWER", width=6, cell=lambda h: render.number(h.power_watts, "W"), right=True),
+        Column(title="MAX °C", width=6, cell=lambda h: render.number(h.temperature_celsius_max), right=True),
+        Column(title="POWER W", width=7, cell=lambda h: render.number(h.power_watts), right=True),
         Column(title="MODELS", width=10, cell=lambda h: h.models, need=1, grows=True),
     ]
 
@@ -248,13 +264,13 @@ def lease_columns() -> list[Column]:
         return render.gpus_text(lease, shares=True)
 
     return [
-        Column(title="LEASE", width=16, cell=lambda one: one.lease_id, grows=True),
         Column(title="OWNER", width=10, cell=lambda one: one.owner, grows=True),
         Column(title="GROUP", width=10, cell=lambda one: one.group, need=1, grows=True, optional=True),
         Column(title="NAME", width=12, cell=lambda one: one.name, grows=True),
         Column(title="GPUS", width=4, cell=gpus, right=True, grows=True),
         Column(title="LEFT", width=6, cell=render.left, right=True),
         Column(title="WHERE", width=18, cell=where, grows=True),
+        Column(title="LEASE", width=14, cell=lambda one: one.lease_id, tail=True, cut_mark=True),
     ]
 
 
@@ -268,14 +284,16 @@ def process_columns() -> list[Column]:
     return [
         Column(title="HOST", width=9, cell=lambda r: r.host, grows=True),
         Column(title="#", width=2, cell=lambda r: str(r.index), right=True),
-        Column(title="PID", width=7, cell=lambda r: str(r.process.pid), right=True),
+        Column(title="HELD BY", width=12, cell=lambda r: holder(r.lease) if r.lease else "–", grows=True),
         Column(title="USER", width=8, cell=lambda r: r.process.user, need=2, grows=True),
         Column(title="PROCESS", width=10, cell=lambda r: r.process.name, grows=True),
+        Column(title="PID", width=7, cell=lambda r: str(r.process.pid), right=True),
         Column(title="GiB", width=5, cell=memory, right=True),
-        Column(title="SM", width=4, cell=lambda r: render.number(r.process.sm_utilization_percent, "%"), right=True),
-        Column(title="LEASE", width=9, cell=lambda r: r.process.lease or "–", grows=True),
-        Column(title="OWNER", width=8, cell=lambda r: r.owner, need=1, grows=True),
-        Column(title="CONCERN", width=16, cell=lambda r: Text(r.concern, "yellow"), grows=True),
+        Column(title="SM%", width=4, cell=lambda r: render.number(r.process.sm_utilization_percent), right=True),
+        Column(title="CONCERN", width=15, cell=lambda r: Text(r.concern, "yellow"), grows=True),
+        Column(
+            title="LEASE", width=16, cell=lambda r: r.process.lease or "–", need=3, tail=True, cut_mark=True, grows=True
+        ),
     ]
 
 

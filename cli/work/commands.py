@@ -279,7 +279,7 @@ def leases(
     if json:
         print_json(operations.Leases(leases=found))
     elif found:
-        console().print(render.leases_table(found))
+        console().print(render.leases_table(found, console().width))
     else:
         console().print("[dim]no leases[/]")
 

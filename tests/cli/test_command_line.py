@@ -135,6 +135,10 @@ def test_every_list_is_json_with_every_field(cluster: LocalCluster) -> None:
     [device] = [device for device in cluster.json("devices")["devices"] if device["leases"]]
     assert device["usable"] is True
     assert device["leases"] == [lease["lease_id"]]
+    table = cluster.corral("devices").stdout.splitlines()
+    assert table[0].split()[:5] == ["HOST", "GPU", "MODEL", "STATE", "HELD"]
+    assert [f"{lease['owner']}: listed" in line for line in table].count(True) == 1
+    assert "7 free, 1 leased" in cluster.corral("fleet").stdout
     summary = cluster.json("fleet")
     assert (summary["devices"], summary["hosts"], summary["waiting_requests"]) == (8, 2, 0)
     assert cluster.json("queue") == {"type": "queue", "entries": [], "total": 0, "warnings": []}

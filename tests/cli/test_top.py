@@ -1,6 +1,7 @@
 """`corral top` on a real cluster, driven by its keys, on a small terminal."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -12,12 +13,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from corral.cli import render
 from corral.cli.top.rows import HISTORY, SORTS, by_host, filter_and_sort, sparkline
 from corral.client import Client, connect
-from corral.client.fleet_view import FleetView
+from corral.client.fleet_view import STATE_WORDS, FleetView, device_state, gpus_free
 from corral.schemas.operations import DeviceStatus, FleetSummary
 from corral.schemas.requests import LeaseState
 from corral.schemas.telemetry import ProcessSample
+from msgspec.structs import replace
+from rich.console import Console
 from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytest.importorskip("textual", reason="corral[top] is not installed")
@@ -45,10 +49,10 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
     await board.refresh()
     app = TopApp(board, interval=0.2)
     async with app.run_test(size=(80, 24)) as pilot:
-        text = "\n".join(await showing(pilot, app, "8 GPUs on 2 hosts", held.lease_id[:8]))
+        text = "\n".join(await showing(pilot, app, "8 GPUs on 2 hosts", "6 free", "tester: watc"))
         for device in await client.devices():
             assert device.host in text
-        for title in ("HOST", "MODEL", "UTIL", "LAST", "MEM GiB", "TEMP", "POWER", "STATE", "LEASE"):
+        for title in ("HOST", "MODEL", "STATE", "HELD BY", "UTIL%", "LAST", "GiB", "°C", "W"):
             assert title in text, f"{title} has no room"
 
         rows = app.query_one("#devices-rows", Rows)
@@ -61,6 +65,11 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         await pilot.press("r")
         assert [device.memory_used_bytes for device in rows._rows] == sorted(used)
         await pilot.press("p")
+
+        await pilot.press("3")
+        lines = await showing(pilot, app, held.lease_id[-6:])
+        assert [line.split()[:2] for line in lines if held.lease_id[-6:] in line] == [["tester", "watched"]], lines
+        await pilot.press("1")
 
         await pilot.press("slash", *"zzz")
         assert not rows._rows
@@ -245,5 +254,31 @@ def test_rows_are_picked_by_words_and_sorted_by_every_column() -> None:
     assert [one.uuid for one in filter_and_sort(devices, "util", False, "")] == ["GPU-1", "GPU-2", "GPU-3"]
     for words, found in (("h100 leased", ["GPU-1"]), ("stale", ["GPU-3"]), ("free", ["GPU-2"]), ("*t4", ["GPU-2"])):
         assert [one.uuid for one in filter_and_sort(devices, "host", False, words)] == found
+    # Somebody computes on it without a lease, or it is booked now: it is not free.
+    busy = DeviceStatus(uuid="GPU-4", host="c", index=0, in_use=True, in_use_reason="a process without a lease")
+    until, later = "booked for ann until 2026-12-01T08:00:00Z", "booked for ann from 2026-12-01T08:00:00Z"
+    for device, state in ((busy, "in use"), (replace(busy, in_use=False, booked=until), "reserved"),
+                          (replace(busy, in_use=False, booked=later), "free")):  # fmt: skip
+        assert STATE_WORDS[device_state(device)].startswith(state)
+        assert len(filter_and_sort([device], "host", False, state.replace(" ", "_"))) == 1
+    assert filter_and_sort([busy], "host", False, "free") == []
+    assert gpus_free(FleetSummary(share_free=2.5), [busy, *devices]) == 1.5
     assert [(row.host, row.devices, row.leased) for row in by_host(devices)] == [("a", 2, 0), ("b", 1, 1)]
     assert sparkline([0, None, 50, 100], 6) == "  ▁ ▅█"
+
+
+def test_tables_keep_the_state_and_the_holder_on_a_narrow_screen() -> None:
+    devices = [
+        DeviceStatus(
+            uuid="GPU-1", host="node-0001", index=0, model="NVIDIA A100-SXM4-80GB", leases=["a9106ad3ab-1-1"],
+            share_free=0, memory_total_bytes=80 * 2**30, memory_used_bytes=2**30, power_watts=300,
+        )
+    ]  # fmt: skip
+    holders = {"a9106ad3ab-1-1": "ann: fine-tuning-of-something-with-a-long-name"}
+    for width in (60, 80, 120, 200):
+        console = Console(width=width, file=io.StringIO())
+        console.print(render.devices_table(devices, holders, width))
+        head, row = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+        assert all(len(line.rstrip()) <= width for line in (head, row))
+        assert ("HELD BY" in head, "ann: fine" in row, "leased" in row) == (True, True, True), row
+        assert ("OF GiB" in head, "80.0" in row, "…" in row) == (width > 120, width > 120, width < 120), (head, row)
