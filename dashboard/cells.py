@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..client.fleet_view import DeviceState, device_state, matches
+from ..client.fleet_view import DeviceState, device_state, holder, matches
 from ..client.notebook import short_model
 from ..schemas.operations import DeviceStatus
 from ..schemas.requests import Lease
@@ -59,13 +59,14 @@ def state_words(device: DeviceStatus) -> str:
         case DeviceState.UNUSABLE:
             return ", ".join(why.replace("_", " ") for why in device.why_not) or "unusable"
         case DeviceState.THROTTLED:
-            return "throttled, leased" if device.leases else "throttled"
+            return "throttled"
         case DeviceState.LEASED:
-            return "leased"
+            return "leased, throttled" if device.throttled else "leased"
         case DeviceState.SHARED:
-            return f"{1 - device.share_free:.0%} leased"
+            return f"{1 - device.share_free:.0%} leased{', throttled' if device.throttled else ''}"
         case DeviceState.IN_USE:
-            return f"in use: {device.in_use_reason}" if device.in_use_reason else "in use"
+            throttled = ", throttled" if device.throttled else ""
+            return f"in use{throttled}: {device.in_use_reason}" if device.in_use_reason else f"in use{throttled}"
         case DeviceState.RESERVED:
             return f"reserved: {device.booked}"
         case DeviceState.FREE:
@@ -132,6 +133,22 @@ def update(before: bytes, now: bytes, *, wide: bool = False) -> Update | None:
     return Update(at=packed(changed, "I" if wide else "H"), to=_base64(bytes(now[at] for at in changed)))
 
 
+def alike(devices: Sequence[DeviceStatus], states: Sequence[DeviceState]) -> list[list[DeviceStatus]]:
+    """Devices in some states, or throttled; those of one host whose state is the same are together.
+
+    Args:
+        devices: all devices, by host and index.
+        states: the states, in the order of the result.
+    """
+    found: dict[tuple[int, str, str], list[DeviceStatus]] = {}
+    for device in devices:
+        state = device_state(device)
+        if state in states or device.throttled:
+            place = states.index(state) if state in states else len(states)
+            found.setdefault((place, device.host, state_words(device)), []).append(device)
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], natural(key[1]), key[2]))]
+
+
 class Group(Struct, frozen=True, kw_only=True):
     """A group of devices.
 
@@ -158,17 +175,18 @@ def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy
         words: filter words, separated by spaces, as in `matches`.
     """
     owners = {lease.lease_id: lease.owner for lease in leases}
+    holders = {lease.lease_id: holder(lease) for lease in leases} if words else {}
     found: dict[str, list[int]] = {}
     wanted = words.lower().split()
     for number, device in enumerate(devices):
-        if wanted and not matches(device, wanted, owners):
+        if wanted and not matches(device, wanted, holders):
             continue
         found.setdefault(_label(device, by, owners), []).append(number)
 
     # Groups of owners and models by size, and devices without a lease last; groups of hosts by name.
     def order(label: str) -> tuple[bool, int, list[tuple[int, str]]]:
         most = 0 if by is GroupBy.HOST else -len(found[label])
-        return by is GroupBy.OWNER and label == _NOT_LEASED, most, natural(label)
+        return by is GroupBy.OWNER and label in (_IN_USE, _NOT_LEASED), most, natural(label)
 
     return [
         Group(label=label, note=_note([devices[number] for number in found[label]], by), devices=found[label])
@@ -177,6 +195,7 @@ def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy
 
 
 _NOT_LEASED: Final = "not leased"
+_IN_USE: Final = "in use without a lease"
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -189,7 +208,8 @@ def _label(device: DeviceStatus, by: GroupBy, owners: Mapping[str, str]) -> str:
         return device.host
     if by is GroupBy.MODEL:
         return device.model or "unknown model"
-    return " + ".join(sorted({owners.get(lease, "?") for lease in device.leases})) or _NOT_LEASED
+    named = " + ".join(sorted({owners.get(lease, "?") for lease in device.leases}))
+    return named or (_IN_USE if device.in_use else _NOT_LEASED)
 
 
 def _note(devices: Sequence[DeviceStatus], by: GroupBy) -> str:

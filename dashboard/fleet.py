@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from ..bus.health import HealthEndpoint
 from ..client import Client, CorralError, NoService, Unavailable, connect
-from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state
+from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state, holder
 from ..schemas import operations, requests
 from ..schemas.groups import Groups
 from ..schemas.health import HealthStatus
@@ -83,6 +83,7 @@ class Fleet:
         self.shape = 0
         self.refreshes = 0
         self._levels: dict[cells.Metric, bytes] = {}
+        self._holders: tuple[FleetSnapshot | None, dict[str, str]] | None = None
         self._groups = _OncePerRefresh[Groups]()
         self._windows = _OncePerRefresh[list[WindowStatus]]()
         self._problem: Problem | None = None
@@ -119,6 +120,13 @@ class Fleet:
     def queue(self) -> Sequence[operations.QueueEntry]:
         """Requests in the queue."""
         return self._last.queue if self._last is not None else ()
+
+    @property
+    def holders(self) -> dict[str, str]:
+        """Holder of each active lease, by lease id; computed once per refresh."""
+        if self._holders is None or self._holders[0] is not self._last:
+            self._holders = (self._last, {lease.lease_id: holder(lease) for lease in self.leases})
+        return self._holders[1]
 
     def device(self, uuid: str) -> operations.DeviceStatus | None:
         """Find a device by its UUID; None if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Generator
+from datetime import UTC
 from typing import Any, Final, TypeVar
 
 from nicegui import Client as Page
@@ -19,6 +20,7 @@ from .jobs import JobBoard
 from .security.accounts import Role
 from .security.guard import session_of
 from .security.sessions import GUEST_ID, Session, Sessions
+from .zones import follow_zone, prefer_utc, zone_name, zone_of
 
 log = logging.getLogger("corral.dashboard")
 
@@ -61,6 +63,7 @@ class Frame:
         self._page.title = f"{title} · Corral"
         # The guard accepts a websocket for a page only from the session that opened the page.
         self._page.storage[SESSION_OF_PAGE] = self.session.id
+        follow_zone(request.cookies)
         self._pulses: list[Any] = []
         self._updates: list[Callable[[], None]] = []
 
@@ -127,6 +130,9 @@ class Frame:
             with button("", next_theme, "quiet small", "contrast", title="Dark, light, or the system's setting"):
                 chosen = {None: "auto", True: "dark", False: "light"}[dark.value]
                 words = tag("span", text=_THEMES[chosen])
+            utc = zone_of(self.request.cookies) is UTC
+            title = "Show times in your zone" if utc else "Show times in UTC"
+            button(f"Times in {zone_name()}", lambda: prefer_utc(not utc), "quiet small", "schedule", title=title)
             with tag("div", "who"):
                 with tag("span"):
                     tag("b", text=self.session.name)

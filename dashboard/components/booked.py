@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from ...schemas.windows import Repeat, Window, WindowState, WindowStatus, format_gpus
 from ..html import tag
+from ..zones import local
 
-HEADS: Final = ("Window", "For", "GPUs", "On", "From, UTC", "Until", "Repeats", "State", "Why")
+HEADS: Final = ("Window", "For", "GPUs", "On", "From", "Until", "Repeats", "State", "Why")
 NUMERIC: Final = (2,)
 """Columns of numbers."""
 _HOSTS: Final = 3
@@ -24,7 +25,7 @@ def row(status: WindowStatus) -> tuple[object, ...]:
         format_gpus(status) or "–",
         _hosts(status),
         _time(starts),
-        _time(ends) if ends.date() != starts.date() else ends.astimezone(UTC).strftime("%H:%M"),
+        _time(ends) if local(ends, "%j") != local(starts, "%j") else local(ends, "%H:%M"),
         _repeats(status),
         lambda: _state(status),
         window.reason,
@@ -60,4 +61,4 @@ def _state(status: WindowStatus) -> None:
 
 
 def _time(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%a %d %b %H:%M")
+    return local(time, "%a %d %b %H:%M %Z")

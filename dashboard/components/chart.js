@@ -1,6 +1,6 @@
 // The result of a question as bars or lines.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, css, drawn, format, isDark } from "corral-ui";
+import { FONT, SERIES, css, drawn, format, isDark, isUtc, stamp } from "corral-ui";
 
 export default {
   mixins: [drawn],
@@ -40,7 +40,7 @@ export default {
         : { type: "time", min: window?.[0], max: window?.[1], axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
       this.chart.setOption(
         {
-          animation: false, useUTC: true, textStyle: { fontFamily: FONT }, color: SERIES[isDark() ? "dark" : "light"],
+          animation: false, useUTC: isUtc(), textStyle: { fontFamily: FONT }, color: SERIES[isDark() ? "dark" : "light"],
           grid: { left: 4, right: 24, top: series.length > 1 ? 36 : 12, bottom: 4, containLabel: true },
           legend: series.length > 1 ? { left: 0, top: 0, icon: "roundRect", itemWidth: 12, itemHeight: 8, textStyle: { color: muted, fontSize: 12 } } : { show: false },
           xAxis: bars ? value : axis, yAxis: bars ? axis : value,
@@ -62,7 +62,7 @@ export default {
       const box = document.createElement("div");
       const head = box.appendChild(document.createElement("div"));
       const bars = this.data.kind === "bar";
-      head.textContent = bars ? found[0].name : new Date(found[0].axisValue).toISOString().replace("T", " ").slice(0, 16) + " UTC";
+      head.textContent = bars ? found[0].name : stamp(found[0].axisValue, 16);
       head.style.cssText = "font-weight:500;margin-bottom:3px";
       for (const one of found) {
         const row = box.appendChild(document.createElement("div"));

@@ -1,5 +1,5 @@
 // Who held which device when: a lane a device, a bar a lease. Only the lanes in view are drawn.
-import { FONT, css, drawn, float64, nameColor, sized, uint16 } from "corral-ui";
+import { FONT, css, drawn, float64, nameColor, sized, stamp, uint16, wall } from "corral-ui";
 
 const LANE = 20;
 const TOP = 26;
@@ -110,11 +110,13 @@ export default {
       const steps = [60, 300, 600, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000].map((s) => s * 1000);
       const step = steps.find((one) => (end - start) / one <= most) ?? steps.at(-1);
       const found = [];
-      for (let time = Math.ceil(start / step) * step; time <= end; time += step) found.push(time);
+      // Steps of hours and days begin at midnight of the reader's zone.
+      const ahead = Date.parse(wall(start)) - start;
+      for (let time = Math.ceil((start + ahead) / step) * step - ahead; time <= end; time += step) found.push(time);
       return found;
     },
     clock(time, length) {
-      const iso = new Date(time).toISOString();
+      const iso = wall(time);
       return length > 2 * 86400000 ? iso.slice(5, 10) : iso.slice(11, 16);
     },
     fit(context, name, width) {
@@ -142,9 +144,9 @@ export default {
       this.tip.shown = bar >= 0;
       if (bar < 0) return;
       const [id, owner, name, state] = this.data.described[this.data.leases[bar]];
-      const time = (ms) => new Date(ms).toISOString().replace("T", " ").slice(0, 19);
+      const time = (ms) => stamp(ms);
       this.tip.title = name ? `${owner} · ${name}` : owner;
-      this.tip.lines = [this.data.names[lane], `${time(this.data.from[bar])} to ${state === "active" ? "now" : time(this.data.to[bar])} UTC`, `${state} · ${id}`];
+      this.tip.lines = [this.data.names[lane], `${time(this.data.from[bar])} to ${state === "active" ? "now" : time(this.data.to[bar])}`, `${state} · ${id}`];
       this.tip.x = Math.min(x + 14, this.width - 286);
       this.tip.y = y + 18;
     },

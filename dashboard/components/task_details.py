@@ -12,6 +12,7 @@ from ...schemas.jobs import Job, JobTask, TaskPart
 from ...schemas.requests import Lease
 from ...schemas.units import format_bytes
 from ..html import table, tag, url
+from ..zones import local
 from .job_rows import length, percent, state_chip
 
 
@@ -150,5 +151,5 @@ def ending(exit_code: int | None, number: int | None) -> str:
 
 
 def clock(moment: datetime) -> str:
-    """A time in UTC."""
-    return moment.astimezone(UTC).strftime("%d %b %H:%M:%S")
+    """A time in the reader's zone."""
+    return local(moment, "%d %b %H:%M:%S %Z")

@@ -1,6 +1,6 @@
 // Metrics over time, one below the other on one time axis; drag to look closer.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, nameColor } from "corral-ui";
+import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, isUtc, nameColor, stamp } from "corral-ui";
 
 const PANEL = 104;
 const STEP = 148;
@@ -88,7 +88,7 @@ export default {
       this.chart.setOption(
         {
           animation: false,
-          useUTC: true,
+          useUTC: isUtc(),
           textStyle: { fontFamily: FONT },
           title: series.map((one, at) => ({ text: words(one.metric), left: 0, top: at * STEP, textStyle: { color: text, fontSize: 13, fontWeight: 500 } })),
           grid: series.map((_, at) => ({ left, right: 8, top: at * STEP + 28, height: PANEL })),
@@ -125,7 +125,7 @@ export default {
         made.style.cssText = style;
       };
       const t = found[0].axisValue;
-      add("div", new Date(t).toISOString().replace("T", " ").slice(0, 19) + " UTC", "opacity:.7;margin-bottom:4px");
+      add("div", stamp(t), "opacity:.7;margin-bottom:4px");
       this.data.series.forEach((one) => {
         const at = nearest(one.times, t);
         if (at < 0) return;

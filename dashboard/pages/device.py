@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -22,12 +21,13 @@ from ...schemas.units import format_bytes
 from .. import cells, history
 from ..components.job_rows import job_link
 from ..components.timeline import Timeline
-from ..fleet import Problem, problem_of
+from ..fleet import Fleet, Problem, problem_of
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, table, tag
 from ..page_frame import Frame, Notice
 from ..security.accounts import Role
-from .fleet import number
+from ..zones import local, zone_name
+from .fleet import held_by, number
 
 SHOWN = ("gpu_utilization_percent", "memory_used_bytes", "temperature_celsius", "power_watts")
 _MOST_METRICS = 8
@@ -172,7 +172,7 @@ class DevicePage:
         self._timeline.show(series, start, end, leases, marks, memory)
         self._when.set_text(_span(start, end) if window.end is not None else "up to now")
         table_name, bucket = history.source(window.seconds)
-        points = "drag over the chart to zoom in. Times are UTC"
+        points = f"drag over the chart to zoom in. Times are in {zone_name(end)}"
         self._source.set_text(
             f"Every sample; {points}." if not bucket else f"From {table_name}: mean, minimum and maximum; {points}."
         )
@@ -187,7 +187,7 @@ class DevicePage:
         self._notice.tell(fleet.problem)
         held = [lease for lease in fleet.leases if device and lease.lease_id in device.leases]
         may = self.frame.may(Role.OPERATOR)
-        shown = (device and (cells.state_words(device), _facts(device)), [lease.lease_id for lease in held], may)
+        shown = (device and (cells.state_words(device), _facts(device, fleet)), [lease.lease_id for lease in held], may)
         if shown != self._shown:
             self._shown = shown
             self._head.clear()
@@ -195,11 +195,11 @@ class DevicePage:
                 self._show_head(device, held, may)
         if device is not None:
             processes = fleet.processes_on(device)
-            if processes != self._processes_shown:
-                self._processes_shown = processes
+            if (processes, device.leases) != self._processes_shown:
+                self._processes_shown = (processes, device.leases)
                 self._processes.clear()
                 with self._processes:
-                    _show_processes(processes)
+                    _show_processes(processes, fleet.holders)
         # A window that follows the present is redrawn whenever a four-hundredth of it has passed (2 to 60 s).
         if self._ready and self.window.end is None:
             pause = min(60.0, max(2.0, self.window.seconds / 400))
@@ -222,7 +222,7 @@ class DevicePage:
                         button("Drain", lambda: self._drain(device), "danger", icon="block")
         if device:
             with tag("section", "panel"), tag("div", "facts"):
-                for name, value in _facts(device):
+                for name, value in _facts(device, self.frame.fleet):
                     with tag("div"):
                         tag("div", "fact-name", name)
                         tag("div", "fact-value", value)
@@ -238,7 +238,7 @@ class DevicePage:
             return "Loading…"
         if not self._known:
             return "No device with this UUID is in the fleet or in the history."
-        seen = f", last seen {self._known['last_seen']:%d %b %Y %H:%M} UTC" if self._known["last_seen"] else ""
+        seen = f", last seen {local(self._known['last_seen'], '%d %b %Y %H:%M %Z')}" if self._known["last_seen"] else ""
         return f"{self._known['name']}: no longer in the fleet{seen}. Its history is below."
 
     def _drain(self, device: DeviceStatus) -> None:
@@ -306,21 +306,22 @@ _NO_SAMPLES = Problem(kind="samples", title="No samples", detail="No events in t
 TONES = {
     DeviceState.FREE: "good", DeviceState.SHARED: "busy", DeviceState.LEASED: "busy",
     DeviceState.THROTTLED: "warn", DeviceState.DRAINED: "warn",
-    DeviceState.IN_USE: "busy",
+    DeviceState.IN_USE: "busy", DeviceState.RESERVED: "busy",
     DeviceState.STALE: "", DeviceState.UNHEALTHY: "bad", DeviceState.UNUSABLE: "",
 }  # fmt: skip
 
 
-def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
+def _facts(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
     used = device.memory_used_bytes
     return [
+        ("Held by", ", ".join(held_by(device, fleet)) or "nobody"),
         ("Utilization", number(device.utilization_percent, "%")),
         ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
         ("Available", format_bytes(device.memory_free_bytes)),
         ("Temperature", number(device.temperature_celsius, " °C")),
         ("Power", number(device.power_watts, " W")),
-        ("Leases", ", ".join(device.leases) or "none"),
         ("UUID", device.uuid),
+        *((("Leases", ", ".join(device.leases)),) if device.leases else ()),
     ]
 
 
@@ -344,7 +345,7 @@ def _show_jobs(held: Sequence[Lease]) -> None:
                     tag("span", "note", f" of {lease.owner}")
 
 
-def _show_processes(processes: list[ProcessSample] | None) -> None:
+def _show_processes(processes: list[ProcessSample] | None, holders: Mapping[str, str]) -> None:
     if processes is None:
         tag("div", "note", "Its collector has not reported processes yet; it does every few seconds.")
         return
@@ -353,20 +354,20 @@ def _show_processes(processes: list[ProcessSample] | None) -> None:
         return
     rows = [
         (
-            str(one.pid), one.name or "–", one.user or "–",
-            "–" if one.memory_used_bytes is None else format_bytes(one.memory_used_bytes), one.lease or "none",
+            holders.get(one.lease, "no lease"), one.user or "–", one.name or "–", str(one.pid),
+            "–" if one.memory_used_bytes is None else format_bytes(one.memory_used_bytes), one.lease or "–",
         )
         for one in processes[:30]
     ]  # fmt: skip
-    table(("Process", "Name", "User", "Memory", "Lease"), rows, numeric=(3,))
+    table(("Held by", "User", "Process", "PID", "Memory", "Lease"), rows, numeric=(3, 4))
 
 
 def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %H:%M:%S")
+    return local(seconds)
 
 
 def _span(start: float, end: float) -> str:
-    return f"{_clock(start)} to {_clock(end)} UTC"
+    return f"{_clock(start)} to {_clock(end)} {zone_name(end)}"
 
 
 def _length(seconds: float) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from nicegui import ui
 from starlette.requests import Request
 
-from ...client.fleet_view import DeviceState, device_state
+from ...client.fleet_view import DeviceState, device_state, gpus_free
 from ...client.notebook import short_model
 from ...schemas.operations import DeviceStatus
 from ...schemas.units import format_bytes
@@ -23,7 +23,7 @@ from ..html import Segments, remember, search, table, tag, url
 from ..jobs import JobCounts
 from ..page_frame import Frame, Notice
 
-_METRICS = (("utilization", "Utilization"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
+_METRICS = (("health", "State"), ("utilization", "Utilization"), ("memory", "Memory"), ("temperature", "Temperature"))
 _GROUPS = (("host", "Host"), ("model", "Model"), ("owner", "Owner"))
 _ATTENTION = 8
 
@@ -32,7 +32,7 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
     """Register the page."""
 
     @ui.page("/")
-    async def page(request: Request, metric: str = "utilization", group: str = "host", q: str = "") -> None:
+    async def page(request: Request, metric: str = "health", group: str = "host", q: str = "") -> None:
         around = frame(request, "Fleet")
         await around.fleet.ready()
         with around.show("/"):
@@ -98,7 +98,7 @@ class FleetPage:
         self._changed()
 
     def _changed(self) -> None:
-        metric = self.metric if self.metric is not Metric.UTILIZATION else ""
+        metric = self.metric if self.metric is not Metric.HEALTH else ""
         group = self.group if self.group is not GroupBy.HOST else ""
         remember("/", metric=metric, group=group, q=self.words)
         self._draw()
@@ -137,10 +137,10 @@ class FleetPage:
             return
         devices, leases = self.fleet.devices, self.fleet.leases
         levels, health = self.fleet.levels(self.metric), self.fleet.levels(Metric.HEALTH)
-        owners = [lease.lease_id for lease in leases] if self.group is GroupBy.OWNER or self.words else None
+        held = [lease.lease_id for lease in leases] if self.group is GroupBy.OWNER or self.words else None
         # A filter may depend on states, so a change of states can change the layout.
         states = health if self.words else None
-        drawn = (self.fleet.shape, self.metric, self.group, self.words, owners, states)
+        drawn = (self.fleet.shape, self.metric, self.group, self.words, held, states)
         if drawn != self._drawn:
             grouped = cells.groups(devices, leases, self.group, self.words)
             self._nothing.set_visibility(not grouped)
@@ -163,19 +163,24 @@ def _subtitle(fleet: Fleet) -> str:
 
 
 def _details(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
-    owners = {lease.lease_id: lease for lease in fleet.leases}
-    held = [owners[lease] for lease in device.leases if lease in owners]
     used = device.memory_used_bytes
-    rows = [
+    return [
         ("State", cells.state_words(device)),
+        *(("Held by", who) for who in held_by(device, fleet)[:3]),
         ("Model", short_model(device.model)),
         ("Utilization", number(device.utilization_percent, "%")),
         ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
         ("Temperature", number(device.temperature_celsius, " °C")),
         ("Power", number(device.power_watts, " W")),
     ]
-    rows += [("Held by", f"{lease.owner}{f', {lease.name}' if lease.name else ''}") for lease in held[:3]]
-    return rows
+
+
+def held_by(device: DeviceStatus, fleet: Fleet) -> list[str]:
+    """Holders of a device's leases; without any, the processes on a device that is in use, with their users."""
+    if device.leases:
+        return [fleet.holders.get(lease, lease) for lease in device.leases]
+    processes = (fleet.processes_on(device) or ()) if device.in_use else ()
+    return [f"{one.user or 'somebody'}: {one.name or one.pid} (no lease)" for one in processes]
 
 
 def number(value: float | None, unit: str) -> str:
@@ -221,7 +226,7 @@ class _Tiles:
             f"{format_bytes(used)} of {format_bytes(total)}",
         )  # fmt: skip
         self._set_tile(
-            "Free GPUs", f"{summary.share_free:,.4g}", f" of {summary.devices:,}",
+            "Free GPUs", f"{gpus_free(summary, fleet.devices):,.4g}", f" of {summary.devices:,}",
             f"{summary.devices - summary.usable_devices:,} not usable" if summary.devices > summary.usable_devices
             else "all usable",
         )  # fmt: skip
@@ -271,13 +276,11 @@ class _Attention:
 
     def show(self, fleet: Fleet) -> None:
         """Update the list."""
-        affected = [
-            (state, device) for device, state in zip(fleet.devices, fleet.states, strict=True) if state in _WORST
-        ]
-        affected.sort(key=lambda each: _WORST.index(each[0]))
-        found = [device for _, device in affected]
+        found = cells.alike(fleet.devices, _WORST)
+        count = sum(len(each) for each in found)
+        lines = [_row(each, fleet) for each in found[:_ATTENTION]]
         hosts = fleet.summary.unready_runners if fleet.summary is not None else {}
-        shown = [(device.uuid, cells.state_words(device)) for device in found], hosts
+        shown = count, [(each[0].uuid, len(each), *line[2:]) for each, line in zip(found, lines, strict=False)], hosts
         if shown == self._shown:
             return
         self._shown = shown
@@ -286,24 +289,33 @@ class _Attention:
         with self._place:
             with tag("div", "panel-head"):
                 tag("h2", text="Needs attention")
-                tag("span", "note", f"{len(found):,} device{'' if len(found) == 1 else 's'}")
+                tag("span", "note", f"{count:,} device{'' if count == 1 else 's'}")
             for host, why in hosts.items():
                 tag("p", "note", f"{host} starts no jobs: {why}")
             if not found:
                 return
-            table(("Device", "State", "Model", "Held by"), [_row(device) for device in found[:_ATTENTION]])
+            table(("Device", "State", "Model", "Held by"), [line[:4] for line in lines])
             if len(found) > _ATTENTION:
-                tag("a", "note link", f"and {len(found) - _ATTENTION:,} more", href=url("/", metric="health"))
+                more = sum(len(each) for each in found[_ATTENTION:])
+                tag("a", "note link", f"and {more:,} more", href=url("/", metric="health"))
 
 
-def _row(device: DeviceStatus) -> tuple[Any, ...]:
+def _row(devices: Sequence[DeviceStatus], fleet: Fleet) -> tuple[Any, ...]:
+    """Line about devices of one host that are in the same state; the last cell, the state as text, is not shown."""
+    first = devices[0]
+    words = cells.state_words(first)
+
     def where() -> None:
-        tag("a", "", f"{device.host} · GPU {device.index}", href=f"/device/{quote(device.uuid, safe='')}")
+        if len(devices) == 1:
+            tag("a", "", f"{first.host} · GPU {first.index}", href=f"/device/{quote(first.uuid, safe='')}")
+        else:
+            tag("a", "", f"{first.host} · {len(devices)} GPUs", href=url("/", metric="health", q=first.host))
 
     def state() -> None:
-        tag("span", f"chip {_TONES[device_state(device)]}", cells.state_words(device))
+        tag("span", f"chip {_TONES.get(device_state(first), 'warn')}", words)
 
-    return where, state, short_model(device.model), ", ".join(device.leases) or "–"
+    holders = dict.fromkeys(who for device in devices for who in held_by(device, fleet))
+    return where, state, short_model(first.model), ", ".join(holders) or "–", words
 
 
 _WORST = (DeviceState.UNHEALTHY, DeviceState.STALE, DeviceState.DRAINED, DeviceState.THROTTLED)

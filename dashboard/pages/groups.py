@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from nicegui import ui
@@ -22,6 +21,7 @@ from ..group_history import Lending
 from ..history import RANGES, Window
 from ..html import Segments, remember, table, tag
 from ..page_frame import Frame, Notice
+from ..zones import local
 
 _SHOWN = 200
 _EVERY_SECONDS = 15.0
@@ -218,7 +218,7 @@ class GroupsPage:
         self._preemptions.clear()
         if not found:
             return
-        heads = ("When, UTC", "Who", "Name", "GPUs", "For", "Why", "What came of it", "Lost GPU h")
+        heads = ("When", "Who", "Name", "GPUs", "For", "Why", "What came of it", "Lost GPU h")
         with self._preemptions:
             table(heads, [_preemption(one) for one in found], numeric=(3, 7))
 
@@ -231,7 +231,7 @@ def _preemption(one: dict[str, Any]) -> tuple[Any, ...]:
     lost = one["lost_gpu_seconds"]
     after = "" if one["notice_seconds"] is None else f" after {one['notice_seconds']:,.0f} s"
     return (
-        datetime.fromtimestamp(one["at"], UTC).strftime("%d %b %H:%M:%S"),
+        local(one["at"], "%d %b %H:%M:%S %Z"),
         _person(one["owner"], one["group_name"]),
         one["name"] or one["lease_id"],
         number(one["gpus"]),

@@ -188,7 +188,7 @@ class JobPage:
                 with tag("div", "sub"):
                     tag("a", "link", job.owner, href=url("/jobs", owner=job.owner))
                     group = f", {job.group}" if job.group else ""
-                    tag("span", text=f"{group}, submitted {clock(job.submitted_at)} UTC")
+                    tag("span", text=f"{group}, submitted {clock(job.submitted_at)}")
             with tag("div", "bar"):
                 for verb, words, look in commands:
                     button(words, lambda verb=verb: self._confirm(verb, Selection(self.job_id)), look)

@@ -23,6 +23,7 @@ from ..history import RANGES, Window
 from ..html import Segments, button, remember, search, table, tag, url
 from ..page_frame import Frame, Notice
 from ..security.accounts import Role
+from ..zones import local
 
 _SHOWN = 100
 _LANES = 2000
@@ -132,8 +133,9 @@ class LeasesPage:
         return all(any(word in text for text in lowered) for word in self.words.lower().split())
 
     def _show_queue(self, queue: Sequence[QueueEntry]) -> None:
+        may = (self.frame.may(Role.REQUESTER), self.frame.may(Role.OPERATOR))
         shown = [
-            (entry.request_id, entry.position, entry.message, _age(entry.waiting_seconds), _starts(entry))
+            (entry.request_id, may, entry.position, entry.message, _age(entry.waiting_seconds), _starts(entry))
             for entry in queue
         ]
         if shown == self._queue_shown:
@@ -147,12 +149,20 @@ class LeasesPage:
             (
                 *(str(one.position), one.owner, _name(one.name, one.request_id)),
                 f"{one.gpus}–{one.gpus_max}" if one.gpus_max else str(one.gpus),
-                *(_age(one.waiting_seconds), _starts(one), one.message),
+                *(_age(one.waiting_seconds), _starts(one), one.message, self._withdrawal(one)),
             )
             for one in queue[:_SHOWN]
         ]
         with self._queue:
-            table(("#", "Owner", "Name", "GPUs", "Waits", "Starts in (80 %)", "Because"), rows, numeric=(3,))
+            heads = ("#", "Owner", "Name", "GPUs", "Waits", "Starts in (80 %)", "Because", "")
+            table(heads, rows, numeric=(3,), last_is_end=True)
+
+    def _withdrawal(self, entry: QueueEntry) -> Any:
+        """Button that withdraws a request, for its owner and for operators; jobs are cancelled on their own pages."""
+        mine = entry.owner == self.frame.session.name and self.frame.may(Role.REQUESTER)
+        if attempt_of_request(entry.request_id) is not None or not (mine or self.frame.may(Role.OPERATOR)):
+            return ""
+        return lambda: button("Withdraw", lambda: self._withdraw(entry), "small" if mine else "small danger")
 
     def _show_leases(self, leases: Sequence[Lease]) -> None:
         may = (self.frame.may(Role.REQUESTER), self.frame.may(Role.OPERATOR))
@@ -202,6 +212,20 @@ class LeasesPage:
         return lease.owner, _name(lease.name, lease.request_id), gpus, where, _since(lease.granted_at), ends, actions
 
     # Actions
+
+    def _withdraw(self, entry: QueueEntry) -> None:
+        named = f" for {entry.name}" if entry.name else ""
+
+        async def do(_: str) -> bool:
+            async def act() -> None:
+                mine = entry.owner == self.frame.session.name
+                self.frame.require(Role.REQUESTER if mine else Role.OPERATOR)
+                await self.frame.ask(lambda client: client.withdraw(entry.request_id, owner=entry.owner))
+
+            return await self.frame.attempt(act, f"The request of {entry.owner}{named} is withdrawn")
+
+        text = f"{entry.owner} waits for {entry.gpus} GPUs{named}. The command that waits ends."
+        self.frame.confirm("Withdraw this request?", text, "Withdraw", do)
 
     def _release(self, lease: Lease) -> None:
         async def do(_: str) -> bool:
@@ -305,7 +329,7 @@ def _words(lease: Lease) -> str:
 
 
 def _since(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%d %b %H:%M")
+    return local(moment, "%d %b %H:%M %Z")
 
 
 def _starts(entry: QueueEntry) -> str:

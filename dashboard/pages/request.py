@@ -21,6 +21,7 @@ from ..fleet import problem_of
 from ..html import button, initial_text, on_choice, on_typing, remember, table, tag
 from ..page_frame import Frame, NotAllowed, Notice
 from ..security.accounts import Role
+from ..zones import local
 
 _TEXTS: Final = ("memory", "host_memory", "min_compute_capability", "ttl", "wait", "name", "policy", "within")
 _LISTS: Final = ("models", "hosts")
@@ -262,7 +263,7 @@ class RequestPage:
             tag("div", "note", f"On {host}:").style("margin-top:12px")
             with tag("div", "empty slim").style("padding:0;align-items:stretch"):
                 tag("pre", text="\n".join(f"export {name}={value}" for name, value in variables.items()))
-        until = f"ends at {lease.expires_at:%H:%M:%S} UTC, unless it is renewed: corral renew {lease.lease_id}"
+        until = f"ends at {local(lease.expires_at, '%H:%M:%S %Z')}, unless it is renewed: corral renew {lease.lease_id}"
         tag("div", "note", f"Lease {lease.lease_id} of {lease.owner} {until}").style("margin-top:12px")
 
     async def _release(self, lease: Lease) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
@@ -57,12 +58,23 @@ def test_the_fleet_is_seen_and_leads_to_a_device(client: SyncClient, dashboard: 
     with visit(browser, dashboard, "vera") as tab:
         page = tab.go("/")
         tab.until("document.querySelector('.heat')?.dataset.devices === '8'")
-        assert tab.painted(".heat-cells") > 5
+        page.wait_for_selector(".heat-key:has-text('free 8')")  # the first map is the state
+        page.click("[data-value=utilization]")
+        tab.until("location.search === '?metric=utilization'")
+        settled(lambda: tab.painted(".heat-cells") > 5)
         assert len(page.screenshot()) > 20_000
         page.click("[data-value=health]")
         page.wait_for_selector(".heat-key:has-text('free 8')")
-        held = client.request(gpus=3, owner="follower", ttl="5m").lease
+        client.drain(hosts=["sim-0002"], reason="new fan")
+        page.wait_for_selector("td:has-text('sim-0002 · 4 GPUs') + td:has-text('drained: new fan')")
+        assert page.locator("tbody tr").count() == 1, "a host is one line"
+        client.undrain(hosts=["sim-0002"])
+        held = client.request(gpus=3, owner="follower", ttl="5m", name="work").lease
         page.wait_for_selector(".heat-key:has-text('leased 3')")  # it follows the fleet
+        held_page = tab.page.context.new_page()
+        held_page.goto(f"{tab.origin}/device/{held.grants[0].device}")
+        held_page.wait_for_selector(".fact-name:has-text('Held by') + .fact-value:has-text('follower: work')")
+        held_page.close()
         client.release(held.lease_id, owner="follower")
         page.wait_for_selector(".heat-key:has-text('free 8')")
         page.click("text=Temperature")
@@ -88,6 +100,20 @@ def test_the_fleet_is_seen_and_leads_to_a_device(client: SyncClient, dashboard: 
         page.select_option("select[aria-label='Add a metric']", "sm_clock_megahertz")
         tab.until("new URLSearchParams(location.search).get('m')?.endsWith('sm_clock_megahertz')")
         assert page.locator("text=Drain").count() == 0, "a viewer drains nothing"
+
+
+def test_times_are_in_the_zone_of_the_reader(client: SyncClient, dashboard: DashboardProcess, browser: Any) -> None:
+    lease = client.request(gpus=1, owner="traveler", ttl="5m").lease
+    with dashboard.logged_in("vera") as viewer:
+        tab = open_tab(browser, dashboard, viewer, timezone_id="Asia/Kolkata")
+        page = tab.go("/leases?q=traveler")
+        there = lease.granted_at.astimezone(ZoneInfo("Asia/Kolkata"))
+        page.wait_for_selector(f"td:has-text('{there:%d %b %H:%M} IST')")
+        page.click("button:has-text('Times in IST'):visible")
+        page.wait_for_selector(f"td:has-text('{lease.granted_at.astimezone(UTC):%d %b %H:%M} UTC')")
+        check(tab)
+        page.context.close()
+    client.release(lease.lease_id, owner="traveler")
 
 
 def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any) -> None:
@@ -166,6 +192,15 @@ def test_only_operators_take_leases_of_others_and_only_while_they_are(
             (ended,) = client.leases(lease_id=first, states=[LeaseState.EVICTED])
             assert "tests need it" in ended.reason
 
+            # A request of somebody else's leaves the queue.
+            waiting = subprocess.Popen(
+                [*CORRAL, "request", "--gpus", "8", "--placement", "fewest_hosts", "--wait", "2m", "--name", "third"],
+                env=environment(CORRAL_NATS_URL=dashboard.bus, CORRAL_OWNER="holder"), stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            page.wait_for_selector(".q-dialog", state="detached")
+            page.click("tr:has-text('third') button:has-text('Withdraw')")
+            page.click(".q-dialog button:has-text('Withdraw')")
+            assert waiting.wait(60) == 4
             page.wait_for_selector(".q-dialog", state="detached")
             # The page with its button stays open; what counts is the role at the moment of the press.
             page.wait_for_selector("tr:has-text('second') button:has-text('Evict')")

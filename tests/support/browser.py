@@ -152,10 +152,10 @@ def chromium() -> Iterator[Any]:
 
 
 def open_tab(
-    browser: Any, dashboard: DashboardProcess, client: httpx.Client, width: int = 1280, height: int = 900
+    browser: Any, dashboard: DashboardProcess, client: httpx.Client, width: int = 1280, height: int = 900, **more: Any
 ) -> Tab:
     """A tab that is logged in as an HTTP client is."""
-    context = browser.new_context(viewport={"width": width, "height": height})
+    context = browser.new_context(viewport={"width": width, "height": height}, **more)
     cookie = client.cookies["corral_session"]
     context.add_cookies([{"name": "corral_session", "value": cookie, "url": dashboard.url, "httpOnly": True}])
     return Tab(context.new_page(), dashboard.origin)

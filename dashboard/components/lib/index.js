@@ -29,6 +29,7 @@ export const STATES = [
   { name: "unhealthy", dark: "#e0632a", light: "#d55e00", mark: "cross" },
   { name: "unusable", dark: "#5b6675", light: "#9aa5b1", mark: "bar" },
   { name: "in use without a lease", dark: "#c77aa8", light: "#cc79a7", mark: "bar" },
+  { name: "reserved", dark: "#8c6d3f", light: "#b08d57", mark: "bar" },
 ];
 
 export const SERIES = {
@@ -90,6 +91,21 @@ export function bytes(text) {
 export const uint16 = (text) => new Uint16Array(bytes(text).buffer);
 export const uint32 = (text) => new Uint32Array(bytes(text).buffer);
 export const float64 = (text) => new Float64Array(bytes(text).buffer);
+
+// Whether the reader wants UTC; else times are in the browser's zone.
+export const isUtc = () => document.cookie.split("; ").includes("corral_utc=1");
+
+// A time as parts of year, month … second by the clocks of the reader's zone, as ISO 8601 without a zone.
+export function wall(ms) {
+  const at = new Date(ms);
+  return new Date(isUtc() ? ms : ms - at.getTimezoneOffset() * 60000).toISOString();
+}
+
+// A time as people read it, with the name of the zone.
+export function stamp(ms, length = 19) {
+  const named = new Intl.DateTimeFormat("en", { timeZone: isUtc() ? "UTC" : undefined, timeZoneName: "short" }).formatToParts(new Date(ms));
+  return `${wall(ms).replace("T", " ").slice(0, length)} ${named.find((part) => part.type === "timeZoneName").value}`;
+}
 
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
