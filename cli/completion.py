@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, cast
 
@@ -39,10 +40,18 @@ def _completer(complete: Callable[[typer.Context], Found]) -> Callable[..., list
     def completer(ctx: typer.Context, parameter: Any, incomplete: str) -> list[str]:
         found: list[str] = []
         with contextlib.suppress(Exception):  # Tab never prints an error
-            found = [word for word in complete(ctx) if word.startswith(incomplete)]
+            found = [_in_bash(word) for word in complete(ctx) if word.startswith(incomplete)]
         return found
 
     return completer
+
+
+_SPECIAL: Final = re.compile(r"[^\w@%+=:,./-]")
+
+
+def _in_bash(word: str) -> str:
+    """A word with what bash would split or expand escaped; other shells do that by themselves."""
+    return _SPECIAL.sub(r"\\\g<0>", word) if os.environ.get("_CORRAL_COMPLETE", "").endswith("bash") else word
 
 
 def contexts(ctx: typer.Context) -> Found:

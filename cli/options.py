@@ -113,4 +113,16 @@ def cancel_until_done(task: asyncio.Task[Any]) -> None:
 
 
 Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Hosts that match. Repeatable.")]
-Models = Annotated[list[str] | None, typer.Option("--model", metavar="GLOB", help="GPU models that match. Repeatable.")]
+
+
+def model_globs(models: list[str] | None) -> list[str] | None:
+    """Patterns for names of GPU models: a text without wildcards finds the models that contain it."""
+    return models and [text if set(text) & set("*?[") else f"*{text}*" for text in models]
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="NAME", help="GPU model, a part of its name, or a glob. Repeatable.", callback=model_globs
+    ),
+]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -20,7 +20,7 @@ from ...bus.connect import DEFAULT_URL
 from ...client import Client, CorralError
 from ...schemas import operations
 from ..exits import USAGE, CommandError
-from ..options import console
+from ..options import console, say
 from .access import LocalAccess, add_context, context_name, ensure_access, move_streams, remove_contexts, server_names
 from .folders import dashboard_state, default_data
 from .server import EmbeddedServer, server_binary
@@ -79,12 +79,18 @@ def up(
     if source not in ("auto", "nvml", "amd", "simulated", "none"):
         raise CommandError(f"--source {source!r}: use auto, nvml, amd, simulated or none", USAGE)
     server_binary()
+    if missing := missing_extras(source, dashboard=not no_dashboard):
+        extras = ",".join(extra for extra in missing if extra != "dashboard")
+        if extras:
+            raise CommandError(f"the cluster needs more than is installed: pip install 'corral[{extras}]'")
+        say("corral: there will be no dashboard: pip install 'corral[dashboard]' adds it, --no-dashboard is silent")
     folder = DataFolder((data or default_data()).expanduser().absolute())
     try:
         if port and _taken(listen, port):
             raise CommandError(
-                f"port {port} on {listen} is taken, perhaps by a NATS server: use that one (corral collect, process "
-                "and plan find it), or start on another port with --port 0"
+                f"port {port} on {listen} is taken: by a NATS server, another user's `corral up`, or something else. "
+                "--port 0 starts on a free port; on a NATS server that is there, `corral collect`, `process` and "
+                "`plan` run without `up`"
             )
         if no_auth and server_names(listen):
             raise CommandError(
@@ -92,7 +98,7 @@ def up(
             )
         collector = collector_part(source, folder.path, hosts, devices, interval, background, faults)
         parts = cluster_parts(folder.path, collector)
-        if not no_dashboard and find_spec("nicegui") is not None:
+        if not no_dashboard and "dashboard" not in missing:
             parts.append(dashboard_part(folder.path))
         server = EmbeddedServer(folder.path / "nats", port, listen)
         local = None if no_auth else ensure_access(folder.path, server.pid_file, listen)
@@ -100,9 +106,25 @@ def up(
         if local is not None:
             parts = [local.part(part) for part in parts]
             server.include = local.authority.config
-        asyncio.run(_up(folder, server, parts, collector, local))
+        asyncio.run(_up(folder, server, parts, collector, local, source))
     finally:
         folder.close()
+
+
+_NEEDED: Final = {"processor": "duckdb", "planner": "numpy", "dashboard": "nicegui"}
+"""Library of each extra that the cluster needs, by which the extra is recognized."""
+
+
+def missing_extras(source: str, *, dashboard: bool) -> list[str]:
+    """Extras of the cluster's parts that are not installed.
+
+    Args:
+        source: as `--source`.
+        dashboard: whether there shall be a dashboard.
+    """
+    libraries = _NEEDED | {"nvml": {"collector": "pynvml"}, "amd": {"amd": "amdsmi"}}.get(source, {})
+    wanted = {extra: library for extra, library in libraries.items() if dashboard or extra != "dashboard"}
+    return [extra for extra, library in wanted.items() if find_spec(library) is None]
 
 
 def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
@@ -151,7 +173,12 @@ def collector_part(
 
 
 async def _up(
-    folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None, local: LocalAccess | None
+    folder: DataFolder,
+    server: EmbeddedServer,
+    parts: Sequence[Part],
+    collector: Part | None,
+    local: LocalAccess | None,
+    source: str,
 ) -> None:
     out = console()
     credentials = local and local.credentials
@@ -189,7 +216,7 @@ async def _up(
             else:
                 connection_flags = "" if add_context(name, server.url, credentials) else f" --context {name}"
             devices = await _devices(server.url, credentials)
-            _print_ready(server.url, folder.path, collector, missing, summary, connection_flags, devices)
+            _print_ready(server.url, folder.path, collector, missing, summary, connection_flags, devices, source)
             ready = True
             await stopping.wait()
         else:
@@ -269,6 +296,7 @@ def _print_ready(
     summary: operations.FleetSummary | None,
     connection_flags: str,
     devices: Sequence[operations.DeviceStatus],
+    chosen: str,
 ) -> None:
     out = console()
     for name in missing:
@@ -278,6 +306,8 @@ def _print_ready(
         kind = "simulated GPUs" if simulated else "GPUs"
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
         out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
+        if simulated and chosen == "auto":
+            out.print("[dim]This machine has no NVIDIA or AMD driver, so the GPUs are simulated (--source)[/]")
     out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
     # The option stands right after `corral`, so that it applies to whichever command follows.
     rows = [

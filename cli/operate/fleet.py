@@ -15,7 +15,8 @@ from ...client.fleet_view import STATE_WORDS, device_state, gpus_free, holder
 from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import exits, render
-from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run
+from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run, say
+from ..work.host_messages import models_of_fleet
 from ..work.request_options import pairs
 from .reserve import From, ZoneName, maintain
 
@@ -44,6 +45,8 @@ def devices(
     async def work() -> tuple[list[operations.DeviceStatus], dict[str, str]]:
         async with connected(nats, timeout=timeout) as client:
             found = await client.devices(hosts=host or (), models=model or (), devices=device or ())
+            if model and not found:
+                say(f"corral: {await models_of_fleet(client)}")
             held = not json and any(one.leases for one in found)
             return found, {one.lease_id: holder(one) for one in (await client.leases() if held else ())}
 

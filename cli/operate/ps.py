@@ -48,7 +48,7 @@ def ps(
 
     async def work() -> list[dict[str, Any]]:
         async with connected(nats, timeout=timeout) as client:
-            return (await client.query(sql, limit=100_000, timeout=timeout, format="json")).dicts()
+            return (await client.query(sql, timeout=timeout, format="json")).dicts()
 
     found = run(work())
     if json:

@@ -15,7 +15,7 @@ from ...client.request import RequestFields
 from ...schemas import operations, requests, units
 from .. import exits, global_options, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
-from .host_messages import explain_missing_host, print_device_hosts
+from .host_messages import explain_missing, print_device_hosts
 from .job_control import Interrupted, Signals
 from .model_options import addition
 from .request_options import with_request_options
@@ -55,7 +55,7 @@ def request(
             try:
                 return await client.request(on_wait=on_wait, **asked)
             except Rejected:
-                await explain_missing_host(client, asked)
+                await explain_missing(client, asked)
                 raise
 
     async def work() -> requests.Assignment:
@@ -144,7 +144,10 @@ def explain(
 
     async def work() -> operations.Explanation:
         async with connected(nats, owner=fields.get("owner"), timeout=timeout) as client:
-            return await client.explain(with_more=additions, **fields)
+            explanation = await client.explain(with_more=additions, **fields)
+            if not (explanation.granted or additions):
+                await explain_missing(client, fields)
+            return explanation
 
     explanation = run(work())
     if json:
@@ -324,6 +327,7 @@ def withdraw(
         list[str] | None, typer.Argument(metavar="[REQUEST]...", help="Ids of requests, or unique prefixes.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All requests of the owner.")] = False,
+    anyones: Annotated[bool, typer.Option("--any-owner", help="For operators: whoever owns the requests.")] = False,
     owner: Owner = None,
     json: AsJson = False,
     nats: NatsUrl = None,
@@ -337,15 +341,19 @@ def withdraw(
     Examples:
       corral withdraw 5f0c…
       corral withdraw --all
+      corral withdraw 5f0c… --any-owner
     """
+    if every and anyones:
+        raise exits.CommandError("--any-owner needs the ids of requests (see corral queue)", exits.USAGE)
     if bool(request_ids) == every:
         raise exits.CommandError("give the ids of requests (see corral queue), or --all", exits.USAGE)
 
     async def work() -> list[requests.Rejection | requests.Assignment]:
         async with connected(nats, owner=owner, timeout=timeout) as client:
             entries = await client.queue(owner=client.owner if every else None)
-            chosen = entries if every else [_waiting_one(entries, text, client.owner) for text in request_ids or []]
-            return [await client.withdraw(entry.request_id) for entry in chosen]
+            mine = None if anyones else client.owner
+            chosen = entries if every else [_waiting_one(entries, text, mine) for text in request_ids or []]
+            return [await client.withdraw(entry.request_id, owner=entry.owner) for entry in chosen]
 
     done = run(work())
     if json:
@@ -366,16 +374,17 @@ def withdraw(
         raise typer.Exit(exits.FAILED)
 
 
-def _waiting_one(entries: list[operations.QueueEntry], text: str, owner: str) -> operations.QueueEntry:
-    """Find the owner's request in the queue by its id, or by the beginning of its id."""
+def _waiting_one(entries: list[operations.QueueEntry], text: str, owner: str | None) -> operations.QueueEntry:
+    """Find a request in the queue by its id, or by the beginning of its id; only the owner's unless that is None."""
     all_named = [entry for entry in entries if entry.request_id == text]
     all_named = all_named or [entry for entry in entries if entry.request_id.startswith(text)]
-    found = [entry for entry in all_named if entry.owner == owner]
+    found = [entry for entry in all_named if owner is None or entry.owner == owner]
     if len(found) == 1:
         return found[0]
     if all_named and not found:
         raise exits.CommandError(
-            f"request {all_named[0].request_id} is {all_named[0].owner!r}'s: only its owner may withdraw it",
+            f"request {all_named[0].request_id} is {all_named[0].owner!r}'s: only its owner may withdraw it, "
+            "and an operator with --any-owner",
             exits.NOT_YOURS,
         )
     if found:

@@ -14,7 +14,7 @@ from ...client import InvalidRequest
 from ...client.request import RequestFields, parse_gpus
 from ...schemas.requests import GpuRange
 from ..exits import USAGE, CommandError
-from ..options import Owner
+from ..options import Owner, model_globs
 
 _DEVICES = "Devices"
 _WHERE = "Hosts"
@@ -63,7 +63,13 @@ def _options(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="GLOB", help="GPU model: '*H100*'. Repeatable.", rich_help_panel=_DEVICES),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="GPU model, a part of its name such as H100, or a glob. Repeatable.",
+            rich_help_panel=_DEVICES,
+            callback=model_globs,
+        ),
     ] = None,
     vendor: Annotated[
         list[str] | None,

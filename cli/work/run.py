@@ -23,7 +23,7 @@ from ...schemas.requests import GpuRange
 from .. import exits, render
 from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
-from .host_messages import explain_missing_host, print_device_hosts
+from .host_messages import explain_missing, print_device_hosts
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
 from .lease_safety import reporting_troubles, start_in_time
 from .preemption import RESTARTS_VARIABLE, Notices, parse_signal, was_preempted
@@ -270,7 +270,7 @@ async def _granted(
             )
             return await stack.enter_async_context(context)
         except Rejected as rejected:
-            await explain_missing_host(client, fields)
+            await explain_missing(client, fields)
             for line in render.rejection_lines(rejected.rejection):
                 console(stderr=True).print(line)
             return None

@@ -13,6 +13,7 @@ import pytest
 from corral.cli.clock_times import parse_last_day, parse_time, zone_of
 from corral.cli.exits import MEANINGS, CommandError, code_and_message
 from corral.cli.loading import load
+from corral.cli.local import up
 from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.up import work_hints
 from corral.cli.registry import COMMANDS
@@ -56,6 +57,15 @@ def test_a_greeting_names_commands_that_this_fleet_grants() -> None:
         "run --gpus 1 --mig -- printenv CUDA_VISIBLE_DEVICES",
         "request --gpus 1 --mig --memory 10GiB",
     ]
+
+
+def test_a_cluster_names_the_extras_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = {"duckdb", "nicegui", "amdsmi"}
+    monkeypatch.setattr(up, "find_spec", lambda name: None if name in absent else name)
+    assert up.missing_extras("auto", dashboard=True) == ["processor", "dashboard"]
+    assert up.missing_extras("amd", dashboard=False) == ["processor", "amd"]
+    with pytest.raises(CommandError, match=r"pip install 'corral\[processor\]'"):
+        up.up(source="simulated")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,14 @@ def test_a_rejection_is_code_4_with_its_reasons(cluster: LocalCluster) -> None:
     assert rejection["could_ever_fit"] is False
     assert sum(reason["devices"] for reason in rejection["reasons"]) == 8
     assert cluster.corral("explain", "--gpus", "500").returncode == 4
+    # A part of a model's name is enough, and a model that is not there is answered with those that are.
+    models = cluster.json("fleet")["models"]
+    part = next(iter(models)).split()[-1][:4]
+    assert cluster.json("fleet", "--model", part)["devices"] > 0
+    assert cluster.corral("explain", "--model", part).returncode == 0
+    listed = ", ".join(f"{count} × {name}" for name, count in models.items())
+    for command in ("explain", "request", "devices"):
+        assert f"the fleet has {listed}" in cluster.corral(command, "--model", "Q9000").stderr
 
 
 def test_what_is_not_there_or_not_yours_is_code_5(cluster: LocalCluster) -> None:

@@ -26,6 +26,8 @@ def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster
     program.chmod(0o755)
     config = tmp_path / "corral.toml"
     config.write_text(f'[contexts.lab]\nnats = "{cluster.url}"\n[contexts.far]\nnats = "nats://127.0.0.1:9"\n')
+    models = {device["model"] for device in cluster.json("devices")["devices"]}
+    escaped = sorted(model.replace(" ", "\\ ") for model in models)
     lease = cluster.json("request")["lease"]["lease_id"]
     # Each of them starts a process: one of each kind in a shell, the others in this process.
     in_bash = {
@@ -42,6 +44,7 @@ def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster
         "corral --context l": ["lab"],
         "corral --context lab drain --host TAB": ["sim-0001", "sim-0002"],
         "corral --context far drain --host TAB": [],
+        "corral --context lab request --model TAB": escaped,
         "corral config set collect.inter": ["collect.interval"],
     }
     done = subprocess.run(
@@ -61,5 +64,5 @@ def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster
         asked = line.replace("TAB", "")
         values = {"COMP_WORDS": asked, "COMP_CWORD": str(len(asked.split(" ")) - 1), "CORRAL_CONFIG": str(config)}
         told = invoke(url="", _CORRAL_COMPLETE="complete_bash", **values)
-        assert (sorted(told.stdout.split()), told.stderr) == (words, ""), line
+        assert (sorted(filter(None, told.stdout.splitlines())), told.stderr) == (words, ""), line
     cluster.corral("release", "--all")

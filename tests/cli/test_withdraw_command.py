@@ -61,8 +61,9 @@ def test_the_command_withdraws_by_how_an_id_begins(cluster: LocalCluster, full_h
         thread.start()
         [entry] = wait_for(lambda: queued(cluster, "by-hand"))
         assert cluster.corral("withdraw", "no-such-request").returncode == 5
-        assert cluster.corral("withdraw", entry["request_id"], CORRAL_OWNER="stranger").returncode == 5
-        done = cluster.corral("withdraw", entry["request_id"][:12])
+        refused = cluster.corral("withdraw", entry["request_id"], CORRAL_OWNER="stranger")
+        assert (refused.returncode, "--any-owner" in refused.stderr) == (5, True)
+        done = cluster.corral("withdraw", entry["request_id"][:12], "--any-owner", CORRAL_OWNER="operator")
         assert done.returncode == 0, done.stderr
         assert "Withdrawn" in done.stdout
         thread.join(20)
