@@ -126,6 +126,7 @@ def corral(
         str | None,
         typer.Option("--config", metavar="FILE", help="Configuration file. Default: $CORRAL_CONFIG, then corral.toml."),
     ] = None,
+    utc: Annotated[bool, typer.Option("--utc", help="Print times in UTC instead of this machine's zone.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -141,6 +142,8 @@ def corral(
     from .global_options import GIVEN, record_options, use_credentials
 
     GIVEN.clear()
+    if utc:
+        os.environ["TZ"] = "UTC"
     if ctx.invoked_subcommand and any(name.startswith("CORRAL_") for name in os.environ):
         from .environment_check import check
 

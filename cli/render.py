@@ -16,6 +16,8 @@ from ..client.fleet_view import device_state as state_of
 from ..client.notebook import short_model
 from ..schemas import operations, requests, units
 from ..schemas.units import format_bytes
+from .clock_times import zone_of
+from .exits import CommandError
 from .fitting import Heading, fitted
 
 _BAR = " ▏▎▍▌▋▊▉█"
@@ -113,9 +115,12 @@ def local_times(text: str) -> str:
     return _UTC_TIME.sub(lambda found: local_time(datetime.fromisoformat(found[0])), text)
 
 
-def local_time(at: datetime) -> str:
-    """A time in the reader's zone, with the zone's abbreviation."""
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+def local_time(at: datetime, form: str = "%Y-%m-%d %H:%M:%S %Z") -> str:
+    """A time in the reader's zone: that of `TZ`, else this machine's. By default with the zone's abbreviation."""
+    try:
+        return at.astimezone(zone_of(None).rules).strftime(form)
+    except CommandError:  # a POSIX rule such as CET-1CEST, which the C library knows
+        return at.astimezone().strftime(form)
 
 
 _DEVICES: Final = (
@@ -286,12 +291,12 @@ def leases_table(leases: Iterable[requests.Lease], width: int) -> Table:
 
 def rejection_lines(rejection: requests.Rejection) -> list[str]:
     """Lines of markup for a rejection: the code, each reason with its number of devices, and a hint."""
-    lines = [f"[bold red]Rejected[/] ({rejection.code.value}): {escape(rejection.message)}"]
-    lines += [
-        f"  [bold]{reason.devices:>4}[/] × {escape(reason.detail or reason.code)}" for reason in rejection.reasons
-    ]
+    lines = [f"[bold red]Rejected[/] ({rejection.code.value}): {escape(local_times(rejection.message))}"]
+    for reason in rejection.reasons:
+        text = local_times(reason.detail or reason.code)
+        lines.append(f"  [bold]{reason.devices:>4}[/] × {escape(text)}")
     if rejection.nearest:
-        lines.append(f"  nearest: {escape(rejection.nearest)}")
+        lines.append(f"  nearest: {escape(local_times(rejection.nearest))}")
     if rejection.code is not requests.RejectionCode.WITHDRAWN:
         lines.append(
             "  The fleet could hold it when idle: add --wait 10m."

@@ -319,8 +319,8 @@ def _show_what_if(found: WhatIf, json: bool) -> None:
     known = found.known_gpu_hours / found.held_gpu_hours if found.held_gpu_hours else 0.0
     acts = not found.rule.endswith(IdleAction.WARN.value)
     console().print(
-        f"{escape(found.rule)}, since {found.since:%Y-%m-%d %H:%M} UTC: {found.leases} leases held "
-        f"{found.held_gpu_hours:.1f} GPU-hours",
+        f"{escape(found.rule)}, since {render.local_time(found.since, '%Y-%m-%d %H:%M %Z')}: "
+        f"{found.leases} leases held {found.held_gpu_hours:.1f} GPU-hours",
         highlight=False,
     )
     rows = [

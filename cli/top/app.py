@@ -18,6 +18,7 @@ from ...client import CorralError
 from ...client.fleet_view import FleetView
 from ...client.notebook import short_model
 from ...schemas import operations, requests
+from ..render import local_time
 from .device_details import device_page
 from .rows import SORTS, ProcessRow, ProcessTable, by_host, filter_and_sort, summary_line
 from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
@@ -206,7 +207,7 @@ class TopApp(App[None]):
             notice.append(f"by {self._sort}{' ↑' if self._reversed else ''}")
             if self._words:
                 notice.append(f" · filter: {self._words} ({len(devices)} of {len(seen.devices)})", "yellow")
-            notice.append(f" · {seen.time.astimezone():%H:%M:%S}")
+            notice.append(f" · {local_time(seen.time, '%H:%M:%S %Z')}")
             stray = sum(bool(row.concern) for row in processes)
             if stray:
                 notice.append(f" · {stray} lease violations (5)", "yellow")

@@ -156,7 +156,7 @@ def explain(
         out = console()
         color = "green" if explanation.granted else "red"
         out.print(f"[bold {color}]{'Would be granted' if explanation.granted else 'Would be rejected'}[/]: "
-                  f"{escape(explanation.message)}")  # fmt: skip
+                  f"{escape(render.local_times(explanation.message))}")  # fmt: skip
         if explanation.policy:
             out.print(f"[dim]ranked by {escape(explanation.policy)}[/]")
         if explanation.rejection is not None:
@@ -317,7 +317,7 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
             *([escape(entry.group)] if grouped else []), escape(entry.name),
             f"{entry.gpus}-{entry.gpus_max}" if entry.gpus_max else str(entry.gpus),
             render.duration(entry.waiting_seconds), render.starts(entry), render.duration(entry.heard_seconds),
-            escape(entry.message),
+            escape(render.local_times(entry.message)),
         )  # fmt: skip
     console().print(made)
 

@@ -211,4 +211,4 @@ def details(listing: JobListing) -> list[tuple[str, Any]]:
 
 
 def _time(at: datetime) -> str:
-    return at.astimezone().isoformat(sep=" ", timespec="seconds")
+    return render.local_time(at)

@@ -11,7 +11,7 @@ from ...client.lease import HeldLease
 from ...schemas.requests import IdleNotice
 from ..exits import FAILED
 from ..options import say
-from ..render import idle_outcome
+from ..render import idle_outcome, local_time
 from .children import NotStarted, TooLate
 
 _TRIES: Final = 10
@@ -77,8 +77,11 @@ async def _report_idleness(held: HeldLease, quiet: bool) -> None:
         await asyncio.sleep(_POLL_SECONDS)
         notice = held.idle
         if notice is not None and notice != reported:
-            say(f"corral: the GPUs of the lease are idle since {notice.since:%H:%M} UTC{idle_outcome(notice)}: "
-                f"{notice.rule} (rule of group {notice.group})")  # fmt: skip
+            since = local_time(notice.since, "%H:%M %Z")
+            say(
+                f"corral: the GPUs of the lease are idle since {since}{idle_outcome(notice)}: "
+                f"{notice.rule} (rule of group {notice.group})"
+            )
         elif notice is None and reported is not None and not quiet:
             say("corral: the warning about idle GPUs was withdrawn")
         reported = notice

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from corral.cli.clock_times import parse_last_day, parse_time, zone_of
@@ -191,6 +192,11 @@ def test_windows_are_booked_listed_and_canceled(cluster: LocalCluster) -> None:
         assert len(window["devices"]) == 2
         lasts = datetime.fromisoformat(window["ends_at"]) - datetime.fromisoformat(window["starts_at"])
         assert lasts == timedelta(minutes=30)
+        # Texts of the planner have times in the reader's zone, with its name; in UTC with an option.
+        for flags, zone, name in (((), ZoneInfo("Asia/Kolkata"), "IST"), (("--utc",), UTC, "UTC")):
+            begins = datetime.fromisoformat(window["starts_at"]).astimezone(zone)
+            shown = cluster.corral(*flags, "devices", TZ="Asia/Kolkata").stdout
+            assert shown.count(f"from {begins:%Y-%m-%d %H:%M:%S} {name}") == 2, shown
         maintenance = cluster.json("drain", host, "--from", "+3h", "--until", "+1h", "--reason", "fans")["windows"][0]
         listed = cluster.corral("reserve", "list", "--zone", "Asia/Tokyo").stdout
         assert "maintenance" in listed
