@@ -66,6 +66,7 @@ class Frame:
         follow_zone(request.cookies)
         self._pulses: list[Any] = []
         self._updates: list[Callable[[], None]] = []
+        self._dresses: list[Callable[[], Any]] = []
 
     def may(self, role: Role) -> bool:
         """True if this session is still valid and has the permissions of a role."""
@@ -124,6 +125,8 @@ class Frame:
             dark.value = {"dark": True, "light": False, "auto": None}[chosen]
             ui.run_javascript(f"document.cookie = '{THEME_COOKIE}={chosen};path=/;max-age=31536000;samesite=lax'")
             words.set_text(_THEMES[chosen])
+            for dress in self._dresses:
+                ui.timer(0.1, dress, once=True)
 
         with tag("div", classes):
             self._pulses.append(tag("span", "pulse", "", role="status"))
@@ -150,6 +153,10 @@ class Frame:
     def on_refresh(self, update: Callable[[], None]) -> None:
         """Call `update`, which updates a part of the page, after every refresh of the fleet's state."""
         self._updates.append(update)
+
+    def on_theme(self, dress: Callable[[], Any]) -> None:
+        """Call `dress` after the user has chosen another theme."""
+        self._dresses.append(dress)
 
     def on_close(self, do: Callable[[], None]) -> None:
         """Call `do` once the page is gone."""

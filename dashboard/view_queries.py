@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -96,10 +97,10 @@ def ordered(names: Sequence[str]) -> list[str]:
     return [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
 
 
-def sql(view: str) -> str:
-    """SQL that queries a view."""
+def sql(view: str, where: str = "") -> str:
+    """SQL that queries a view; `where` are conditions in SQL."""
     order = KNOWN.get(view, Question()).order
-    return f"FROM {view}{f' ORDER BY {order}' if order else ''}"
+    return f"FROM {view}{f' WHERE {where}' if where else ''}{f' ORDER BY {order}' if order else ''}"
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -178,14 +179,24 @@ def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing
         labels = [_label([row[at[name]] for name in drawing.label]) for row in used]
     if not used:
         return None
-    series = [{"name": name, "values": [_number(row[at[name]]) for row in used]} for name in drawing.values]
+    series = [{"name": spoken(name), "values": [_number(row[at[name]]) for row in used]} for name in drawing.values]
     return Drawn(kind=drawing.kind, labels=labels, series=series, unit=drawing.unit)
+
+
+_UNITS: Final = re.compile(r"_(bytes|percent|celsius|watts)(?=_|$)")
+
+
+def spoken(name: str) -> str:
+    """A column's name as people read it, without its unit, which the axis shows."""
+    words = _UNITS.sub("", name).replace("_", " ").strip()
+    words = re.sub(r"\bgpu\b", "GPU", words)
+    return words[:1].upper() + words[1:]
 
 
 def guess(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Drawing | None:
     """Choose a chart for any result: lines over its first time column, else bars by its first text column."""
     values = {name: [row[number] for row in rows[:200]] for number, name in enumerate(columns)}
-    numbers = [name for name in columns if numeric(values[name])]
+    numbers = [name for name in columns if numeric(values[name]) and not _names_something(name)]
     if not numbers:
         return None
     times = [name for name in columns if any(isinstance(value, datetime) for value in values[name])]
@@ -198,6 +209,11 @@ def guess(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Drawing | No
     if texts and len(rows) > 1:
         return Drawing(kind="bar", label=(texts[0],), values=(numbers[0],), unit=unit)
     return None
+
+
+def _names_something(name: str) -> bool:
+    """True if the numbers of a column are names, such as process ids, whose size says nothing."""
+    return name in ("pid", "gpu", "index", "rank", "attempt", "exit_code", "last_xid") or name.endswith("_id")
 
 
 def _unit(name: str) -> str:

@@ -1,6 +1,6 @@
 // The result of a question as bars or lines.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, css, drawn, format, isDark, isUtc, stamp } from "corral-ui";
+import { FONT, SERIES, byteStep, css, drawn, format, isDark, isUtc, stamp } from "corral-ui";
 
 export default {
   mixins: [drawn],
@@ -33,6 +33,7 @@ export default {
       const value = {
         type: "value", axisLabel: { color: muted, fontSize: 11, formatter: (one) => format(one, unit), hideOverlap: true }, splitLine: { lineStyle: { color: line } },
         max: unit === "percent" ? (range) => (range.max > 60 ? 100 : null) : undefined, splitNumber: 4,
+        interval: unit === "bytes" ? byteStep(Math.max(...series.flatMap((one) => one.values))) : undefined,
       };
       const narrow = this.$el.clientWidth < 560;
       const axis = bars

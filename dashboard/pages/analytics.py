@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from msgspec import Struct, to_builtins
 from nicegui import ui
 from starlette.requests import Request
 
 from ...client import Client, CorralError, QueryFailed, QueryResult
-from .. import view_queries
+from .. import periods, view_queries
 from ..components.results import Chart, Grid
 from ..downloads import Exports
 from ..fleet import Problem, problem_of
-from ..html import button, remember, tag, url
+from ..html import Segments, button, initial_text, on_choice, remember, search, tag, url
 from ..page_frame import Frame, Notice
 from ..view_queries import SHOWN, Column
+from ..zones import local, zone_name, zone_of
 
 _SECONDS = 60.0
+_WHEN = "%d %b %Y %H:%M"
+_USAGE = "GPU-hours held within the period, by share: leases are cut at its ends. Before: as long a time before it."
 _EXAMPLE = """-- Any read-only question: SHOW TABLES, DESCRIBE samples, FROM questions …
 SELECT host, avg(gpu_utilization_percent) AS gpu_utilization_percent, max(temperature_celsius) AS hottest_celsius
 FROM samples
@@ -50,7 +55,8 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
     """Register the page."""
 
     @ui.page("/analytics")
-    async def page(request: Request, view: str = "", sql: str = "") -> None:
+    async def page(request: Request, view: str = "", sql: str = "", period: str = "") -> None:
+        filters = {name: request.query_params.get(name, "")[:128] for name in periods.FILTERS}
         around = frame(request, "Analytics")
         views: list[_View] = []
         problem: Problem | None = None
@@ -61,18 +67,29 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
         with around.show("/analytics"):
             with tag("div", "head"), tag("div"):
                 tag("h1", text="Analytics")
-                tag("div", "sub", "Views of the history, and read-only SQL. Times are UTC.")
+                tag("div", "sub", "Views of the history, and read-only SQL. Times in tables are UTC.")
             if problem is not None:
                 Notice().tell(problem, whole=True)
                 return
-            AnalyticsPage(around, exports, views, view, sql[:20_000])
+            AnalyticsPage(around, exports, views, view, sql[:20_000], period[:32], filters)
 
 
 class AnalyticsPage:
     """The analytics page in one browser."""
 
-    def __init__(self, frame: Frame, exports: Exports, views: list[_View], view: str, sql: str) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        exports: Exports,
+        views: list[_View],
+        view: str,
+        sql: str,
+        period: str,
+        filters: dict[str, str],
+    ) -> None:
         self.frame = frame
+        self.period, self.filters = period, filters
+        self._chosen: _View | None = None
         self._exports = exports
         self._asked = 0
         chosen = next((one for one in views if one.name == view), None)
@@ -86,7 +103,7 @@ class AnalyticsPage:
                     tag("div", text="console")
                 for one in views:
                     here = chosen is not None and one.name == chosen.name and not console
-                    with tag("a", f"question{' here' if here else ''}", href=url("/analytics", view=one.name)):
+                    with tag("a", f"question{' here' if here else ''}", href=self._url(one.name)):
                         tag("div", text=one.question)
                         tag("div", text=one.name)
             with tag("div", "main").style("padding:0;max-width:none"):
@@ -95,23 +112,70 @@ class AnalyticsPage:
                 elif chosen is not None:
                     self._view(chosen)
 
+    def _url(self, view: str) -> str:
+        return url("/analytics", view=view, period=self.period, **self.filters)
+
     def _view(self, view: _View) -> None:
+        self._chosen = view
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 tag("h2", text=view.question)
                 self._note = tag("span", "note", "Asking…")
+            with tag("div", "bar"):
+                self._periods = Segments(periods.CHOICES, self.period, self._in_period, "Period")
+                since = tag("input", "field", type="date", aria_label="Since", title="Since this day",
+                            **initial_text(self.period.removeprefix("since-")))  # fmt: skip
+                on_choice(since, lambda day: self._in_period(f"since-{day}" if day else ""))
+                month = tag("input", "field", type="month", aria_label="Month", title="A calendar month",
+                            **initial_text(self.period))  # fmt: skip
+                on_choice(month, self._in_period)
+            with tag("div", "bar").style("margin:10px 0"):
+                for name in periods.FILTERS:
+                    words = {"owner": "Owner", "group": "Group", "model": "Model has", "host": "Host has"}[name]
+                    search(self.filters[name], lambda text, name=name: self._filtered(name, text), words, "")
+            self._counted = tag("div", "note", "")
             self._results(view.columns)
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 tag("h2", text="Columns")
-                tag("a", "note link", "Edit as SQL", href=url("/analytics", sql=view_queries.sql(view.name)))
+                self._as_sql = tag("a", "note link", "Edit as SQL")
             with tag("div", "facts"):
                 for name, meaning in view.columns.items():
                     with tag("div"):
                         tag("div", "fact-name mono", name)
                         tag("div", "fact-value", meaning)
+        ui.timer(0, self._ask_view, once=True)
+
+    async def _in_period(self, period: str) -> None:
+        self.period = period[:32]
+        self._periods.show(self.period)
+        await self._ask_view()
+
+    async def _filtered(self, name: str, text: str) -> None:
+        self.filters[name] = text[:128]
+        await self._ask_view()
+
+    async def _ask_view(self) -> None:
+        """Ask the chosen view about the period, with the filters; both are in the URL then."""
+        view = self._chosen
+        if view is None:
+            return
+        now = datetime.now(UTC)
+        period = periods.period_of(self.period, now, zone_of(self.frame.request.cookies))
+        narrowed = periods.narrowed(view.columns, period, self.filters)
         known = view_queries.KNOWN.get(view.name)
-        ui.timer(0, lambda: self._ask(view_queries.sql(view.name), known.drawing if known else None), once=True)
+        drawing = known.drawing if known else None
+        if view.name == "usage_by_owner" and period is not None:
+            sql, counted = periods.usage_by_owner(period, self.filters), _USAGE
+            drawing = view_queries.Drawing(kind="bar", label=("owner",), values=("gpu_hours", "gpu_hours_before"))
+        else:
+            sql, counted = view_queries.sql(view.name, narrowed.where), narrowed.counted
+        ignored = f" It can't be filtered by {' or '.join(narrowed.ignored)}." if narrowed.ignored else ""
+        when = f"{local(period.start, _WHEN)} to {local(period.end, _WHEN)} {zone_name(period.end)}. " if period else ""
+        self._counted.set_text(f"{when}{counted}{ignored}".strip())
+        remember("/analytics", view=view.name, period=self.period, **self.filters)
+        self._as_sql.props["href"] = url("/analytics", sql=sql)
+        await self._ask(sql, drawing)
 
     def _console(self, sql: str) -> None:
         with tag("section", "panel"):
@@ -119,9 +183,10 @@ class AnalyticsPage:
                 tag("h2", text="SQL console")
                 self._note = tag("span", "note", "Ctrl-Enter to run")
             with tag("div", "editor"):
-                dark = "vscodeDark" if self.frame.request.cookies.get("corral_theme") == "dark" else "basicLight"
-                self._editor = ui.codemirror(sql or _EXAMPLE, language="SQL", theme=dark, line_wrapping=True)
+                self._editor = ui.codemirror(sql or _EXAMPLE, language="SQL", theme="basicLight", line_wrapping=True)
                 self._editor.style("min-height:150px;height:auto")
+            ui.timer(0, self._dress, once=True)
+            self.frame.on_theme(self._dress)
             self._editor.on("keydown.ctrl.enter", self._run, [])
             self._editor.on("keydown.meta.enter", self._run, [])
             with tag("div", "bar").style("margin:14px 0"):
@@ -144,6 +209,12 @@ class AnalyticsPage:
         self._export_bar.set_visibility(False)
         self._grid = Grid()
         self._sql = ""
+
+    async def _dress(self) -> None:
+        """Give the editor the colors of the page, which the system may choose."""
+        with contextlib.suppress(TimeoutError):
+            dark = await ui.run_javascript("document.body.classList.contains('body--dark')", timeout=5)
+            self._editor.set_theme("vscodeDark" if dark else "basicLight")
 
     async def _run(self) -> None:
         sql = str(self._editor.value or "").strip()

@@ -217,15 +217,33 @@ def test_only_operators_take_leases_of_others_and_only_while_they_are(
             client.release(lease.lease_id, owner="holder")
 
 
-def test_questions_are_answered_drawn_and_taken_away(dashboard: DashboardProcess, browser: Any) -> None:
-    with dashboard.logged_in("vera") as client:
-        tab = open_tab(browser, dashboard, client)
+def test_questions_are_answered_drawn_and_taken_away(
+    client: SyncClient, dashboard: DashboardProcess, browser: Any
+) -> None:
+    held = client.request(gpus=1, owner="analyst", ttl="5m").lease.lease_id
+    wait_for(lambda: client.query(f"SELECT count(*) FROM lease_spans WHERE lease_id = '{held}'").scalar())
+    client.release(held, owner="analyst")
+    with dashboard.logged_in("vera") as session:
+        tab = open_tab(browser, dashboard, session)
         page = tab.go("/analytics?view=devices_now")
         tab.until("document.querySelector('[data-rows]')?.dataset.rows === '8'")
         page.wait_for_selector("text=What is each device doing right now?")
+        # A period and filters narrow the question, and are in the URL.
+        page = tab.go("/analytics?view=usage_by_owner&owner=nobody-at-all")
+        tab.until("document.querySelector('[data-rows]')?.dataset.rows === '0'")
+        page.click("[data-value='24h']")
+        tab.until("new URLSearchParams(location.search).get('period') === '24h'")
+        page.wait_for_selector("text=leases are cut at its ends")
+        page.fill("[placeholder=Owner]", "")
+        page.wait_for_selector("th:has-text('gpu_hours_before')")
+        tab.until("location.search === '?view=usage_by_owner&period=24h'")
+        tab.until("Number(document.querySelector('[data-rows]')?.dataset.rows) > 0")
+        page.emulate_media(color_scheme="dark")
         page = tab.go("/analytics?sql=SELECT host, count(*) AS n FROM devices GROUP BY host ORDER BY host")
         tab.until("document.querySelector('[data-rows]')?.dataset.rows === '2'")
         tab.until("document.querySelector('.chart')?.dataset.points === '2'")
+        settled(lambda: page.evaluate("getComputedStyle(document.querySelector('.cm-editor')).backgroundColor")
+                == "rgb(30, 30, 30)")  # fmt: skip
         saved: dict[str, bytes] = {}
         for kind in ("CSV", "Parquet", "Arrow"):
             with page.expect_download() as download:
@@ -248,7 +266,7 @@ def test_questions_are_answered_drawn_and_taken_away(dashboard: DashboardProcess
         check(tab)
         with dashboard.logged_in("olga") as other:
             ticket = download.value.url.split("/export/")[1]
-            assert client.get(f"/export/{ticket}").status_code == 200
+            assert session.get(f"/export/{ticket}").status_code == 200
             assert other.get(f"/export/{ticket}").status_code == 404
         page.context.close()
 

@@ -107,6 +107,9 @@ export function stamp(ms, length = 19) {
   return `${wall(ms).replace("T", " ").slice(0, length)} ${named.find((part) => part.type === "timeZoneName").value}`;
 }
 
+// The step of an axis of bytes: a power of two, so that its ticks are round.
+export const byteStep = (most) => 2 ** Math.ceil(Math.log2(Math.max(most, 4) / 4));
+
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 const UNITS = { "degrees Celsius": "celsius", "bytes per second": "bytes/s", megahertz: "MHz", nanoseconds: "ns", millijoules: "mJ", count: "", level: "" };
