@@ -72,7 +72,7 @@ def fleet(
 
     Examples:
       corral fleet
-      corral fleet --model '*H100*' --json
+      corral fleet --model H100 --json
     """
 
     async def work() -> tuple[operations.FleetSummary, list[operations.DeviceStatus]]:

@@ -13,7 +13,7 @@ from ...client import Client, CorralError, Ended
 from ...schemas.moves import Moves
 from ...schemas.requests import Lease, LeaseState
 from .. import exits, render
-from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run
+from ..options import AsJson, NatsUrl, Timeout, connected, console, model_globs, print_json, run
 
 
 def plan_moves(
@@ -28,7 +28,12 @@ def plan_moves(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="GLOB", help="With --free-hosts: models of all their GPUs. Repeatable."),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="With --free-hosts: models of all their GPUs, or parts of their names. Repeatable.",
+            callback=model_globs,
+        ),
     ] = None,
     request: Annotated[
         str | None,

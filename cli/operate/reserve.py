@@ -14,7 +14,7 @@ from ...schemas.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowStat
 from .. import render
 from ..clock_times import FORMS, Zone, parse_last_day, parse_time, zone_of
 from ..exits import USAGE, CommandError
-from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run
+from ..options import AsJson, Models, NatsUrl, Timeout, connected, console, print_json, run
 
 reserve = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -43,9 +43,7 @@ def book(
         list[str] | None, typer.Option("--owner", metavar="NAME", help="Owner whom it is for. Repeatable.")
     ] = None,
     group: Annotated[str | None, typer.Option("--group", metavar="NAME", help="Group whom it is for.")] = None,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="GLOB", help="GPU model: '*H100*'. Repeatable.")
-    ] = None,
+    model: Models = None,
     host: Annotated[
         list[str] | None, typer.Option("--host", metavar="GLOB", help="Hosts to choose from. Repeatable.")
     ] = None,
@@ -64,7 +62,7 @@ def book(
     (--max). Without enough GPUs the booking is rejected, and the answer says when there are.
 
     Examples:
-      corral reserve --gpus 8 --model '*H100*' --from 'mon 08:00' --for 4h --group lab/vision --reason course
+      corral reserve --gpus 8 --model H100 --from 'mon 08:00' --for 4h --group lab/vision --reason course
       corral reserve --gpus 2 --from +1h --for 30m --owner ann --reason demo --dry-run
       corral reserve --gpus 8 --from 'mon 08:00' --for 4h --owner ann --repeat weekly --until 2027-01-31 --reason course
       corral reserve list

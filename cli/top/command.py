@@ -41,7 +41,7 @@ def top(
 
     Examples:
       corral top
-      corral top --model '*H100*' --sort util
+      corral top --model H100 --sort util
       corral top --filter 'node-7 leased'
       corral top --json | jq '[.devices[].power_watts] | add'
     """

@@ -42,7 +42,7 @@ def request(
     Examples:
       corral request --gpus 2 --memory 20GiB
       corral request --share 0.25 --memory 8GiB --ttl 1h --name notebook
-      corral request --gpus 8 --model '*H100*' --wait 10m
+      corral request --gpus 8 --model H100 --wait 10m
       corral request --gpus 4 --items 1000 --method capacity --json
       eval "$(corral request --gpus 1 --export)"
     """
@@ -138,7 +138,7 @@ def explain(
 
     Examples:
       corral explain --gpus 2 --memory 60GiB
-      corral explain --gpus 16 --model '*H100*' --with-more '8xNVIDIA H100 80GB HBM3'
+      corral explain --gpus 16 --model H100 --with-more '8xNVIDIA H100 80GB HBM3'
     """
     additions = [addition(text) for text in more or []]
 

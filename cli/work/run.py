@@ -141,7 +141,7 @@ def run(
 
     Examples:
       corral run --gpus 2 --memory 20GiB -- python train.py
-      corral run --gpus 8 --model '*H100*' --wait 2h --name llama -- torchrun --nproc-per-node 8 train.py
+      corral run --gpus 8 --model H100 --wait 2h --name llama -- torchrun --nproc-per-node 8 train.py
       corral run --share 0.25 --memory 6GiB -- jupyter lab
       corral run --preemptible --grace 60s --on-preempt SIGUSR1 --requeue -- python train.py
       corral run --gpus 2-8 --on-resize SIGUSR2 -- python train_elastic.py
