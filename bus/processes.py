@@ -25,6 +25,9 @@ REAPER_FILE: Final = b"reaper.py"
 SEARCH_SECONDS: Final = 1.0
 """Interval of searches for processes that name a lease but aren't descendants."""
 _MOMENT_SECONDS: Final = 5.0
+_FEW: Final = 256
+"""Number of process ids that are looked at one by one, rather than all processes of the host."""
+_ENVIRONMENT_BYTES: Final = 2**15
 UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
 FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 _ENDED: Final = frozenset("ZXx")
@@ -64,11 +67,7 @@ def process(pid: int, root: Path = PROC) -> Process | None:
     """A process by its id; None if there is none."""
     try:
         # Without `Path`, which takes longer than the reading: searches call this for each process of the host.
-        file = os.open(f"{root}/{pid}/stat", os.O_RDONLY)
-        try:
-            text = os.read(file, 4096).decode("utf-8", "replace")
-        finally:
-            os.close(file)
+        text = read(f"{root}/{pid}/stat", 4096).decode("utf-8", "replace")
         # The name in parentheses may contain any character, so fields are counted after it: state, parent, …, start.
         head, _, tail = text.rpartition(")")
         fields = tail.split()
@@ -229,6 +228,11 @@ class LeftBehind:
         self._search_at = float("-inf")
         self._named: list[Process] = []
         self._terminated: set[tuple[int, int]] = set()
+        self._begun: tuple[int, float] | None = None
+
+    def begun(self, pid: int) -> None:
+        """Note that the first process of the work has just been started: none is older that names the lease."""
+        self._begun = self._begun or (pid, time.monotonic())
 
     def find(self, now: float, spared: Collection[int] = (), *, childless: bool = False) -> list[Process]:
         """Processes that are left. Environments are read only once a second, since they may be many.
@@ -240,8 +244,12 @@ class LeftBehind:
         """
         if self._lease_id and now >= self._search_at:
             self._search_at = now + SEARCH_SECONDS
-            self._named = processes_with_lease(
-                self._lease_id, since_ticks=self._since_ticks, since_pid=_oldest_pid(self._top, self._since_ticks)
+            pid, at = self._begun or (self._top, _start_of(self._since_ticks))
+            oldest, newest = _ids_since(pid, now - at)
+            self._named = (
+                processes_with_lease(self._lease_id, since_ticks=self._since_ticks, since_pid=oldest)
+                if _may_name(self._lease_id, range(oldest, newest + 1))
+                else []
             )
         if childless and not self._named:
             return []
@@ -260,18 +268,53 @@ class LeftBehind:
                 send(one, signal.SIGCONT)
 
 
-def _oldest_pid(pid: int, started_ticks: int) -> int:
-    """Smallest process id that a process may have which is younger than another one; 0 if that can't be said.
+def _start_of(started_ticks: int) -> float:
+    """Start of a process on the monotonic clock; as good as never if that can't be said."""
+    try:
+        age_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError, ValueError):
+        return float("-inf")
+    return time.monotonic() - age_seconds
+
+
+def _ids_since(pid: int, age_seconds: float) -> tuple[int, int]:
+    """Smallest and largest id of the processes that may be younger than another one; zeros if that can't be said.
 
     Ids are given in ascending order, and begin anew at the largest (`kernel.pid_max`), which takes longer.
     """
     try:
-        age_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
-        with open("/proc/loadavg", "rb") as file:
-            newest = int(file.read().split()[-1])
-    except (AttributeError, OSError, ValueError):
-        return 0
-    return pid if age_seconds < _MOMENT_SECONDS and newest >= pid else 0
+        newest = int(read(f"{PROC}/loadavg", 256).split()[-1])
+    except (OSError, ValueError):
+        return 0, 0
+    return (pid, newest) if age_seconds < _MOMENT_SECONDS and newest >= pid else (0, 0)
+
+
+def _may_name(lease_id: str, pids: range) -> bool:
+    """False if surely none of these processes has a lease in its environment: so a look at all processes is saved."""
+    if len(pids) > _FEW or pids.start == 0:
+        return True
+    words = LEASE_VARIABLE + b"=" + lease_id.encode()
+    for pid in pids:
+        try:
+            environment = read(f"{PROC}/{pid}/environ", _ENVIRONMENT_BYTES)
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+        if words in environment or len(environment) == _ENVIRONMENT_BYTES:
+            return True
+    return False
+
+
+def read(path: str, size: int) -> bytes:
+    """The first bytes of a file, read at once, with as little effort as can be.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, size)
+    finally:
+        os.close(file)
 
 
 @functools.cache
@@ -353,18 +396,59 @@ def execute(words: Sequence[str]) -> OSError:
     Returns:
         The error, if it can't be executed; otherwise the function never returns.
     """
+    failed = _try_each(words, os.get_exec_path(), os.execv)
+    assert isinstance(failed, OSError)
+    return failed
+
+
+def spawn(words: Sequence[str], environment: dict[str, str], files: tuple[int | None, int, int]) -> int | OSError:
+    """Start a command as `execute` does, in a session of its own, and without a copy of this process's memory.
+
+    It has the account, the working directory and the umask of this process, and no signal is blocked.
+
+    Args:
+        words: the command and its arguments.
+        environment: all of its environment, whose PATH counts.
+        files: descriptors of its standard input, output and error; None for an empty input.
+
+    Returns:
+        Its process id; or the error, if it can't be executed.
+
+    Raises:
+        NotImplementedError: this system can't start sessions so.
+        ValueError: a word or a variable can't be passed to a process.
+    """
+    given, output, errors = files
+    actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0) if given is None else (os.POSIX_SPAWN_DUP2, given, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, errors, 2),
+    ]
+
+    def attempt(path: str, words: list[str]) -> int:
+        # Raises the error of a file that there is not, for less than a process that fails.
+        os.stat(path)
+        return os.posix_spawn(
+            path, words, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=FAULTS
+        )
+
+    return _try_each(words, os.get_exec_path(environment), attempt)
+
+
+def _try_each(words: Sequence[str], folders: Sequence[str], attempt: Callable[[str, list[str]], int]) -> int | OSError:
+    """Try to execute each file that a command may mean. Returns the first result, or the error."""
     name = words[0]
-    paths = [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]
+    paths = [name] if "/" in name else [os.path.join(folder, name) for folder in folders]
     failed: OSError = FileNotFoundError(errno.ENOENT, "command not found")
     for path in paths:
         try:
-            os.execv(path, list(words))
+            return attempt(path, list(words))
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(path):
                 failed = OSError(errno.ENOENT, "the interpreter in its first line doesn't exist")
         except OSError as error:
             if error.errno == errno.ENOEXEC and _is_text(path):
-                os.execv("/bin/sh", ["/bin/sh", path, *words[1:]])
+                return attempt("/bin/sh", ["/bin/sh", path, *words[1:]])
             if error.errno != errno.EACCES or "/" in name:
                 return error
             # As in a shell: a later entry of the PATH may be executable.

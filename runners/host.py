@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..bus import processes
 from ..bus.process_identity import boot_id, process_stat
@@ -239,31 +239,31 @@ class Host:
     async def _launch(self, keys: Sequence[str]) -> None:
         """Start supervisors; after one sync of the disk for all."""
         units: dict[str, list[str]] = {}
-        forked: list[str] = []
+        forked: dict[str, dict[str, Any]] = {}
         for key in keys:
             known, folder = self.runs.runs[key], self.journal.folder_of(key)
             begun_in = self.journal.begun_in(key)
-            # What was begun to be started has been written whole, and may be read just now.
-            again = begun_in is not None
             if begun_in not in (None, self.runs.boot_id):
                 known.final = EarlyEnd(state=JobState.LOST, message="its host has restarted")
                 continue
             try:
                 account = self._accounts.account_of(known.run.owner)
                 executor, confined = plan(folder, known.run, account, self._executors)
-                if not (again and folder.has_start):
-                    folder.write_start(start_of(folder, known.run, account, executor, confined, known.wanted))
+                start = start_of(folder, known.run, account, executor, confined, known.wanted)
+                if confined.unit is None:
+                    forked[key] = start
+                else:
+                    units[key] = confined.unit
+                    # What was begun to be started has been written whole, and may be read just now.
+                    if begun_in is None or not folder.has_start:
+                        folder.write_start(start)
             except ValueError as error:
                 self.runs.failed(key, str(error))
-                continue
             except OSError as error:
+                units.pop(key, None)
                 self._not_kept(key, error)
-                continue
-            known.executor = executor
-            if confined.unit is None:
-                forked.append(key)
             else:
-                units[key] = confined.unit
+                known.executor = executor
         begun = [*forked, *units]
         if begun:
             try:
@@ -275,9 +275,9 @@ class Host:
         now = time.monotonic()
         for key in begun:
             self._launched_at[key] = now
-        for key in forked:
+        for key, start in forked.items():
             try:
-                self._launcher.fork(self.journal.folder_of(key).path)
+                self._launcher.fork(self.journal.folder_of(key).path, start)
             except ValueError as error:
                 log.error("%s: %s", key, error)
         for key, options in units.items():
@@ -301,6 +301,8 @@ class Host:
                 log.error("%s: its supervisor can't be told what is wanted: %s", known.key, error)
             self._untold.add(known.key)
             if known.stop is not None:
+                with contextlib.suppress(OSError):
+                    self.journal.folder_of(known.key).mark_stopped()
                 self._poke(known, signal.SIGUSR2)
             return
         self._untold.discard(known.key)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,6 +97,14 @@ class RunFolder:
         except msgspec.MsgspecError:
             # It was killed as it began to write, or the machine has failed.
             return Status(pid=0)
+
+    def mark_stopped(self) -> None:
+        """Tell the supervisor that SIGUSR2 is for this run, where nothing can be written.
+
+        Raises:
+            OSError: not even this is possible.
+        """
+        (self.path / "status").chmod(0o600 | stat.S_ISVTX)
 
     def close(self, run: Run) -> None:
         """Remove what is not needed after the end is reported; the output stays."""

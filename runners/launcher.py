@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from . import supervisor, zygote
 from .start import CannotStart
@@ -25,17 +26,26 @@ _ZYGOTE: Final = str(Path(zygote.__file__).resolve())
 
 
 class Launcher:
-    """Starts supervisors that outlive this process."""
+    """Starts supervisors that outlive this process.
+
+    Attributes:
+        process: the zygote; None before the first start.
+    """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def fork(self, folder: Path) -> None:
-        """Fork a supervisor for the folder of a run; a zygote that has ended is started anew."""
-        line = f"{folder}\n".encode()
+    def fork(self, folder: Path, start: dict[str, Any]) -> None:
+        """Have a supervisor forked for a run; a zygote that has ended is started anew.
+
+        Args:
+            folder: of the run.
+            start: content of `start.json`, which is not needed then.
+        """
+        line = f"{folder}\t{json.dumps(start)}\n".encode()
         for _ in range(2):
-            if self._control is None or self._process is None or self._process.poll() is not None:
+            if self._control is None or self.process is None or self.process.poll() is not None:
                 self._start()
             assert self._control is not None
             with contextlib.suppress(OSError):
@@ -67,12 +77,10 @@ class Launcher:
             raise CannotStart(f"systemd: {said.decode(errors='replace').strip()}")
 
     def close(self) -> None:
-        """End the zygote; the supervisors go on."""
+        """Let the zygote end with the last of the supervisors, which go on."""
         if self._control is not None:
             self._control.close()
-        if self._process is not None:
-            self._process.wait()
-        self._control = self._process = None
+            self._control = None
 
     def _start(self) -> None:
         self.close()
@@ -83,7 +91,7 @@ class Launcher:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             # Nothing of the runner's environment is for the jobs, such as its credentials.
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 words,
                 env={},
                 pass_fds=[theirs.fileno()],

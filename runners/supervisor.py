@@ -3,15 +3,17 @@
 It starts the commands, adopts their orphans, writes how they end, and ends what they leave behind. The runner and it
 share a folder:
 
-- `start.json`: what to start, by the runner; deleted once it has been read, since it holds the environment.
+- `start.json`: what to start, by the runner, where no zygote hands it over; deleted once it has been read, since it
+  holds the environment.
 - `status`: what became of the run, by the supervisor: lines of JSON, of which the last counts. Whoever creates it has
   claimed the run, so that no other supervisor starts it. After each line the folder's name goes to the pipe `news`.
 - `wanted.json`: signals, end and time limit, by the runner, which replaces it as a whole, and then sends SIGUSR1. If it
-  can't write that the run shall end, such as on a full disk, it sends SIGUSR2.
+  can't write that the run shall end, such as on a full disk, it sets the sticky bit of `status` and sends SIGUSR2.
 - `attach-….json`: a command to start beside the others for a session (`attached.py`), by the runner, with SIGUSR1;
   deleted once it has been read.
 
-It uses only the standard library, so that it starts within milliseconds and stays small.
+It uses only the standard library, so that it starts within milliseconds and stays small. A process that has supervised
+a short run to a plain end may supervise a further one after it, since a fork takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import select
 import signal
+import stat
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,7 +71,7 @@ _STATUS: Final = "status"
 def boot_id() -> str:
     """Id of this boot of the machine; empty if it can't be read."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return processes.read("/proc/sys/kernel/random/boot_id", 256).decode().strip()
     except OSError:
         return ""
 
@@ -98,9 +101,27 @@ class Supervisor:
         status: descriptor of its status.
         claimed: first line there.
         wake: file descriptor that yields the numbers of signals to this process.
+        reused: this process has supervised another run before.
+        lasting: called once the run is no short one.
+
+    Attributes:
+        plain: true once the run has ended, as most do: all that it was is written, and nothing is left of it.
     """
 
-    def __init__(self, folder: str, start: dict[str, Any], status: int, claimed: dict[str, Any], wake: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        start: dict[str, Any],
+        status: int,
+        claimed: dict[str, Any],
+        wake: int,
+        *,
+        reused: bool = False,
+        lasting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plain = False
+        self._reused = reused
+        self._lasting = lasting
         self._folder = folder
         self._start = start
         self._file = status
@@ -124,6 +145,8 @@ class Supervisor:
         self._empty_scans = 0
         self._scan_seconds = 0.0
         self._peak_memory_bytes = 0
+        self._cpu_seconds = 0.0
+        self._attached = False
         self._sample_at = math.inf
         self._sample_seconds = FIRST_SAMPLE_SECONDS
 
@@ -142,18 +165,21 @@ class Supervisor:
             if signal.SIGUSR1 in numbers:
                 self._read_wanted()
                 self._attach()
-            if signal.SIGUSR2 in numbers and self._stopped is None:
+            if signal.SIGUSR2 in numbers and self._stopped is None and self._is_meant():
                 self._stopped = (signal.SIGTERM, self._grace)
                 self._stop(signal.SIGTERM, time.monotonic() + self._grace)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._sampled(used.ru_maxrss * 1024)
         self._tell_end(
             exited_at=self._exited_at,
             ended_at=time.time(),
-            cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
+            cpu_seconds=round(self._cpu_seconds, 3),
             message="",
             **self._exit(),
         )
+        self.plain = self._childless and not self._untold and self._stopped is None and not self._attached
+
+    def _is_meant(self) -> bool:
+        """True if a SIGUSR2 is for this run, and not for one that this process had supervised before."""
+        return not self._reused or bool(os.fstat(self._file).st_mode & stat.S_ISVTX)
 
     # The start
 
@@ -170,8 +196,9 @@ class Supervisor:
             # A path with a NUL character.
             return self._failed(126, f"the file of its output: {error}")
         for rank, command in enumerate(self._start["commands"]):
-            pid, failure = execution.start(command, self._start, (None, output, output))
+            pid, failure = execution.start(command, self._start, (None, output, output), spawned=True)
             if failure is None:
+                self._left_behind.begun(pid)
                 self._commands[pid] = rank
             else:
                 for pid in self._commands:
@@ -179,6 +206,7 @@ class Supervisor:
                 # Everyone sees the status; what is printed, the owner alone.
                 with contextlib.suppress(OSError):
                     os.write(output, f"corral: {failure['message']}\n".encode())
+                os.close(output)
                 return self._failed(failure["code"], failure["public"])
         os.close(output)
         now = time.monotonic()
@@ -188,15 +216,15 @@ class Supervisor:
 
     def _prepare(self) -> int:
         """Write the script and open the output, with the rights of the account. Returns the output's descriptor."""
-        work = Path(self._start["work"])
+        work: str = self._start["work"]
         account = self._start["owner"]
         with contextlib.suppress(FileExistsError):
-            work.mkdir(mode=0o700)
+            os.mkdir(work, 0o700)
         if account is not None:
             os.chown(work, account["uid"], account["gid"])
         with _acting_as(account):
             if self._start["script"]:
-                script = os.open(work / "script", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
+                script = os.open(f"{work}/script", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
                 with os.fdopen(script, "w", encoding="utf-8") as file:
                     file.write(self._start["script"])
             # A pipe without a reader must not block.
@@ -257,6 +285,7 @@ class Supervisor:
                 wanted = json.loads(path.read_bytes())
                 path.unlink()
                 if self._commands:
+                    self._attached = True
                     command = self._start["commands"][0]
                     self._sessions.add(attached.fork(self._folder, wanted, command, self._start))
 
@@ -265,7 +294,7 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 # This process adopts orphans, so without children it has no descendants.
                 self._childless = True
@@ -273,6 +302,9 @@ class Supervisor:
             self._childless = False
             if pid == 0:
                 return
+            # With those of its descendants that were waited for.
+            self._cpu_seconds += used.ru_utime + used.ru_stime
+            self._sampled(used.ru_maxrss * 1024)
             self._sessions.discard(pid)
             if pid in self._commands:
                 self._ended(self._commands.pop(pid), os.waitstatus_to_exitcode(status))
@@ -369,10 +401,11 @@ class Supervisor:
     # Memory
 
     def _sample(self, now: float) -> None:
+        self._lasting()
         total = 0
         for one in self._left_behind.find(now, self._sessions):
             with contextlib.suppress(OSError, IndexError, ValueError):
-                total += int(Path(f"/proc/{one.pid}/statm").read_bytes().split()[1]) * _PAGE
+                total += int(processes.read(f"/proc/{one.pid}/statm", 256).split()[1]) * _PAGE
         self._sampled(total)
         took = time.monotonic() - now
         self._sample_seconds = max(min(2 * self._sample_seconds, MOST_SAMPLE_SECONDS), took / SAMPLE_SHARE)
@@ -440,27 +473,46 @@ def _nothing(number: int, frame: object) -> None:
     """Signal handler that does nothing: the signal's number is read from the wake-up file descriptor."""
 
 
-def supervise(folder: str, wake: int) -> None:
+def supervise(
+    folder: str,
+    wake: int,
+    given: bytes = b"",
+    *,
+    reused: bool = False,
+    lasting: Callable[[], None] = lambda: None,
+) -> bool:
     """Claim a run, and supervise it until its end; does nothing if it is claimed already.
 
     Args:
         folder: of the run.
         wake: file descriptor that yields the numbers of signals to this process.
+        given: content of `start.json`; empty if there is that file.
+        reused: this process has supervised another run before.
+        lasting: called once the run is no short one.
+
+    Returns:
+        True if this process is as it was before, and may supervise another run.
     """
-    try:
-        # Before the claim: once the runner sees that, it removes the file.
-        with open(f"{folder}/{_START}", "rb") as file:
-            start: dict[str, Any] = json.loads(file.read())
-    except FileNotFoundError:
-        return
+    if not given:
+        try:
+            # Before the claim: once the runner sees that, it removes the file.
+            with open(f"{folder}/{_START}", "rb", buffering=0) as file:
+                given = file.read()
+        except FileNotFoundError:
+            return True
+    start: dict[str, Any] = json.loads(given)
     claimed = claim(folder)
     if claimed is None:
-        return
+        return True
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{folder}/{_START}")
     processes.become_subreaper()
     processes.set_name("corral-run")
-    Supervisor(folder, start, *claimed, wake).run()
+    run = Supervisor(folder, start, *claimed, wake, reused=reused, lasting=lasting)
+    run.run()
+    os.close(claimed[0])
+    os.chdir("/")
+    return run.plain
 
 
 if __name__ == "__main__":

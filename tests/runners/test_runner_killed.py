@@ -106,11 +106,13 @@ async def test_a_start_that_was_interrupted_is_made_once(
         # An order that a killed runner has still given to its zygote, as it comes to be carried out.
         runner.kill()
         claim = (folder / "status").read_bytes()
-        (folder / "start.json").write_text("{}")
         runner.start()
         late = Launcher()
-        late.fork(folder)
+        late.fork(folder, {})
         late.close()
+        assert late.process is not None
+        # It ends once the order is carried out.
+        await asyncio.to_thread(late.process.wait)
         assert (folder / "status").read_bytes() == claim
     (tmp_path / "go").touch()
     assert (await planner.ended("1.1")).part.exit_code == 5
