@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import resource
@@ -32,6 +33,7 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@functools.cache
 def corral_version() -> str:
     """Version of the installed package; `unknown` if it is not installed."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -11,6 +12,8 @@ from ..schemas.globs import matches_any
 
 FIRST_UID: Final = 1000
 """Smallest user id that jobs may run as: those below are the system's (`UID_MIN` in login.defs(5))."""
+KEEP_SECONDS: Final = 2.0
+"""Time for which what was read of an account counts: its groups are a file, or a directory service."""
 _NOBODY: Final = 65534
 _NO_LOGIN: Final = ("nologin", "false")
 
@@ -54,13 +57,22 @@ class Accounts:
         self._table = dict(table)
         self._owners = tuple(owners)
         self.own = own or os.geteuid() != 0
+        self._found: dict[str, tuple[float, Account]] = {}
 
     def account_of(self, owner: str) -> Account:
-        """The account for an owner's jobs.
+        """The account for an owner's jobs, as it was at most `KEEP_SECONDS` ago.
 
         Raises:
             AccountError: there is none, or no job of the owner may run here.
         """
+        now = time.monotonic()
+        at, found = self._found.get(owner, (float("-inf"), None))
+        if found is None or now - at > KEEP_SECONDS:
+            found = self._find(owner)
+            self._found[owner] = (now, found)
+        return found
+
+    def _find(self, owner: str) -> Account:
         if not matches_any(owner, self._owners):
             raise AccountError(f"jobs of {owner} may not run here (--owners)")
         if self.own:

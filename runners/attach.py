@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Collection
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from nats.aio.client import Client
@@ -141,7 +142,7 @@ class AttachService:
             "terminal": None if size is None else [size.rows, size.columns],
             "environment": {"TERM": asked.terminal_type or "dumb"} if size is not None else {},
         }
-        folder = self._host.journal.folder_of(known.key).path
+        folder = Path(self._host.journal.folder_of(known.key).path)
         try:
             await session.open(folder, f"attach-{secrets.token_hex(8)}", wanted, lambda: self._host.poke(known.key))
         except (SessionError, OSError) as error:

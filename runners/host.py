@@ -19,6 +19,7 @@ from ..bus.tasks import BackgroundTasks
 from ..schemas.jobs import JobState
 from ..schemas.runs import Run, RunOrders, RunVerb
 from .accounts import Accounts
+from .ended import Ended
 from .executors import Executors, removal
 from .journal import Journal, RunFolder, run_key
 from .launcher import Launcher
@@ -102,23 +103,28 @@ class Host:
 
     def load(self) -> None:
         """Find the runs of earlier starts of the runner."""
+        ended = self.journal.ended.read()
         for folder in self.journal.folders():
-            run = folder.read_order()
+            last = ended.pop(folder.key, None) or Ended(key=folder.key, logged=folder.was_logged)
+            run = last.run or folder.read_order()
             if run is None:
                 folder.remove()
-                continue
-            self._load(folder, run)
+            else:
+                self._load(folder, run, closed=last.run is not None or folder.was_closed, logged=last.logged)
+        self.journal.ended.forget(ended)
         if self.runs.runs:
             log.info("%s: %d runs of an earlier start are followed", self.name, len(self.runs.runs))
 
-    def _load(self, folder: RunFolder, run: Run) -> None:
+    def _load(self, folder: RunFolder, run: Run, *, closed: bool, logged: bool) -> None:
         key, status = folder.key, folder.read_status()
         begun_in = self.journal.begun_in(key)
         known = KnownRun(key=key, run=run, launched=begun_in is not None or status is not None, status=status)
         known.executor = status.executor if status is not None else ""
-        if status is not None and not folder.logged:
+        if status is not None and not logged:
             self.followed[key] = known
-        if folder.closed:
+        if closed:
+            # It may have been killed before it had removed that.
+            folder.forget_order()
             self.runs.closed.add(key)
             return
         self.runs.runs[key] = known
@@ -218,8 +224,13 @@ class Host:
             self.runs.failed(key, f"the runner of {self.name} can't keep it in its folder: {words}", host_fault=gone)
 
     def _close(self, key: str, run: Run) -> None:
+        folder = self.journal.folder_of(key)
         try:
-            self.journal.folder_of(key).close(run)
+            # Not there where it could not be started. Without its folder it would be forgotten.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder.path, 0o700)
+            self.journal.ended.add_closed(key, run)
+            folder.forget_order()
         except OSError as error:
             # It is reported once more by the next start of the runner.
             log.error("%s can't be closed: %s", key, error)
@@ -275,11 +286,11 @@ class Host:
         now = time.monotonic()
         for key in begun:
             self._launched_at[key] = now
-        for key, start in forked.items():
-            try:
-                self._launcher.fork(self.journal.folder_of(key).path, start)
-            except ValueError as error:
-                log.error("%s: %s", key, error)
+        try:
+            self._launcher.fork({self.journal.folder_of(key).path: start for key, start in forked.items()})
+        except ValueError as error:
+            # They are started again by `check`.
+            log.error("%s can't be started yet: %s", ", ".join(forked), error)
         for key, options in units.items():
             self._tasks.start(self._start_unit(key, options), name=f"unit of {key}")
 

@@ -22,9 +22,10 @@ import msgspec
 
 from ..schemas import codec
 from ..schemas.runs import Run
+from .ended import COMPACT_LINES, EndedRuns, write_whole
 from .status import Status
 
-COMPACT_LINES: Final = 10_000
+_STATUS: Final = msgspec.json.Decoder(Status)
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,63}-[A-Za-z0-9_-]{1,128}")
 
 
@@ -44,33 +45,40 @@ class RunFolder:
     """The folder of a run, which only the runner's account may read.
 
     Args:
+        host: path of the host's folder.
+        key: name of the run.
+
+    Attributes:
+        key: name of the run.
         path: path of the folder.
         work: path of the folder that the job's account has: its script, and what it prints unless it names a file.
+        news: path of the pipe that supervisors write to.
     """
 
-    def __init__(self, path: Path, work: Path) -> None:
-        self.path = path
-        self.work = work
+    # Texts: a path object takes longer to make than most files to write.
+    __slots__ = ("key", "news", "path", "work")
 
-    @property
-    def key(self) -> str:
-        """Name of the run."""
-        return self.path.name
+    def __init__(self, host: str, key: str) -> None:
+        self.key = key
+        self.path = f"{host}/runs/{key}"
+        self.work = f"{host}/work/{key}"
+        self.news = f"{host}/news"
 
     def write_order(self, run: Run) -> None:
         """Keep an order, with the job."""
         try:
-            self.path.mkdir(mode=0o700)
+            os.mkdir(self.path, 0o700)
         except FileExistsError:
             self._replace("order", codec.encode(run))
         else:
             self._write("order", codec.encode(run))
 
     def read_order(self) -> Run | None:
-        """The order, without the job once it is closed; None if it can't be read."""
+        """The order; None if it can't be read."""
+        # Earlier versions wrote a file `closed` rather than a line of the host's file `ended`.
         for name in ("order", "closed"):
             with contextlib.suppress(OSError, codec.DecodeError):
-                return codec.decode((self.path / name).read_bytes(), Run)
+                return codec.decode(Path(self.path, name).read_bytes(), Run)
         return None
 
     def write_start(self, start: dict[str, Any]) -> None:
@@ -80,7 +88,7 @@ class RunFolder:
     @property
     def has_start(self) -> bool:
         """True while there is something to start that no supervisor has read."""
-        return (self.path / "start.json").exists()
+        return os.path.exists(f"{self.path}/start.json")
 
     def write_wanted(self, wanted: dict[str, Any]) -> None:
         """Write what the supervisor shall do."""
@@ -89,11 +97,12 @@ class RunFolder:
     def read_status(self) -> Status | None:
         """What became of the run; None before its claim."""
         try:
-            whole, _, _ = (self.path / "status").read_bytes().rpartition(b"\n")
+            with open(f"{self.path}/status", "rb", buffering=0) as file:
+                whole, _, _ = file.read().rpartition(b"\n")
         except OSError:
             return None
         try:
-            return msgspec.json.decode(whole.rpartition(b"\n")[2], type=Status)
+            return _STATUS.decode(whole.rpartition(b"\n")[2])
         except msgspec.MsgspecError:
             # It was killed as it began to write, or the machine has failed.
             return Status(pid=0)
@@ -104,46 +113,34 @@ class RunFolder:
         Raises:
             OSError: not even this is possible.
         """
-        (self.path / "status").chmod(0o600 | stat.S_ISVTX)
-
-    def close(self, run: Run) -> None:
-        """Remove what is not needed after the end is reported; the output stays."""
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        self._replace("closed", codec.encode(msgspec.structs.replace(run, spec=None)))
-        for name in ("order", "start.json", "wanted.json"):
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / name).unlink()
+        os.chmod(f"{self.path}/status", 0o600 | stat.S_ISVTX)
 
     @property
-    def closed(self) -> bool:
-        """True once the end of the run is reported."""
-        return (self.path / "closed").exists()
+    def was_closed(self) -> bool:
+        """True if an earlier version of the runner has closed it."""
+        return os.path.exists(f"{self.path}/closed")
 
     @property
-    def logged(self) -> bool:
-        """True once all of the output has been handed to the bus."""
-        return (self.path / "logged").exists()
-
-    def set_logged(self) -> None:
-        """Note that all of the output has been handed to the bus."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / "logged").touch()
+    def was_logged(self) -> bool:
+        """True if an earlier version of the runner has handed all of its output to the bus."""
+        return os.path.exists(f"{self.path}/logged")
 
     def forget_order(self) -> bool:
-        """Remove the order of a run that can't be started: a later start of the runner must not take it up.
+        """Remove the order of a run that has ended or can't be started: no start of the runner must take it up.
 
         Returns:
             True if nothing is left of it.
         """
-        for name in ("order", "start.json"):
+        paths = [f"{self.path}/{name}" for name in ("order", "start.json", "wanted.json")]
+        for path in paths:
             with contextlib.suppress(OSError):
-                (self.path / name).unlink()
-        return not any(os.path.lexists(self.path / name) for name in ("order", "start.json"))
+                os.unlink(path)
+        return not any(os.path.lexists(path) for path in paths)
 
     def forget_start(self) -> None:
         """Remove what the supervisor was to start: it has been read, or another has started it."""
         with contextlib.suppress(FileNotFoundError):
-            (self.path / "start.json").unlink()
+            os.unlink(f"{self.path}/start.json")
 
     def remove(self) -> None:
         """Remove the run with its output."""
@@ -153,17 +150,20 @@ class RunFolder:
     def age_seconds(self) -> float:
         """Time since the run was closed, or since it was last changed."""
         try:
-            return time.time() - self.path.stat().st_mtime
+            return time.time() - os.stat(self.path).st_mtime
         except OSError:
             return 0.0
 
     def _write(self, name: str, content: bytes) -> None:
-        with os.fdopen(os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
+        file = os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_whole(file, content)
+        finally:
+            os.close(file)
 
     def _replace(self, name: str, content: bytes) -> None:
         self._write(f"{name}.new", content)
-        (self.path / f"{name}.new").replace(self.path / name)
+        os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")
 
 
 class Journal:
@@ -175,6 +175,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._path = str(folder)
         self._file = folder / "journal"
         folder.mkdir(parents=True, exist_ok=True)
         for name, mode in (("", 0o711), ("runs", 0o700), ("work", 0o711)):
@@ -187,10 +188,11 @@ class Journal:
         self._read()
         self._open = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         _sync_folder(folder)
+        self.ended = EndedRuns(folder / "ended")
 
     def folder_of(self, key: str) -> RunFolder:
         """The folder of a run."""
-        return RunFolder(self._folder / "runs" / key, self._folder / "work" / key)
+        return RunFolder(self._path, key)
 
     def folders(self) -> Iterator[RunFolder]:
         """The folders of all runs."""
@@ -212,16 +214,17 @@ class Journal:
             return
         lines = "".join(f"{key} {boot_id}\n" for key in new).encode()
         # The line break ends a line of which only a part could be written.
-        left = memoryview(b"\n" + lines if self._torn else lines)
+        whole = b"\n" + lines if self._torn else lines
         self._torn = True
-        while left:
-            left = left[os.write(self._open, left) :]
+        write_whole(self._open, whole)
         os.fdatasync(self._open)
         self._torn = False
         self._begun.update(dict.fromkeys(new, boot_id))
 
     def forget(self, keys: Iterable[str]) -> None:
         """Forget runs whose folders are removed; the file is written anew from time to time."""
+        keys = list(keys)
+        self.ended.forget(keys)
         for key in keys:
             self._begun.pop(key, None)
             self._lines += 1
@@ -238,8 +241,9 @@ class Journal:
             self._open = os.open(self._file, os.O_WRONLY | os.O_APPEND)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         os.close(self._open)
+        self.ended.close()
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,31 +37,33 @@ class Launcher:
         self.process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def fork(self, folder: Path, start: dict[str, Any]) -> None:
-        """Have a supervisor forked for a run; a zygote that has ended is started anew.
+    def fork(self, starts: Mapping[str, dict[str, Any]]) -> None:
+        """Have a supervisor forked for each run; a zygote that has ended is started anew.
 
         Args:
-            folder: of the run.
-            start: content of `start.json`, which is not needed then.
+            starts: by the folders of the runs: content of `start.json`, which is not needed then.
+
+        Raises:
+            CannotStart: there is no zygote.
         """
-        line = f"{folder}\t{json.dumps(start)}\n".encode()
+        lines = "".join(f"{folder}\t{json.dumps(start)}\n" for folder, start in starts.items()).encode()
         for _ in range(2):
             if self._control is None or self.process is None or self.process.poll() is not None:
                 self._start()
             assert self._control is not None
             with contextlib.suppress(OSError):
-                self._control.sendall(line)
+                self._control.sendall(lines)
                 return
             self.close()
         raise CannotStart("the runner's zygote can't be started")
 
-    async def start_unit(self, folder: Path, options: list[str]) -> None:
+    async def start_unit(self, folder: str, options: list[str]) -> None:
         """Start a supervisor as a systemd unit.
 
         Raises:
             CannotStart: systemd refuses it.
         """
-        words = ["systemd-run", *options, "--", *_PYTHON, _SUPERVISOR, str(folder)]
+        words = ["systemd-run", *options, "--", *_PYTHON, _SUPERVISOR, folder]
         process = await asyncio.create_subprocess_exec(
             *words,
             stdin=asyncio.subprocess.DEVNULL,

@@ -210,7 +210,8 @@ class LogPublisher:
         if output.finished:
             output.close()
             del self._outputs[key], self._host.followed[key]
-            self._host.journal.folder_of(key).set_logged()
+            with contextlib.suppress(OSError):  # it is published again then, by the next start of the runner
+                self._host.journal.ended.add_logged(key)
         return bool(pieces)
 
     async def _publish(self, key: str, pieces: list[Piece]) -> bool:

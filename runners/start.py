@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Final
 
 from ..schemas.jobs import JobSpec
@@ -37,11 +37,11 @@ def plan(folder: RunFolder, run: Run, account: Account, executors: Executors) ->
     directory = spec.directory or account.home
     if not directory.startswith("/"):
         raise CannotStart("its working directory is not absolute")
-    if not Path(directory).is_dir():
+    if not os.path.isdir(directory):
         what = "its working directory" if spec.directory else "the home directory of its account"
         raise CannotStart(f"{what} is not there")
     executor = executors.choose(spec.image)
-    words = [str(folder.work / "script"), *spec.arguments] if spec.script else spec.command
+    words = [f"{folder.work}/script", *spec.arguments] if spec.script else spec.command
     if not words:
         raise CannotStart("it has no command")
     work = Work(
@@ -53,7 +53,7 @@ def plan(folder: RunFolder, run: Run, account: Account, executors: Executors) ->
             for rank in range(spec.tasks_per_host)
         ],
         directory=directory,
-        folder=str(folder.work),
+        folder=folder.work,
         image=spec.image,
     )
     return executor, confine(executor, work)
@@ -77,21 +77,21 @@ def start_of(
         # Who owns the folder of script and output, also where a container's client runs as the runner itself.
         "owner": {"uid": account.uid, "gid": account.gid, "groups": account.groups} if account.switched else None,
         "directory": spec.directory or account.home,
-        "work": str(folder.work),
+        "work": folder.work,
         "script": spec.script,
         "output": output_of(folder, run, spec, account),
         "grace_seconds": spec.grace_seconds,
         "settle_seconds": SETTLE_SECONDS,
         "finish": confined.finish,
         "wanted": wanted,
-        "news": str(folder.path.parent.parent / "news"),
+        "news": folder.news,
     }
 
 
 def output_of(folder: RunFolder, run: Run, spec: JobSpec, account: Account) -> str:
     """File of a run's output: the job's, with `%j` and `%a` replaced, or the runner's."""
     if not spec.output:
-        return str(folder.work / "output")
+        return f"{folder.work}/output"
     index = "0" if run.index is None else str(run.index)
     name = spec.output.replace("%j", run.job_id).replace("%a", index)
-    return str(Path(spec.directory or account.home) / name)
+    return os.path.join(spec.directory or account.home, name)

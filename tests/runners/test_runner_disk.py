@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from corral.runners.ended import Ended, EndedRuns
 from corral.runners.journal import Journal, run_key
 from corral.runners.readiness import Readiness, probe, room
 from corral.runners.supervisor import supervise
@@ -101,6 +102,19 @@ def test_half_a_line_in_the_journal_costs_no_other(half: str, tmp_path: Path) ->
     journal = Journal(tmp_path)
     assert [journal.begun_in(key) for key in ("2.1-def", "3.1-ghi")] == ["boot", "boot"]
     journal.close()
+
+
+def test_half_a_line_costs_no_other_ended_run(tmp_path: Path) -> None:
+    run = a_run("true", environment={"TOKEN": "secret"})
+    ended = EndedRuns(tmp_path / "ended")
+    ended.add_closed("1.1-abc", run)
+    ended.close()
+    with (tmp_path / "ended").open("a") as file:
+        file.write('{"key":"2.1-d')
+    ended = EndedRuns(tmp_path / "ended")
+    ended.add_logged("1.1-abc")
+    ended.close()
+    assert ended.read() == {"1.1-abc": Ended(key="1.1-abc", run=replace(run, spec=None), logged=True)}
 
 
 def test_a_supervisor_does_not_claim_what_it_cannot_start(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ async def test_a_start_that_was_interrupted_is_made_once(
         claim = (folder / "status").read_bytes()
         runner.start()
         late = Launcher()
-        late.fork(folder, {})
+        late.fork({str(folder): {}})
         late.close()
         assert late.process is not None
         # It ends once the order is carried out.

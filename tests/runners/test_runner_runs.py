@@ -353,8 +353,9 @@ async def test_no_secret_is_in_arguments_or_left_on_disk(orders: PlannerOfRuns, 
     await orders.push(replace(ordered, verb=RunVerb.STOP, spec=None, grace_seconds=0.0))
     await orders.ended(ordered.run_id)
     [folder] = (process.folder / "runner" / "node-7" / "runs").glob(f"{ordered.run_id}-*")
-    await orders.until(lambda: (folder / "closed").exists())
-    assert not any(secret.encode() in file.read_bytes() for file in folder.iterdir())
+    await orders.until(lambda: not (folder / "order").exists())
+    files = [*folder.iterdir(), *(process.folder / "runner" / "node-7" / name for name in ("ended", "journal"))]
+    assert not any(secret.encode() in file.read_bytes() for file in files)
 
 
 async def test_an_output_that_was_replaced_by_a_link_is_not_published(
