@@ -287,7 +287,8 @@ class Host:
         for key in begun:
             self._launched_at[key] = now
         try:
-            self._launcher.fork({self.journal.folder_of(key).path: start for key, start in forked.items()})
+            if forked:
+                self._launcher.fork({self.journal.folder_of(key).path: start for key, start in forked.items()})
         except ValueError as error:
             # They are started again by `check`.
             log.error("%s can't be started yet: %s", ", ".join(forked), error)

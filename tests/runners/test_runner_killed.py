@@ -167,6 +167,26 @@ async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
 
 
 @pytest.mark.long
+async def test_what_a_supervisor_leaves_that_is_killed_without_a_runner_is_ended(
+    planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
+) -> None:
+    await planner.until(lambda: planner.token)
+    bare = 'env -i setsid sh -c \'trap "" TERM; echo $$ > "$0/bare"; while :; do /bin/sleep 0.05; done\' "$0" &'
+    await planner.push(a_run("sh", "-c", f"{bare} {COUNTED}", str(tmp_path)))
+    await planner.state("1.1", JobState.RUNNING)
+    bare_pid = int(wait_for(lambda: (tmp_path / "bare").exists() and (tmp_path / "bare").read_text()))
+    runner.kill()
+    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/status")
+    os.kill(json.loads(claim.read_bytes().splitlines()[0])["pid"], signal.SIGKILL)
+    for pid in (*executions(tmp_path), bare_pid):
+        await asyncio.to_thread(wait_for, lambda pid=pid: not alive(pid))
+    planner.reports.clear()
+    runner.start()
+    await planner.state("1.1", JobState.LOST)
+    assert len(executions(tmp_path)) == 1
+
+
+@pytest.mark.long
 async def test_jobs_go_on_without_the_bus_and_are_reported_when_it_is_back(
     planner: PlannerOfRuns, runner: RunnerProcess, server: EmbeddedServer, tmp_path: Path
 ) -> None:

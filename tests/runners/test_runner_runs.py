@@ -285,6 +285,30 @@ async def test_memory_and_cpu_are_those_of_all_processes(orders: PlannerOfRuns) 
     assert 64 * 2**20 < report.part.peak_memory_bytes < 2**30
 
 
+async def test_a_supervisor_takes_short_runs_in_turn_and_counts_and_ends_each_for_itself(
+    orders: PlannerOfRuns, process: RunnerProcess, tmp_path: Path
+) -> None:
+    def supervisor_of(run_id: str) -> int:
+        [status] = (process.folder / "runner" / "node-7" / "runs").glob(f"{run_id}-*/status")
+        return codec.decode(status.read_bytes().splitlines()[0], dict, codec.JSON)["pid"]
+
+    await run(orders, sys.executable, "-c", "held = bytearray(64 * 2**20); sum(range(3_000_000))")
+    reports = [(await run(orders, "true"))[0] for _ in range(8)]
+    assert len({supervisor_of(report.run_id) for report in reports}) < 4
+    assert max(report.part.peak_memory_bytes for report in reports) < 32 * 2**20
+    assert min(report.part.cpu_seconds for report in reports) < 0.03
+    # SIGUSR2 ends a run, but not the next one of the same supervisor, where it comes late.
+    script = 'until [ -e "$0" ]; do sleep 0.02; done; exit 5'
+    ordered = a_run("sh", "-c", script, str(tmp_path / "go"), job=next(_jobs))
+    await orders.push(ordered)
+    await orders.state(ordered.run_id, JobState.RUNNING)
+    pid = supervisor_of(ordered.run_id)
+    os.kill(pid, signal.SIGUSR2)
+    (tmp_path / "go").touch()
+    code = (await orders.ended(ordered.run_id)).part.exit_code
+    assert (code == 5) is (pid in {supervisor_of(report.run_id) for report in reports})
+
+
 async def test_progress_is_reported_as_it_is_printed(orders: PlannerOfRuns) -> None:
     script = "echo ::progress 0.25; sleep 0.4; echo ::progress 42%; until [ -e /nothing ]; do sleep 0.1; done"
     ordered = a_run("sh", "-c", script, job=next(_jobs))
