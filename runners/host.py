@@ -20,7 +20,7 @@ from ..schemas.jobs import JobState
 from ..schemas.runs import Run, RunOrders, RunVerb
 from .accounts import Accounts
 from .ended import Ended
-from .executors import Executors, removal
+from .executors import Executors, Name, removal
 from .journal import Journal, RunFolder, run_key
 from .launcher import Launcher
 from .output import size_of_output
@@ -120,6 +120,7 @@ class Host:
         begun_in = self.journal.begun_in(key)
         known = KnownRun(key=key, run=run, launched=begun_in is not None or status is not None, status=status)
         known.executor = status.executor if status is not None else ""
+        known.unconfined = self._unconfined(known.executor)
         if status is not None and not logged:
             self.followed[key] = known
         if closed:
@@ -203,7 +204,14 @@ class Host:
                 self._tell(self.runs.runs[key])
             elif verb is Verb.CLOSE:
                 self._close(key, run)
-        self._changed(self.name, {action.key for action in actions if action.key in self.runs.runs})
+        # A start is reported with what its supervisor says of it, which comes within milliseconds.
+        changed = {
+            key
+            for verb, key, _ in actions
+            if (known := self.runs.runs.get(key)) is not None and (verb is not Verb.LAUNCH or known.over)
+        }
+        if changed:
+            self._changed(self.name, changed)
 
     def _keep(self, key: str) -> bool:
         try:
@@ -275,6 +283,7 @@ class Host:
                 self._not_kept(key, error)
             else:
                 known.executor = executor
+                known.unconfined = self._unconfined(executor)
         begun = [*forked, *units]
         if begun:
             try:
@@ -294,6 +303,10 @@ class Host:
             log.error("%s can't be started yet: %s", ", ".join(forked), error)
         for key, options in units.items():
             self._tasks.start(self._start_unit(key, options), name=f"unit of {key}")
+
+    def _unconfined(self, executor: str) -> str:
+        """What a run is not kept from, where its executor should."""
+        return self._executors.unconfined if executor == Name.SYSTEMD else ""
 
     async def _start_unit(self, key: str, options: list[str]) -> None:
         folder = self.journal.folder_of(key)

@@ -8,6 +8,7 @@ from typing import Final
 
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import Histogram
+from .executors import Executors
 from .host import Host
 from .reports import LogPublisher, Reporter
 from .state import part_of
@@ -17,7 +18,11 @@ MOST_SILENCE_SECONDS: Final = 15.0
 
 
 def health_status(
-    hosts: Sequence[Host], reporters: Sequence[Reporter], publishers: Sequence[LogPublisher], starts: Histogram
+    hosts: Sequence[Host],
+    reporters: Sequence[Reporter],
+    publishers: Sequence[LogPublisher],
+    starts: Histogram,
+    executors: Executors,
 ) -> HealthStatus:
     """Health of a runner: it is ready if all its hosts can start jobs, and a planner has answered their reports."""
     silent = max((reporter.answered.seconds for reporter in reporters), default=0.0)
@@ -36,6 +41,7 @@ def health_status(
             "runs": {state.value: float(number) for state, number in states.items()},
             "start_seconds": starts,
             "answered_seconds": silent,
+            "unconfined": float(executors.unconfined != ""),
             "log_bytes": float(sum(publisher.published_bytes for publisher in publishers)),
         },
     )

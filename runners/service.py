@@ -135,7 +135,8 @@ class Runner:
             attached.changed(keys)
 
     def _judge(self) -> HealthStatus:
-        return health_status(self._hosts, list(self._reporters.values()), self._publishers, self._starts)
+        reporters = list(self._reporters.values())
+        return health_status(self._hosts, reporters, self._publishers, self._starts, self._settings.executors)
 
     async def _check(self) -> None:
         """Check supervisors, and remove old output."""

@@ -77,6 +77,7 @@ class KnownRun(Struct, kw_only=True):
         notice: number of the last notice.
         signal: of the last notice.
         executor: what confines it.
+        unconfined: what it is not kept from, where the executor should; empty for nothing.
         progress: 0 to 1, as it says; None if it doesn't.
         log_bytes: size of its output.
     """
@@ -91,6 +92,7 @@ class KnownRun(Struct, kw_only=True):
     notice: int = 0
     signal: int = 0
     executor: str = ""
+    unconfined: str = ""
     progress: float | None = None
     log_bytes: int = 0
 
@@ -305,7 +307,7 @@ def _message(known: KnownRun) -> str:
         return "its time limit has ended it"
     if known.stop is not None:
         return known.stop.reason
-    return ""
+    return f"not confined: {known.unconfined}" if known.unconfined else ""
 
 
 def _time(seconds: float | None) -> datetime | None:

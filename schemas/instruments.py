@@ -193,6 +193,7 @@ _RUNNER: Final = (
     _histogram("start_seconds", "Time from an order to the start of the run's supervisor.", SECONDS),
     _gauge("answered_seconds", "Time since a planner last answered a report."),
     _counter("log_bytes", "Bytes of output that were published."),
+    _gauge("unconfined", "1 if nothing keeps jobs without an image from devices that they were not granted."),
 )
 
 _EXPORTER: Final = (

@@ -113,7 +113,7 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
         async with connected(nats, timeout=3) as client:
             async for finding in _bus(client):
                 yield finding
-            for look in (_collector, _planner, _runners, _bucket, _history, _hosts):
+            for look in (_collector, _planner, _runners, confinement, _bucket, _history, _hosts):
                 try:
                     yield await look(client)
                 except CorralError as error:
@@ -357,6 +357,22 @@ async def _runners(client: Client) -> Finding:
     )
 
 
+async def confinement(client: Client) -> Finding:
+    """Check that jobs can open their own devices only."""
+    runners = await ask_health(client.nc, "runner")
+    if not runners:
+        return ok("confinement", "no runner answers: no jobs are started")
+    weak = [one.instance for one in runners if any(each.name == "unconfined" and each.value for each in one.measures)]
+    if not weak:
+        return ok("confinement", f"jobs are kept from devices of others by all {len(runners)} runners")
+    names = ", ".join(weak[:_SHOWN]) + (f" and {len(weak) - _SHOWN} more" if len(weak) > _SHOWN else "")
+    return note(
+        "confinement",
+        f"nothing keeps jobs without an image from devices of others on {names}",
+        "run corral runner as root where systemd runs with cgroups v2; its log says what is missing",
+    )
+
+
 async def _bucket(client: Client) -> Finding:
     """Check the free space in the planner's bucket, which holds leases and rejections."""
     leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
@@ -426,6 +442,7 @@ _FIXES: Final[dict[str, str]] = {
     _collector.__name__: "is JetStream enabled?",
     _planner.__name__: "corral plan",
     _runners.__name__: "corral plan",
+    confinement.__name__: "corral runner",
     _bucket.__name__: "corral plan",
     _history.__name__: "corral process",
     _hosts.__name__: "corral process",

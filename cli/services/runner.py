@@ -134,8 +134,8 @@ def _settings(options: RunnerOptions, within_seconds: float) -> RunnerSettings:
     accounts = Accounts(_accounts(options.accounts), owners, own=options.own_account)
     if accounts.own:
         log.warning("jobs of %s run as this runner's own account (user id %d)", ", ".join(owners), os.geteuid())
-    if Name.SYSTEMD not in executors.names:
-        log.warning("jobs without an image run as plain processes: nothing keeps them from what they were not granted")
+    if executors.unconfined:
+        log.warning("jobs without an image are not confined: %s", executors.unconfined)
     return RunnerSettings(
         hosts=expand_hosts(_parts(options.host)) or [socket.gethostname()],
         state=state_folder(options.state),

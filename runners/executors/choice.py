@@ -30,11 +30,18 @@ class Executors:
 
     Attributes:
         names: of those that there are and that may be used, best first.
+        unconfined: what jobs without an image are not kept from here; empty if they are kept from all that they were
+            not granted.
     """
 
     def __init__(self, allowed: Sequence[Name] = ()) -> None:
         there = [*([Name.SYSTEMD] if systemd.available() else []), *map(Name, containers.available()), Name.PROCESS]
         self.names = [name for name in there if not allowed or name in allowed]
+        self.unconfined = ""
+        if Name.SYSTEMD not in self.names:
+            self.unconfined = "they are plain processes: nothing keeps them from what they were not granted"
+        elif not systemd.keeps_devices():
+            self.unconfined = "systemd can't keep them from devices: there is no cgroup controller for these"
 
     def choose(self, image: str) -> Name:
         """The executor for a job with an image, or without one.

@@ -17,6 +17,7 @@ from ...schemas.requests import Grant
 from .command import Confined, Work, limits
 from .devices import device_nodes
 
+_CGROUPS: Final = "/sys/fs/cgroup"
 _BOOTED: Final = Path("/run/systemd/system")
 """Exists where systemd is the init system (sd_booted(3))."""
 
@@ -24,6 +25,25 @@ _BOOTED: Final = Path("/run/systemd/system")
 def available() -> bool:
     """True where systemd runs, and this process may start units."""
     return os.geteuid() == 0 and _BOOTED.is_dir() and shutil.which("systemd-run") is not None
+
+
+def keeps_devices(mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """True if the kernel lets systemd keep units from devices (DeviceAllow= in systemd.resource-control(5)).
+
+    That takes the controller `devices` of cgroups v1, or cgroups v2 as the only hierarchy. systemd says nothing where
+    it has neither, as in some containers.
+
+    Args:
+        mounts: what is mounted (proc_pid_mountinfo(5)).
+    """
+    for line in mounts.read_text("utf-8", "replace").splitlines():
+        head, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        if kind == "cgroup" and "devices" in options.split(","):
+            return True
+        if kind == "cgroup2" and head.split()[4] == _CGROUPS:
+            return True
+    return False
 
 
 def unit_name(key: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from corral.runners.accounts import Account
 from corral.runners.executors.containers import may_enter
 from corral.runners.executors.devices import cdi_names, device_nodes
+from corral.runners.executors.systemd import keeps_devices
 from corral.schemas.requests import Grant
 
 # As NVIDIA's driver 570 writes it; the number of the node is not that of NVML.
@@ -62,6 +63,21 @@ def test_a_unit_gets_the_nodes_of_its_devices_and_no_others(tmp_path: Path) -> N
     assert device_nodes([], tmp_path) == device_nodes([grant("")], tmp_path) == []
     (tmp_path / "dev/kfd").touch()
     assert device_nodes([grant("amd-1")], tmp_path) == ["/dev/kfd", "char-drm"]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "kept"),
+    [
+        (["/sys/fs/cgroup/devices rw - cgroup cgroup rw,devices", "/sys/fs/cgroup/memory rw - cgroup cgroup rw"], True),
+        (["/sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"], True),
+        # Both hierarchies, without the controller.
+        (["/sys/fs/cgroup rw - tmpfs tmpfs rw", "/sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"], False),
+    ],
+)
+def test_a_kernel_without_a_controller_for_devices_is_known(mounts: list[str], kept: bool, tmp_path: Path) -> None:
+    file = tmp_path / "mountinfo"
+    file.write_text("".join(f"{number} 1 0:{number} / {line}\n" for number, line in enumerate(mounts, 30)))
+    assert keeps_devices(file) is kept
 
 
 def test_a_container_gets_its_devices_by_name_or_number(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from corral.bus import stream_reader
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
+from corral.cli.operate.doctor import confinement
+from corral.client import connect as connected_client
 from corral.schemas import codec, subjects
 from corral.schemas.jobs import JobState
 from corral.schemas.runs import LOG_CHUNK_BYTES, LogChunk, Run, RunReport, RunVerb
@@ -528,6 +530,13 @@ async def test_a_storm_of_jobs_of_two_accounts_keeps_them_apart(
     finally:
         runner.stop()
         runner.end_runs()
+
+
+async def test_it_is_said_that_nothing_confines_jobs(bus: EmbeddedServer, process: RunnerProcess) -> None:
+    assert "jobs without an image are not confined: they are plain processes" in process.log.read_text()
+    async with connected_client(bus.url) as found:
+        said = await confinement(found)
+    assert (said.level, "devices of others on node-7" in said.detail) == ("note", True)
 
 
 async def test_a_run_that_no_complete_orders_name_is_ended(orders: PlannerOfRuns) -> None:
