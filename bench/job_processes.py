@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from job_requests import cpu_seconds_of, memory_of, submit, until_ended
+from job_requests import children_of, cpu_seconds_of, memory_of, submit, until_ended
 from nats.aio.client import Client
 
 IDLE_SECONDS = 20.0
@@ -43,8 +43,12 @@ class RunnerProcess:
     @property
     def zygote(self) -> int | None:
         """Process id of the zygote; None before the first start."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        return next(iter(children_of(self.pid)), None)
+
+    async def until_unused(self) -> None:
+        """Wait until all supervisors have ended: some wait for further runs, and only then their CPU time counts."""
+        while (zygote := self.zygote) and children_of(zygote):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time of the runner, of its zygote, and of the supervisors and commands that have ended."""
@@ -124,12 +128,13 @@ async def measure_starts(nc: Client, runner: RunnerProcess, parts: dict[str, int
     def spent() -> dict[str, float]:
         return {name: cpu_seconds_of(pid) for name, pid in parts.items()} | runner.cpu_seconds()
 
+    await runner.until_unused()
     before, began = spent(), time.perf_counter()
     await until_ended(nc, await submit(nc, command=["/bin/true"], array=f"0-{tasks - 1}"))
     seconds = time.perf_counter() - began
-    # The last supervisors are ending.
-    await asyncio.sleep(2.0)
     after = spent()
+    await runner.until_unused()
+    after |= runner.cpu_seconds()
     print(f"array of {tasks} × /bin/true: {tasks / seconds:.0f} started and ended a second")
     each = {name: (after[name] - before[name]) / tasks for name in after}
     words = ", ".join(f"{name} {value * 1000:.2f}" for name, value in each.items())
