@@ -475,6 +475,7 @@ async def test_a_job_runs_as_the_account_of_its_owner(
                 assert why in (await planner.state(ordered.run_id, JobState.FAILED)).part.message
     finally:
         runner.stop()
+        runner.end_runs()
 
 
 @pytest.mark.long
