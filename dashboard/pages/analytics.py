@@ -123,11 +123,15 @@ class AnalyticsPage:
                 self._note = tag("span", "note", "Asking…")
             with tag("div", "bar"):
                 self._periods = Segments(periods.CHOICES, self.period, self._in_period, "Period")
-                since = tag("input", "field", type="date", aria_label="Since", title="Since this day",
-                            **initial_text(self.period.removeprefix("since-")))  # fmt: skip
+                with tag("label", "named"):
+                    tag("span", text="since")
+                    since = tag("input", "field", type="date", aria_label="Since", title="Since this day",
+                                **initial_text(self.period.removeprefix("since-")))  # fmt: skip
+                with tag("label", "named"):
+                    tag("span", text="month")
+                    month = tag("input", "field", type="month", aria_label="Month", title="A calendar month",
+                                **initial_text(self.period))  # fmt: skip
                 on_choice(since, lambda day: self._in_period(f"since-{day}" if day else ""))
-                month = tag("input", "field", type="month", aria_label="Month", title="A calendar month",
-                            **initial_text(self.period))  # fmt: skip
                 on_choice(month, self._in_period)
             with tag("div", "bar").style("margin:10px 0"):
                 for name in periods.FILTERS:
