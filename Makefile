@@ -11,14 +11,14 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/corral demo
 
-# More workers than cores: tests wait for servers, and for leases to expire.
+# More workers than cores: tests wait for servers, and for leases to expire. Of each property a quarter of its examples.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not long" -n 4 --dist worksteal
 
 # What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard, every
-# command of the documentation.
+# command of the documentation. And properties, on all of their examples.
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long -n 3 --dist worksteal
+	CORRAL_EXAMPLES=all $(BIN)/python -m pytest -m "(long or hypothesis) and not slow" -n 3 --dist worksteal
 
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)

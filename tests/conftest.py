@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corral.bus.connect import connect
@@ -13,7 +15,7 @@ from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.processors.storage import Database
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from nats.aio.client import Client
 from support.local_cluster import LocalCluster, wait_for
 
@@ -22,6 +24,10 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 # A busy machine makes examples slowly, which says nothing of what is tested.
 settings.register_profile("corral", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corral")
+ALL_EXAMPLES = os.environ.get("CORRAL_EXAMPLES") == "all"
+"""Whether properties are tried on all of their examples, as `make test-long` does; otherwise on a quarter."""
+FEW_EXAMPLES = 10
+"""Number of examples that a property has at least, where it is given as many."""
 
 # What jsonschema checks IRIs by takes seconds to import, in each worker, and no schema of ours has any.
 sys.modules.setdefault("rfc3987_syntax", None)  # pyright: ignore[reportArgumentType]
@@ -75,6 +81,17 @@ def _idle_cluster(request: pytest.FixtureRequest) -> None:  # pyright: ignore[re
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that share the cluster come one after the other: one worker starts it and ends it."""
     items.sort(key=lambda item: not _shares_cluster(item))
+    if not ALL_EXAMPLES:
+        properties = {item.function for item in items if isinstance(item, pytest.Function) and not item.cls}
+        for one in filter(is_hypothesis_test, properties):
+            _draw_fewer(one)
+
+
+def _draw_fewer(one: Any) -> None:
+    """Take a quarter of the examples of a property; each run draws others."""
+    given: settings = one._hypothesis_internal_use_settings
+    few = min(given.max_examples, max(FEW_EXAMPLES, given.max_examples // 4))
+    one._hypothesis_internal_use_settings = settings(given, max_examples=few)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
