@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,9 +32,8 @@ def test_without_a_server_each_command_says_so_in_one_line() -> None:
         ["query", "SELECT 1"],
         ["top", "--once"],
     ]
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda command: corral(*command, url=NOWHERE), commands))
-    for command, done in zip(commands, results, strict=True):
+    for command in commands:
+        done = invoke(*command, url=NOWHERE)
         assert done.returncode == 3, command
         assert done.stdout == "", command
         [line] = done.stderr.splitlines()
@@ -74,7 +72,7 @@ def test_a_cluster_names_the_extras_that_it_lacks(monkeypatch: pytest.MonkeyPatc
     [(["request"], "planner"), (["query", "SELECT 1"], "processor"), (["health", "planner"], "planner")],
 )
 def test_without_a_part_the_missing_one_is_named(server: EmbeddedServer, command: list[str], part: str) -> None:
-    done = corral(*command, url=server.url)
+    done = invoke(*command, url=server.url)
     assert done.returncode == 6
     assert f"no {part} answers" in done.stderr
 

@@ -1,10 +1,11 @@
-"""`corral query` as a process: its output and its exit code."""
+"""`corral query`: its output and its exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from corral.cli.local.server import EmbeddedServer
 from corral.processors.query.service import QueryService
 from corral.schemas import subjects
 from nats.aio.client import Client
+from support.local_cluster import invoke
 
 START_SECONDS = 90.0
-"""A command takes a second of a core to start, and eight start at once."""
+"""A command takes a second of a core to start, and four start at once."""
 FOREVER = "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b"
 
 
@@ -91,18 +93,21 @@ async def test_exit_codes_say_what_went_wrong(server: EmbeddedServer, history: Q
         ("-f", str(tmp_path / "none.sql")): (2, "none.sql"),
         ("SELECT 1", "--arrow", str(tmp_path / "no" / "file")): (1, "can't write"),
     }
-    ended = await asyncio.gather(*(corral_query(server.url, *arguments) for arguments in cases))
-    for result, (arguments, (code, word)) in zip(ended, cases.items(), strict=True):
-        assert result.code == code, (arguments, result.err)
-        assert word in result.err, (arguments, result.err)
-        assert "Traceback" not in result.err
+
+    async def asked(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(invoke, "query", *arguments, url=server.url)
+
+    for arguments, (code, word) in cases.items():
+        result = await asked(*arguments)
+        assert result.returncode == code, (arguments, result.stderr)
+        assert word in result.stderr, (arguments, result.stderr)
+        assert "Traceback" not in result.stderr
     await history.stop()
-    result = await corral_query(server.url, "SELECT 1")
-    assert result.code == 6
-    assert "no processor" in result.err
+    result = await asked("SELECT 1")
+    assert result.returncode == 6
+    assert "no processor" in result.stderr
     server.kill()
-    result = await corral_query(server.url, "SELECT 1")
-    assert result.code == 3
+    assert (await asked("SELECT 1")).returncode == 3
 
 
 async def test_ctrl_c_cancels_the_statement(server: EmbeddedServer, history: QueryService, nc: Client) -> None:

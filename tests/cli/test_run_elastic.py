@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
@@ -62,27 +60,18 @@ def devices(cluster: LocalCluster) -> int:
 
 
 def test_what_can_not_be_elastic_says_so(cluster: LocalCluster) -> None:
-    def said(*words: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, *CORRAL[1:], *words],
-            capture_output=True,
-            text=True,
-            env=environment(CORRAL_NATS_URL=cluster.url),
-        )
-        return done.returncode, done.stderr
-
     for words, code, text in (
         (("run", "--gpus", "2", "--on-resize", "USR2", "--", "true"), 2, "--gpus 2-8"),
         (("run", "--gpus", "2-3", "--on-resize", "USR2", "--via", "ssh", "--", "true"), 2, "--via"),
         (("request", "--gpus", "4-2"), 2, "less than min"),
         (("request", "--gpus", "two"), 2, "--gpus"),
-        (("request", "--gpus", "1-2", "--share", "0.5"), 2, "gpu_share"),
+        (("request", "--gpus", "1-2", "--share", "0.5"), 2, "--share"),
         (("request", "--gpus", "2-4", "--items", "4"), 2, "distribution"),
         (("resize", "accept"), 2, "CORRAL_LEASE"),
     ):
-        found = said(*words)
-        assert found[0] == code, (words, found)
-        assert text in found[1], (words, found)
+        found = cluster.corral(*words)
+        assert found.returncode == code, (words, found)
+        assert text in found.stderr, (words, found)
     lease = json.loads(cluster.corral("request", "--gpus", "1", "--json", "--ttl", "1m").stdout)["lease"]["lease_id"]
     assert cluster.corral("resize", "accept", "--lease", lease).returncode == 5
     assert cluster.corral("release", lease).returncode == 0
