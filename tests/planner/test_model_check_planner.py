@@ -299,6 +299,7 @@ def seed() -> int:
     return int(os.environ.get("CORRAL_MODEL_CHECK_SEED", 0)) or random.SystemRandom().getrandbits(32)
 
 
+@pytest.mark.long
 async def test_model_check_in_seconds(server: EmbeddedServer, tmp_path: Path) -> None:
     await model_check(server, tmp_path, clients=80, seconds=5, seed=seed(), to_the_end=False)
 

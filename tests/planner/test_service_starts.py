@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from corral.bus.connect import URL_VARIABLE, connect
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer, server_binary
@@ -19,11 +20,16 @@ from nats.aio.client import Client
 from support.planner_rig import FakeHosts, PlannerProcess, persist, until_ready
 
 
-async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: EmbeddedServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pauses", [(0.6,), pytest.param((0.45, 0.8), marks=pytest.mark.long)], ids=["one moment", "other moments"]
+)
+async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(
+    server: EmbeddedServer, tmp_path: Path, pauses: tuple[float, ...]
+) -> None:
     """At another moment of its start each time."""
     planner = PlannerProcess(server.url, tmp_path / "planner.log")
     try:
-        for pause in (0.45, 0.6, 0.8):
+        for pause in pauses:
             planner.start()
             await asyncio.sleep(pause)
             server.kill()
@@ -72,6 +78,7 @@ async def test_a_planner_whose_bucket_is_gone_ends_and_one_that_is_started_anew_
         await hosts.stop()
 
 
+@pytest.mark.long
 def test_a_service_that_the_server_turns_away_ends(tmp_path: Path) -> None:
     """Its key is gone: it ends with a line that says so, instead of going on deaf."""
     with socket.socket() as probe:
