@@ -14,14 +14,15 @@ from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 HOSTS = "sim-[0001-0002]"
 
 
-@pytest.fixture
-def runner(cluster: LocalCluster, tmp_path: Path) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def runner(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A runner of both hosts."""
-    log = tmp_path / "runner.log"
+    folder = tmp_path_factory.mktemp("runner")
+    log = folder / "runner.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*CORRAL, "runner", "--host", HOSTS, "--executor", "process", "--own-account", "--end-jobs",
-             "--state", str(tmp_path / "runner")],
+             "--state", str(folder / "state")],
             env=environment(CORRAL_NATS_URL=cluster.url), stdout=out, stderr=out,
         )  # fmt: skip
     wait_for(lambda: b"running jobs" in log.read_bytes() or process.poll() is not None, 30)
