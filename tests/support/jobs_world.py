@@ -375,7 +375,7 @@ class World:
         self.calm = True
         for job in self.table.jobs.values():
             self.table.unhold(job, [])
-        for _ in range(400):
+        for _ in range(2000):
             self.carry_out()
             for _ in range(20):
                 self.grant()
