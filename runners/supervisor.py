@@ -53,6 +53,8 @@ MOST_SAMPLE_SECONDS: Final = 10.0
 """Longest time between samples of the processes' memory; longer only where a sample takes long."""
 SAMPLE_SHARE: Final = 0.001
 """Share of a core that samples may take."""
+KILL_MARGIN_SECONDS: Final = 0.5
+"""Longest time before the end of a lease at which SIGKILL is sent, so that nothing is left at its end."""
 UNKILLABLE_SECONDS: Final = 3.0
 """Time after SIGKILL when remaining processes are named in the status."""
 FINISH_SECONDS: Final = 60.0
@@ -271,7 +273,16 @@ class Supervisor:
         self._send(number)
         # A stopped process handles a signal only after it resumes.
         self._send(signal.SIGCONT)
-        self._kill_at = min(self._kill_at, kill_at)
+        self._kill_by(kill_at)
+
+    def _kill_by(self, at: float) -> None:
+        """Kill what is left at a time, and before the end of the lease: its devices may be another's then."""
+        left = self._ends_at - time.time() - min(KILL_MARGIN_SECONDS, 0.05 * self._limit_seconds())
+        self._kill_at = min(self._kill_at, at, time.monotonic() + max(0.0, left))
+
+    def _limit_seconds(self) -> float:
+        """Time from the start of the commands to the end of the lease."""
+        return self._ends_at - (self._status["started_at"] or time.time())
 
     def _send(self, number: int) -> None:
         for pid in self._commands:
@@ -319,6 +330,7 @@ class Supervisor:
                 self._stop(signal.SIGTERM, now + self._grace)
         if not self._commands:
             self._settle_until = now + self._start["settle_seconds"]
+            self._kill_by(math.inf)
             self._finish()
             self._exited_at = time.time()
 
@@ -364,7 +376,7 @@ class Supervisor:
             if not left or now < self._settle_until:
                 return False
             self._ending = True
-            self._kill_at = min(self._kill_at, now + self._grace)
+            self._kill_by(now + self._grace)
         self._left_behind.end(left, kill=now >= self._kill_at)
         if now >= self._kill_at + UNKILLABLE_SECONDS:
             numbers = ", ".join(str(one.pid) for one in left[:3])
@@ -378,8 +390,7 @@ class Supervisor:
         left = self._ends_at - time.time()
         if left == math.inf or self._stopped is not None or self._status.get("expired"):
             return
-        whole = self._ends_at - (self._status["started_at"] or time.time())
-        margin = min(self._grace, 0.1 * whole)
+        margin = min(self._grace, 0.1 * self._limit_seconds())
         if left <= margin and self._commands:
             self._tell(expired=True)
             self._stop(signal.SIGTERM, now + max(0.0, left))
@@ -394,8 +405,8 @@ class Supervisor:
             return 1.0 if stuck else max(SCAN_SECONDS, 4 * self._scan_seconds)
         due = min(self._kill_at, self._sample_at)
         if self._ends_at < math.inf and not self._status.get("expired"):
-            whole = self._ends_at - (self._status["started_at"] or 0.0)
-            due = min(due, now + max(0.02, self._ends_at - min(self._grace, 0.1 * whole) - time.time()))
+            margin = min(self._grace, 0.1 * self._limit_seconds())
+            due = min(due, now + max(0.02, self._ends_at - margin - time.time()))
         return max(0.0, min(due - now, 3600.0))
 
     # Memory

@@ -271,9 +271,8 @@ class JobTable:
             job, task = found
             if task.lost_at <= now:
                 self._after(job, task, lambda task=task: task.give_up(now), now)
-            elif task.stop_at <= now and task.stop_for is not None:
-                ending, task.stop_at = task.stop_for, math.inf
-                self._after(job, task, lambda task=task, ending=ending: task.stop(ending, now), now)
+            elif task.stop_at <= now:
+                self._after(job, task, lambda task=task: task.stop_in_time(now), now)
 
     def next_due(self) -> float:
         """Time of the next change that is due by time; infinite for none. It may be early."""

@@ -51,6 +51,7 @@ class Task:
         notice_signal: the signal; 0 for none.
         notice_reason: why.
         stop_at: time at which it is ended, in seconds since the epoch; infinite for none.
+        stop_margin: time from then to the end of its lease, in seconds.
         stop_for: what it becomes then.
         lost_at: time from which nobody is expected to say how its parts ended; infinite for none.
         grace_seconds: time between SIGTERM and SIGKILL when it is stopped.
@@ -88,6 +89,7 @@ class Task:
         "state",
         "stop_at",
         "stop_for",
+        "stop_margin",
     )
 
     def __init__(self, index: int, queued_at: float, retries_left: int, state: JobState = JobState.PENDING) -> None:
@@ -116,6 +118,7 @@ class Task:
         self.notice = self.notice_signal = 0
         self.notice_reason = ""
         self.stop_at = self.lost_at = math.inf
+        self.stop_margin = 0.0
         self.stop_for: Ending | None = None
         self.grace_seconds = 0.0
         self.host_fault = False
@@ -208,15 +211,17 @@ class Task:
         self.stop_at, self.stop_for = math.inf, None
         if lease.ends_at is not None:
             limit = (lease.ends_at - lease.granted_at).total_seconds()
-            self.stop_at = lease.ends_at.timestamp() - min(_MARGIN_SECONDS, _MARGIN_FRACTION * limit)
+            self.stop_margin = min(_MARGIN_SECONDS, _MARGIN_FRACTION * limit)
+            self.stop_at = lease.ends_at.timestamp() - self.stop_margin
             self.stop_for = over_limit(lease)
         notice = lease.preemption
         if notice is None:
             return
         length = (notice.ends_at - notice.notified_at).total_seconds()
-        at = notice.ends_at.timestamp() - min(_MARGIN_SECONDS, _MARGIN_FRACTION * length)
+        margin = min(_MARGIN_SECONDS, _MARGIN_FRACTION * length)
+        at = notice.ends_at.timestamp() - margin
         if at < self.stop_at:
-            self.stop_at = at
+            self.stop_at, self.stop_margin = at, margin
             self.stop_for = Ending(state=JobState.PREEMPTED, message=f"preempted: {notice.reason}")
 
     def noticed(self, lease: Lease, number: int) -> None:
@@ -240,6 +245,8 @@ class Task:
         if self.lease_over:
             return
         self.lease_over = True
+        # Its devices may be another's already.
+        self.grace_seconds = min(self.grace_seconds, _MARGIN_SECONDS)
         if self.ending is None:
             self.stop(ending_of(lease), now)
         if lease.state is LeaseState.LOST or (self.ending is not None and self.ending.state is JobState.LOST):
@@ -248,6 +255,13 @@ class Task:
             self.lost_at = min(self.lost_at, now + self.grace_seconds + _ANSWER_SECONDS)
 
     # Ends
+
+    def stop_in_time(self, now: float) -> None:
+        """End it since its lease ends soon: what is left of it then is killed, as its devices may be another's."""
+        if self.stop_for is not None:
+            self.stop_at = math.inf
+            self.grace_seconds = min(self.grace_seconds, self.stop_margin)
+            self.stop(self.stop_for, now)
 
     def stop(self, ending: Ending, now: float) -> None:
         """End it; the first reason counts, unless it was not for good. Parts that were never started end at once."""

@@ -12,7 +12,7 @@ from corral.planner.jobs.retention import to_forget
 from corral.planner.jobs.table import JobTable
 from corral.planner.jobs.task import Task, time_of
 from corral.schemas.jobs import Attempt, Dependency, JobFilter, JobSpec, JobState, TaskPart, submitted
-from corral.schemas.requests import Grant, Lease, LeaseState, WorkRequest
+from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
 from corral.schemas.runs import RunReport
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,3 +209,26 @@ def test_a_file_that_a_job_names_is_not_listed(output: str, shown: str) -> None:
     table.reported("a", RunReport(run_id="1_0.1", lease_id="L1", part=part), now)
     [listed] = listing([job], JobFilter(tasks=True), 1_000_000).jobs
     assert [part.log_file for part in listed.tasks[0].parts] == [shown]
+
+
+@pytest.mark.parametrize("how", ["limit", "notice", "eviction"])
+def test_the_grace_of_a_task_ends_with_its_lease(how: str) -> None:
+    """Else what resists SIGTERM would be on devices that are another's by then."""
+    table, now = JobTable(), 1_700_000_000.0
+    spec = submitted(JobSpec(request=WorkRequest(owner="ann", gpus=1), command=["true"], grace_seconds=30.0))
+    job = table.submit(StoredJob(job_id="1", spec=spec, submitted_at=now), 1, now)
+    end = time_of(now + 10)
+    limited = replace(a_lease(now), ends_at=end if how == "limit" else None)
+    assert table.granted(Attempt("1", 0, 1), limited, now)
+    task = job.tasks[0]
+    table.reported("a", RunReport(run_id="1_0.1", lease_id="L1", part=TaskPart(host="a", state=JobState.RUNNING)), now)
+    if how == "notice":
+        notice = Preemption(notified_at=time_of(now), ends_at=end)
+        table.noticed(replace(limited, preemption=notice), Attempt("1", 0, 1), now)
+    elif how == "eviction":
+        table.lease_ended(replace(limited, state=LeaseState.EVICTED), Attempt("1", 0, 1), now + 8)
+    table.tick(now + 7)
+    assert (task.ending is None, task.grace_seconds) == ((True, 30.0) if how != "eviction" else (False, 5.0))
+    table.tick(now + 8)
+    assert task.ending is not None
+    assert now + 8 + task.grace_seconds <= now + (13 if how == "eviction" else 10)

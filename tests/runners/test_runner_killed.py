@@ -220,3 +220,26 @@ async def test_a_run_ends_at_its_time_limit_without_bus_and_runner(
     assert report.part.message == "its time limit has ended it"
     assert report.part.ended_at is not None
     assert report.part.ended_at <= limit
+
+
+@pytest.mark.long
+async def test_a_run_that_resists_is_killed_before_its_lease_ends_however_long_its_grace(
+    planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
+) -> None:
+    """Whoever has the devices next finds them free."""
+    await planner.until(lambda: planner.token)
+    limit = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
+    stubborn = 'trap "" TERM; while :; do sleep 0.05; done'
+    left = "setsid sh -c '" + stubborn + "' & sleep 1"
+    runs = [
+        a_run("sh", "-c", command, job=job, run_id=f"{job}.1", ends_at=limit, grace_seconds=30.0)
+        for job, command in ((1, stubborn), (2, left))
+    ]
+    await planner.push(*runs)
+    await planner.state("1.1", JobState.RUNNING)
+    # As the planner does some time before the limit, or when the job is cancelled.
+    await planner.push(replace(runs[0], verb=RunVerb.STOP, grace_seconds=30.0, reason="time limit of 2 s"))
+    for run in runs:
+        report = await planner.ended(run.run_id)
+        assert report.part.ended_at is not None
+        assert report.part.ended_at <= limit
