@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, Unpack
+from typing import Any, Final, Protocol, TypeVar, Unpack, runtime_checkable
 
 from msgspec.structs import replace
 
@@ -42,7 +42,19 @@ _LONGEST_POLL_SECONDS: Final = 2.0
 _IDS_PER_CALL: Final = 1000
 _TASKS_PER_CALL: Final = 2000
 
-Which = str | Job | Selection
+
+
+@runtime_checkable
+class HasJob(Protocol):
+    """What keeps a job, such as what `corral.client.submit` returns."""
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job."""
+        ...
+
+
+Which = str | HasJob | Selection
 """A job, or some of its tasks: `"1234"`, `"1234_7"`, `"1234_[0-9]"`, or what `submit` returned."""
 
 
@@ -274,7 +286,7 @@ class JobCalls(OwnedCalls):
                 await asyncio.sleep(pause)
                 pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
 
-    async def as_completed(self, jobs: Iterable[str | Job], *, timeout: float | None = None) -> AsyncIterator[Job]:
+    async def as_completed(self, jobs: Iterable[Which], *, timeout: float | None = None) -> AsyncIterator[Job]:
         """Jobs in the order in which they end, each once.
 
         Args:
@@ -415,7 +427,7 @@ def selection(which: Which) -> Selection:
     """
     if isinstance(which, Selection):
         return which
-    return Selection(which.job_id) if isinstance(which, Job) else parse_selection(str(which))
+    return Selection(which.job_id) if isinstance(which, HasJob) else parse_selection(str(which))
 
 
 def ended_job(job: Job) -> bool:

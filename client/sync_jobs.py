@@ -150,7 +150,7 @@ class SyncJobCalls:
         """See `JobCalls.wait`."""
         return self._loop.run(self._calls.wait(which, timeout=timeout))
 
-    def as_completed(self, jobs: Iterable[str | Job], *, timeout: float | None = None) -> Iterator[Job]:
+    def as_completed(self, jobs: Iterable[Which], *, timeout: float | None = None) -> Iterator[Job]:
         """See `JobCalls.as_completed`."""
         return self._loop.iterate(self._calls.as_completed(jobs, timeout=timeout))
 

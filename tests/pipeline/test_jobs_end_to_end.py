@@ -51,13 +51,15 @@ def test_a_function_is_called_where_its_gpu_is_and_a_job_is_cancelled(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "from corral.client import as_completed, map, submit\n"
+        "from corral.client import SyncClient, as_completed, map, submit\n"
         "def work(path, text):\n"
         "    import os\n"
         "    open(path, 'w').write(text + os.environ['CUDA_VISIBLE_DEVICES'][:4])\n"
         "if __name__ == '__main__':\n"
         f"    job, long = submit(work, {str(tmp_path / 'out')!r}, 'on '), submit(['sleep', '100'])\n"
         "    assert [one.job_id for one in as_completed([job])] == [job.job_id]\n"
+        "    with SyncClient() as client:\n"
+        "        assert client.jobs.get(job).job.job_id == client.jobs.wait(job).job.job_id == job.job_id\n"
         "    long.cancel('enough')\n"
         "    print(job.exit_code, long.wait(timeout=30), long.job.state.value)\n"
     )
