@@ -197,6 +197,7 @@ class JobTable:
             task.granted(attempt.number, lease, job.stored.spec)
         else:
             task.take_up(lease, job.stored.spec)
+        task.taken_over = True
         job.note(task, before)
         self._took_lease(job, task)
         self.changes.event((job.job_id, task.index))

@@ -56,6 +56,7 @@ class Task:
         lost_at: time from which nobody is expected to say how its parts ended; infinite for none.
         grace_seconds: time between SIGTERM and SIGKILL when it is stopped.
         host_fault: true if a host was why its first part failed that did, and no command of that was executed.
+        taken_over: true if an earlier leader began the attempt.
         last: its last attempt, as it ended; None if none has, or if it has not gone on since.
         queued_at: time from which it counts as waiting, in seconds since the epoch.
         requeue_of: id of the preempted lease whose work it goes on with; empty for none.
@@ -90,6 +91,7 @@ class Task:
         "stop_at",
         "stop_for",
         "stop_margin",
+        "taken_over",
     )
 
     def __init__(self, index: int, queued_at: float, retries_left: int, state: JobState = JobState.PENDING) -> None:
@@ -121,7 +123,7 @@ class Task:
         self.stop_margin = 0.0
         self.stop_for: Ending | None = None
         self.grace_seconds = 0.0
-        self.host_fault = False
+        self.host_fault = self.taken_over = False
 
     @property
     def is_live(self) -> bool:
@@ -136,7 +138,8 @@ class Task:
     @property
     def is_blameless(self) -> bool:
         """True if its attempt failed by a host that could not start it, and no command of it was executed anywhere."""
-        started = any(_has_run(part) for part in self.parts.values())
+        # An earlier leader may have had it started on several hosts before it could note that.
+        started = any(_has_run(part) for part in self.parts.values()) or (self.taken_over and len(self.parts) > 1)
         return self.host_fault and self.state is JobState.FAILED and not started
 
     # Durable form

@@ -14,12 +14,14 @@ from corral.planner.jobs.task import Task, time_of
 from corral.schemas.jobs import Attempt, Dependency, JobFilter, JobSpec, JobState, TaskPart, submitted
 from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
 from corral.schemas.runs import RunReport
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from support.jobs_world import World
 
 
+@example(205)  # a long array that runs one task at a time
+@example(50886)  # a part runs that the killed planner had not noted when another host can't start its own
 @settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_each_attempt_runs_once_and_each_task_ends_whatever_happens(seed: int) -> None:
