@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..schemas.jobs import parse_array, parse_task_name
 from .errors import InvalidRequest
+
+
+@runtime_checkable
+class HasJob(Protocol):
+    """What keeps a job, such as what `corral.client.submit` returns."""
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job."""
+        ...
 
 
 class Selection(NamedTuple):

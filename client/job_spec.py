@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..schemas import codec, plain, units
-from ..schemas.jobs import MAX_JOB_BYTES, Condition, Dependency, Job, JobSpec, parse_array
+from ..schemas.jobs import MAX_JOB_BYTES, Condition, Dependency, JobSpec, parse_array
 from ..schemas.misspelt import meant
 from ..schemas.requests import WorkRequest
 from .errors import InvalidRequest
 from .job_functions import script_of
+from .job_names import HasJob
 from .request import RequestFields, work_request
 
 Work = str | Path | Sequence[str] | Callable[..., Any]
@@ -137,7 +138,7 @@ _DEPENDENCY: Final = re.compile(r"(\d+)(?::(\w+))?")
 def _dependency(one: Any) -> Dependency:
     if isinstance(one, Dependency):
         return one
-    text = one.job_id if isinstance(one, Job) else str(one)
+    text = one.job_id if isinstance(one, HasJob) else str(one)
     found = _DEPENDENCY.fullmatch(text.strip())
     if found is None or (found[2] or "ok") not in tuple(Condition):
         raise InvalidRequest(

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, Unpack, runtime_checkable
+from typing import Any, Final, TypeVar, Unpack
 
 from msgspec.structs import replace
 
@@ -31,7 +31,7 @@ from .attach import AttachedSession, open_session, place_of
 from .errors import InvalidRequest, NotFound, Rejected, ServiceError, TimedOut, Unavailable
 from .job_functions import script_of_map, shell_map
 from .job_logs import LogPiece, follow_logs, stored_logs
-from .job_names import Selection, parse_selection
+from .job_names import HasJob, Selection, parse_selection
 from .job_spec import JobFields, Work, job_spec, name_of
 from .owned_calls import OwnedCalls
 
@@ -41,18 +41,6 @@ _FIRST_POLL_SECONDS: Final = 0.1
 _LONGEST_POLL_SECONDS: Final = 2.0
 _IDS_PER_CALL: Final = 1000
 _TASKS_PER_CALL: Final = 2000
-
-
-
-@runtime_checkable
-class HasJob(Protocol):
-    """What keeps a job, such as what `corral.client.submit` returns."""
-
-    @property
-    def job_id(self) -> str:
-        """Id of the job."""
-        ...
-
 
 Which = str | HasJob | Selection
 """A job, or some of its tasks: `"1234"`, `"1234_7"`, `"1234_[0-9]"`, or what `submit` returned."""

@@ -60,6 +60,7 @@ def test_a_function_is_called_where_its_gpu_is_and_a_job_is_cancelled(
         "    assert [one.job_id for one in as_completed([job])] == [job.job_id]\n"
         "    with SyncClient() as client:\n"
         "        assert client.jobs.get(job).job.job_id == client.jobs.wait(job).job.job_id == job.job_id\n"
+        "        assert client.jobs.submit(['true'], gpus=1, after=job).after[0].job_id == job.job_id\n"
         "    long.cancel('enough')\n"
         "    print(job.exit_code, long.wait(timeout=30), long.job.state.value)\n"
     )
