@@ -54,7 +54,7 @@ RULES: Final = (
     Rule("mem-per-cpu", "", "--host-memory", "times the number of cores"),
     Rule("mem-per-gpu", "", "--host-memory", "times the number of GPUs"),
     Rule("dependency", "d", "--after", "`afterok`, `afternotok` and `afterany` of whole jobs"),
-    Rule("output", "o", "--output", "with `%j`, `%A` and `%a` alone"),
+    Rule("output", "o", "--output", "with `%j`, `%A`, `%a` and `%x` alone"),
     Rule("chdir", "D", "--cd"),
     Rule("export", "", "--env", "`NONE` is always so: what the job needs is named"),
     Rule("nodelist", "w", "--host", "of one host"),
@@ -464,13 +464,15 @@ _PATTERN: Final = re.compile(r"%\d*([a-zA-Z%])")
 
 def _output(given: Given, numbers: _Numbers, last: _Last) -> _Pairs:
     kinds = set(_PATTERN.findall(given.value))
-    if kinds - set("jAa"):
-        wrong = ", ".join(f"%{kind}" for kind in sorted(kinds - set("jAa")))
-        raise _Wrong(f"{wrong} is unknown in names of files: there are %j (the job) and %a (the index)")
+    if kinds - set("jAax"):
+        wrong = ", ".join(f"%{kind}" for kind in sorted(kinds - set("jAax")))
+        raise _Wrong(f"{wrong} is unknown in names of files: there are %j (the job), %a (the index) and %x (the name)")
     # Slurm gives each task of an array an id of its own.
     own = "%j_%a" if "array" in last and "a" not in kinds else "%j"
     text = re.sub(r"%\d*j", own, given.value)
-    return [("--output", re.sub(r"%\d*a", "%a", re.sub(r"%\d*A", "%j", text)))]
+    for pattern, meant in ((r"%\d*A", "%j"), (r"%\d*a", "%a"), (r"%\d*x", "%x")):
+        text = re.sub(pattern, meant, text)
+    return [("--output", text)]
 
 
 def _array(given: Given, numbers: _Numbers, last: _Last) -> _Pairs:

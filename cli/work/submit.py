@@ -177,7 +177,7 @@ def submit(
             "--output",
             "-o",
             metavar="FILE",
-            help="File on the host for the output, with %j (job) and %a (index).",
+            help="File on the host for the output, with %j (job), %a (index) and %x (name).",
             rich_help_panel=_EXECUTION,
         ),
     ] = None,
@@ -268,6 +268,8 @@ def submit(
     }
     job_fields.update({name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
     job_fields.setdefault("name", target.name)
+    if "output" in job_fields:
+        job_fields["output"] = job_fields["output"].replace("%x", job_fields["name"] or "")
     if after:
         job_fields["after"] = [one for text in after for one in _in_words(dependencies, text.split(","))]
 
