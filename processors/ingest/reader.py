@@ -278,8 +278,10 @@ class Reader:
 
     async def _recover(self) -> None:
         """Create the consumer again after the last message received. Messages in the buffer are kept, in order."""
-        waiting, size = list(self._buffer), self._waiting_bytes
         log.info("%s: reading again from %d: %s", self.stream, self.received + 1, self._broken)
+        waiting, size = list(self._buffer), self._waiting_bytes
+        self._buffer.clear()
+        self._waiting_bytes = 0
         try:
             self._replaced = await self._is_another()
             if self._replaced:
@@ -293,8 +295,10 @@ class Reader:
             if isinstance(error, TimeoutError) and isinstance(self._nc, Connection):
                 await self._nc.renew()
             await asyncio.sleep(0.5)
-        self._buffer.extendleft(reversed(waiting))
-        self._waiting_bytes += size
+        finally:
+            # Before those that came meanwhile; also when cancelled, since what waits is stored then.
+            self._buffer.extendleft(reversed(waiting))
+            self._waiting_bytes += size
 
     async def _is_another(self) -> str:
         """Reason why the server's stream is not the one that was read until now; empty if it is."""
