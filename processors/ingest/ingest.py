@@ -188,8 +188,6 @@ class Ingest:
         self._decoding = threading.Lock()
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
         self._bytes_per_sample = 0.0
-        self._taken = 0
-        """Sequence of the last message that was taken from the reader."""
         self._stored = 0
         """Sequence of the last message that is stored, or that reading started after."""
         self._progress = asyncio.Event()
@@ -261,7 +259,7 @@ class Ingest:
             self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
             self._decoder = Decoder(self._storage.series, self._clocks)
             await self._reader.start(after, marked_ns)
-            self._taken = self._stored = after
+            self._reader.taken = self._stored = after
             self._progress.set()
             if self._origin is not None:
                 self._origin.begin(stream, after)
@@ -294,7 +292,6 @@ class Ingest:
                 return await decoded.put(None)
             messages = [message for message, _ in taken]
             newest = messages[-1]
-            self._taken = newest.sequence
             if self._origin is not None:
                 messages = await self._origin.passed(self._reader.created, messages)
             batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages, None, newest)
@@ -333,8 +330,9 @@ class Ingest:
 
     async def _store_rest(self) -> None:
         """Store what still waits for more, unless a batch before it may not be stored: then all of it comes again."""
-        taken = self._reader.take_rest()
-        if not taken or not self.begun or self.paused or self._taken != self._stored or self._origin is not None:
+        if not self.begun or self.paused or self._reader.taken != self._stored or self._origin is not None:
+            return
+        if not (taken := self._reader.take_rest()):
             return
         loop = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError, StorageError, StoragePaused, NatsError):

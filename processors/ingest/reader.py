@@ -71,6 +71,7 @@ class Reader:
         pending: messages in the stream that have not been received yet, as far as known.
         repeated: messages that were delivered again.
         received: sequence of the last message that was received, or after which reading started.
+        taken: sequence of the last message that was taken; 0 before the first.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Reader:
         self._requested_at = 0.0
         self._heard_at = 0.0
         self.received = 0
+        self.taken = 0
         self._received_ns = 0
         self._mark_ns = 0
         self._overtaken = False
@@ -237,6 +239,8 @@ class Reader:
             size += len(entry[0].payload)
             taken.append(entry)
         self._waiting_bytes -= size
+        if taken:
+            self.taken = taken[-1][0].sequence
         return taken
 
     async def acknowledge(self, reply: str) -> None:
