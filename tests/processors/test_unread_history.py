@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 
+import pytest
+from corral.cli.local.server import EmbeddedServer
+from corral.processors.ingest import reader
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
+from corral.processors.storage import Maintenance
 from corral.schemas import codec, subjects
 from nats.aio.client import Client
 from support.empty_history import new_database
+from support.feed import Feed
 from support.history import sample_batch
 
 WAITS_SECONDS = 3600.0
@@ -56,4 +62,63 @@ async def test_messages_wait_for_a_reader_or_the_end(nc: Client, tmp_path: Path)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    database.close()
+
+
+async def test_messages_that_wait_are_stored_once_when_the_bus_is_gone(
+    nc: Client,
+    server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(reader, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(reader, "API_SECONDS", 0.1)
+    js = nc.jetstream()
+    database = new_database(tmp_path)
+    ingest = Ingest(nc, database, CONSUMERS[0], DeadLetters(js), unread_seconds=WAITS_SECONDS)
+    task = asyncio.create_task(ingest.run())
+    for sequence in range(1, 6):
+        payload = codec.encode(sample_batch("h1", sequence, devices=2, ticks=1))
+        await js.publish(subjects.samples_subject("h1"), payload)
+    async with asyncio.timeout(20):
+        while ingest.received < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        server.kill()
+        while caplog.text.count("CORRAL_TELEMETRY: TimeoutError") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert database.cursor().execute("SELECT count(*) FROM samples").fetchone() == (10,)
+    assert (ingest.counts.messages, ingest.counts.duplicates) == (5, 0)
+    database.close()
+    server.start()
+    async with asyncio.timeout(20):
+        while not nc.is_connected:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_a_reader_gets_new_rollups_just_after_old_ones(tmp_path: Path) -> None:
+    database, feed = new_database(tmp_path), Feed()
+    care = Maintenance(database, unread_seconds=WAITS_SECONDS)
+
+    def samples_in(view: str) -> int:
+        found = database.cursor().execute(f"SELECT coalesce(sum(samples), 0)::BIGINT FROM {view}").fetchone()
+        return found[0] if found else 0
+
+    def store() -> None:
+        feed.publish(1, ticks=3, devices=2)
+        feed.store(database)
+
+    store()
+    care.start()
+    deadline = time.monotonic() + 20
+    while samples_in("rollup_1h") < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    store()
+    care.read(20)
+    care.stop()
+    assert [samples_in(f"rollup_{name}") for name in ("10s", "1m", "1h")] == [12, 12, 12]
     database.close()

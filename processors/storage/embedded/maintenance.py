@@ -59,6 +59,7 @@ class _Job(Struct):
         unread_seconds: the same while nobody reads the history.
         due: when it is to be done next, on the monotonic clock.
         began: when it was begun last, on that clock.
+        asked: when the first reader after a while came, who waits until it was begun after that.
     """
 
     name: str
@@ -67,6 +68,7 @@ class _Job(Struct):
     unread_seconds: float
     due: float = 0.0
     began: float = -math.inf
+    asked: float = -math.inf
 
 
 class Maintenance:
@@ -104,9 +106,6 @@ class Maintenance:
         self._jobs = self._all_jobs()
         self._stopping = False
         self._read_at = -math.inf
-        self._awaited: list[_Job] = []
-        """Jobs that the first reader after a while waits for, which must have begun after it came."""
-        self._awaited_from = -math.inf
         self._changed = threading.Condition()
         """Notified when a job ends, a reader comes, or the thread is to stop."""
         self._thread: threading.Thread | None = None
@@ -134,17 +133,17 @@ class Maintenance:
         with self._changed:
             now = time.monotonic()
             if now - self._read_at > READ_SECONDS:
-                self._awaited_from = now
-                self._awaited = [job for job in self._jobs if job.unread_seconds > job.seconds]
-                self._awaited = [job for job in self._awaited if job.began < now - job.seconds]
-                for job in self._awaited:
-                    job.due = min(job.due, job.began + job.seconds)
+                for job in self._jobs:
+                    if job.unread_seconds > job.seconds:
+                        job.asked = now
+                        # All at once, so that they run in their order: hours are made from minutes.
+                        job.due = -math.inf
                 self._changed.notify_all()
             self._read_at = now
             self._changed.wait_for(self._are_refreshed, timeout_seconds)
 
     def _are_refreshed(self) -> bool:
-        return self._stopping or all(job.began >= self._awaited_from for job in self._awaited)
+        return self._stopping or all(job.began >= job.asked for job in self._jobs)
 
     def _all_jobs(self) -> list[_Job]:
         def rollup(level: rollups.Level) -> _Job:
@@ -200,6 +199,8 @@ class Maintenance:
                 took = ended - began
                 unread_seconds = job.unread_seconds if took < CHEAP_SECONDS else min(LARGE_SECONDS, job.unread_seconds)
                 pause = max(job.seconds, took) if is_read else max(unread_seconds, took)
+                if began < job.asked:
+                    pause = 0.0  # the reader came meanwhile
                 job.due = math.inf if done is FINISHED else ended + pause
                 self._changed.notify_all()
 
