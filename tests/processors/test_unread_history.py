@@ -65,6 +65,7 @@ async def test_messages_wait_for_a_reader_or_the_end(nc: Client, tmp_path: Path)
     database.close()
 
 
+@pytest.mark.long
 async def test_messages_that_wait_are_stored_once_when_the_bus_is_gone(
     nc: Client,
     server: EmbeddedServer,
