@@ -293,7 +293,9 @@ def _sorted_bins(metric: Metric, found: _Values) -> tuple[Array, NDArray[np.int6
 def _bin(metric: Metric, values: Array) -> Array:
     """Bin of each value: see `rollup_columns.bin_of`."""
     if is_linear(metric):
-        return np.copysign(np.floor(np.abs(values) + 0.5), values).astype(np.int16)
+        # As doubles: the sum of 0.5 and the float below it is 1 as a float.
+        halves = np.add(np.abs(values), 0.5, dtype=np.float64)
+        return np.copysign(np.floor(halves), values).astype(np.int16)
     positive = values > 0
     logarithms = np.log(values, where=positive, out=np.zeros(values.shape), dtype=np.float64) * _SCALE
     rounded = np.copysign(np.floor(np.abs(logarithms) + 0.5), logarithms).astype(np.int16)

@@ -27,6 +27,7 @@ from corral.schemas.metrics import METRICS
 METRICS_LIST: Final = list(METRICS.values())
 NUMBERS: Final = {metric.name: at for at, metric in enumerate(binned(METRICS_LIST))}
 START: Final = 1_780_000_000 // 3600 * 3600
+BELOW_HALF: Final = float(np.nextafter(np.float32(0.5), np.float32(0)))
 KINDS: Final = {"<f4": np.float32, "<i4": np.int32, "<i8": np.int64}
 
 
@@ -39,7 +40,7 @@ def samples(dice: np.random.Generator, rows: int) -> pa.Table:
         values = {
             0: np.full(rows, 7),
             1: dice.integers(0, 4, rows),
-            2: dice.integers(0, 101, rows) + dice.choice([0.0, 0.5, 0.25], rows),
+            2: dice.integers(0, 101, rows) + dice.choice([0.0, 0.5, 0.25, BELOW_HALF], rows),
             3: dice.integers(0, 300 if is_linear(metric) else 2**24, rows),
             4: np.sort(dice.integers(0, 300 if is_linear(metric) else 2**20, rows)),
         }[int(dice.integers(0, 5))].astype(dtype)
