@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from corral.client.reports import usage_sql
+from corral.client.reports.periods import Period, slices
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
@@ -262,6 +264,48 @@ def test_the_minutes_of_leases_add_up_to_their_energy(history: History) -> None:
     found = history.asked("SELECT lease_id, sum(energy_joules) AS joules FROM lease_minutes GROUP BY 1")
     assert {row["lease_id"]: row["joules"] for row in found if row["joules"] is not None} == {
         lease: near(joules) for lease, joules in own.items()
+    }
+
+
+def test_a_report_has_what_leases_used_within_its_period(history: History) -> None:
+    """Half an hour off the hours of UTC at its begin, and in the midst of a minute at its end."""
+    first, last = 3 * 1_800_000_000, SPAN * 10**6 - 4_321_098_765
+    period = Period(
+        name="", start=START + timedelta(microseconds=first), end=START + timedelta(microseconds=last), zone="UTC"
+    )
+    boards = pl.when(pl.col("device").str.starts_with("split")).then(3 / 7).otherwise(1.0) * pl.col("share")
+    cut = history.leases.with_columns(
+        first=pl.max_horizontal("first", pl.lit(first)), last=pl.min_horizontal("last", pl.lit(last)), boards=boards
+    ).filter(pl.col("first") < pl.col("last"))
+    minutes = (
+        history.known()
+        .group_by("host", "device", pl.col("at") // 60 * 60_000_000)
+        .agg(pl.col("gpu_utilization_percent").mean(), joules=pl.col("joules").sum())
+        .join(cut, on=["host", "device"])
+        .with_columns(
+            held=(pl.min_horizontal("last", pl.col("at") + 60_000_000) - pl.max_horizontal("first", "at")).clip(0)
+        )
+    )
+    known = pl.col("gpu_utilization_percent").is_not_null()
+    own = (
+        minutes.group_by("owner")
+        .agg(
+            known_us=(pl.col("held") * pl.col("boards")).filter(known).sum(),
+            idle_us=(pl.col("held") * pl.col("boards")).filter(pl.col("gpu_utilization_percent") < 5).sum(),
+            energy_mj=(pl.col("joules") * 1e3 * pl.col("held") / 6e7 * pl.col("share")).sum(),
+        )
+        .join(
+            cut.group_by("owner").agg(granted_us=((pl.col("last") - pl.col("first")) * pl.col("boards")).sum()),
+            on="owner",
+        )
+    )
+    found = history.asked(
+        "SELECT owner, sum(granted_us)::DOUBLE AS granted_us, sum(known_us)::DOUBLE AS known_us, "
+        "sum(idle_us)::DOUBLE AS idle_us, sum(energy_mj)::DOUBLE AS energy_mj "
+        f"FROM ({usage_sql.usage(slices(period), usage_sql.Filters())}) GROUP BY owner"
+    )
+    assert {row.pop("owner"): row for row in found} == {
+        row.pop("owner"): {name: near(value) for name, value in row.items()} for row in own.to_dicts()
     }
 
 
