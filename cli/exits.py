@@ -57,6 +57,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "cryptography": "auth",
     "highspy": "simulate",
     "nicegui": "dashboard",
+    "reportlab": "report",
     "prometheus_client": "exporter",
 }
 """Extra that installs a library or the dependencies of a part; a host has only the extras of the parts it runs."""

@@ -64,6 +64,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "idle": Entry("operate.idle:idle", _LOOK, "List leases on idle GPUs; predict what a rule for them would do."),
     "fleet": Entry("operate.fleet:fleet", _LOOK, "Show totals of the fleet."),
     "query": Entry("operate.query:query", _LOOK, "Query the history in SQL."),
+    "report": Entry("operate.report:report", _LOOK, "Report on the use and the cost of the fleet in a period."),
     "watch": Entry("operate.fleet:watch", _LOOK, "Stream samples as JSON lines."),
     "snapshot": Entry("operate.snapshot:snapshot", _LOOK, "Download a consistent copy of the history."),
     "drain": Entry("operate.fleet:drain", _OPERATE, "Keep new work off devices or hosts."),

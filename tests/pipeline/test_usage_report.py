@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import csv
+import io
+import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.cli.exits import USAGE, CommandError
 from corral.cli.local.server import EmbeddedServer
-from corral.client import connect
-from corral.client.reports.asking import ask_usage, queries, scope_of
+from corral.cli.operate.report import report as command
+from corral.client.reports.asking import queries, scope_of
 from corral.client.reports.periods import between, period_of, slices
 from corral.client.reports.prices import parse_prices
+from corral.client.reports.text import as_csv, as_json, markdown
 from corral.client.reports.usage import Answers, Scope, UsageReport, usage_report
 from corral.client.reports.usage_sql import By, Filters
 from corral.processors.query.service import QueryService
 from corral.processors.storage import Database
 from duckdb import DuckDBPyConnection
+from msgspec.structs import replace
 from nats.aio.client import Client
 from support.usage_history import PRICES, usage_history
+from typer.testing import CliRunner
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
-EVERY = [list(by) for count in (1, 2, 3) for by in itertools.combinations(By, count)]
+EVERY = [[By.GROUP], [By.OWNER, By.MODEL], list(By)]
 SUMS = (
     "granted_gpu_hours", "active_gpu_hours", "idle_gpu_hours", "unknown_gpu_hours", "energy_kwh", "gpu_cost",
     "energy_cost", "cost", "requests", "rejected", "preemptions", "lost_gpu_hours",
@@ -51,13 +60,59 @@ def report(asked: Database | DuckDBPyConnection, by: list[By], filters: Filters 
     return usage_report(about, parse_prices(PRICES), Answers(**found))
 
 
-async def test_the_history_answers_over_the_bus(server: EmbeddedServer, nc: Client, database: Database) -> None:
+async def test_the_command_asks_the_history_over_the_bus(
+    server: EmbeddedServer, nc: Client, database: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "prices.toml").write_text(PRICES)
     service = QueryService(nc, database.cursor)
     await service.start()
-    async with connect(server.url) as client:
-        found = await ask_usage(client, scope([By.OWNER, By.MODEL]), parse_prices(PRICES), 60)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "corral.cli.main", "--nats", server.url, "report", "usage", "--period", "2026-01",
+        "--zone", "Europe/Berlin", "--by", "owner,model", "--prices", "prices.toml", "--format", "json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tmp_path,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 90)
     await service.stop()
-    assert found == report(database, [By.OWNER, By.MODEL])
+    assert process.returncode == 0, err
+    assert "no price for GB10 (2.000 GPU-hours)" in err.decode()
+    assert out == as_json(report(database, [By.OWNER, By.MODEL]))
+    assert json.loads(out)["total"]["cost"] == 8.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--by", "owner,color"], "one or more of group, owner, model"),
+        (["--period", "october"], "is no period"),
+        (["--period", "2026-10", "--from", "2026-10-01"], "exclude each other"),
+        (["--from", "2026-10-02", "--to", "2026-10-01"], "is empty"),
+        (["--prices", "/nowhere"], "--prices /nowhere"),
+        (["--mine", "--owner", "ann"], "exclude each other"),
+    ],
+)
+def test_wrong_options_are_refused(arguments: list[str], error: str) -> None:
+    refused = CliRunner().invoke(command, ["usage", *arguments]).exception
+    assert isinstance(refused, CommandError)
+    assert refused.code == USAGE
+    assert error in str(refused)
+
+
+def test_every_form_has_the_same_bytes_each_time_and_shows_names_as_they_are(database: Database) -> None:
+    page, paper = pytest.importorskip("corral.client.reports.page"), pytest.importorskip("corral.client.reports.pdf")
+    made, again = (report(database, [By.OWNER, By.MODEL]) for _ in range(2))
+    for render in (markdown, as_csv, as_json, page.html, paper.pdf):
+        assert render(made) == render(again)
+    hostile = replace(made, rows=[replace(row, owner="<b>|Жанна") for row in made.rows])
+    assert "&lt;b&gt;|Жанна" in page.html(hostile)
+    assert "<b>" not in page.html(hostile)
+    assert r"| \<b\>\|Жанна |" in markdown(hostile)
+    assert paper.pdf(hostile).startswith(b"%PDF-")
+    rows = list(csv.DictReader(io.StringIO(as_csv(hostile))))
+    assert rows[0]["owner"] == "<b>|Жанна"
+    assert sum(Decimal(row["cost"] or 0) for row in rows) == made.total.cost
+    empty = usage_report(made.scope, None, Answers(usage=[], leases=[], requests=[], preemptions=[], waste=[]))
+    assert "None." in page.html(empty)
+    assert paper.pdf(empty).startswith(b"%PDF-")
 
 
 def test_each_row_is_what_its_leases_used(database: Database) -> None:
