@@ -8,36 +8,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from ...client.server_commands.command import Offer
-from ...schemas.models.description import AttentionKind, ModelDescription
-from ...schemas.models.serving import FitVerdict, PlanKind, ServeFit, ServePlan, ServeWork
+from ...client.serving_text import devices, kind, layers, milliseconds, model_line
+from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
 from ...schemas.units import format_bytes
 from .. import render
-
-_ATTENTION = {
-    AttentionKind.MULTI_HEAD: "multi-head attention",
-    AttentionKind.GROUPED_QUERY: "grouped-query attention",
-    AttentionKind.MULTI_QUERY: "multi-query attention",
-    AttentionKind.LATENT: "latent attention",
-}
-_KINDS = {
-    PlanKind.ONE_DEVICE: "one GPU",
-    PlanKind.TENSOR_PARALLEL: "tensor parallel",
-    PlanKind.PIPELINE: "pipeline",
-    PlanKind.FLOW: "shared stages",
-}
-
-
-def model_line(model: ModelDescription) -> str:
-    """A model in one line."""
-    parts = [model.architecture or "a model", f"{model.layers} layers of {model.hidden_size}"]
-    parts.append(_ATTENTION[model.attention.kind])
-    if model.experts is not None:
-        parts.append(f"{model.experts.per_token} of {model.experts.count} experts")
-    packed = model.quantization
-    parts.append(model.dtype if packed is None else f"{packed.method}, {packed.bits_per_weight:.3g} bits a weight")
-    if model.tied_embeddings:
-        parts.append("tied embeddings")
-    return (f"{model.name}: " if model.name else "") + ", ".join(parts)
 
 
 def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
@@ -74,8 +48,8 @@ def plans_table(plans: Sequence[ServePlan]) -> RenderableType:
             str(len(plan.devices)),
             escape(layers(plan)),
             render.number(plan.tokens_per_second, digits=1),
-            _milliseconds(plan.token_seconds),
-            _milliseconds(plan.first_token_seconds),
+            milliseconds(plan.token_seconds),
+            milliseconds(plan.first_token_seconds),
             str(plan.sequences),
             escape(devices(plan)),
         )
@@ -118,29 +92,3 @@ def offer_lines(offers: Iterable[Offer]) -> Iterable[str]:
             yield f"  [dim]{escape(command.host)}:[/] {escape(command.line)}"
         for note in offer.notes:
             yield f"  [dim]{escape(note)}[/]"
-
-
-def kind(plan: ServePlan) -> str:
-    """Shape of a plan in words."""
-    groups = plan.tensor_parallel
-    name = f"{plan.replicas} replicas" if plan.replicas > 1 else _KINDS[plan.kind]
-    return f"{name} × {groups}" if groups > 1 and plan.kind is not PlanKind.TENSOR_PARALLEL else name
-
-
-def layers(plan: ServePlan) -> str:
-    """Layers of the stages: `17+9+5`, cut to ten stages."""
-    counts = [str(stage.layers) for stage in plan.stages]
-    return "+".join(counts[:10]) + ("+…" if len(counts) > 10 else "")
-
-
-def devices(plan: ServePlan) -> str:
-    """Number of devices by host and model: `2 H100 on a, 1 T4 on b`."""
-    counts: dict[tuple[str, str], int] = {}
-    for device in plan.devices:
-        counts[device.model, device.host] = counts.get((device.model, device.host), 0) + 1
-    listed = [f"{count} {model} on {host}" for (model, host), count in counts.items()]
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
