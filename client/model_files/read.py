@@ -48,6 +48,19 @@ def read_model(path: str | Path) -> ModelDescription:
     return describe(config, place.parent.name if place.name == CONFIG else place.stem)
 
 
+def read_config(text: str, name: str = "") -> ModelDescription:
+    """Describe a model by the text of its `config.json` alone.
+
+    Args:
+        text: the document.
+        name: name for people.
+
+    Raises:
+        InvalidModelFile: it is truncated, malformed, or of an unknown architecture.
+    """
+    return describe(_decoded(text, CONFIG), name)
+
+
 def _names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
@@ -73,10 +86,14 @@ def _config(file: Path) -> Table:
         raise InvalidModelFile(f"{file} can't be read: {error.strerror or error}") from None
     if len(data) > _CONFIG_BYTES:
         raise InvalidModelFile(f"{file} has more than {_CONFIG_BYTES} bytes, and is no {CONFIG}")
+    return _decoded(data, str(file))
+
+
+def _decoded(data: str | bytes, what: str) -> Table:
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except UNREADABLE as error:
-        raise InvalidModelFile(f"{file} is no JSON object, or is truncated: {error}") from None
+        raise InvalidModelFile(f"{what} is no JSON object, or is truncated: {error}") from None
 
 
 def _with_files(folder: Path, files: list[Path] | None) -> ModelDescription:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from corral.client.model_files import read_model
 from corral.client.model_files.config_json import describe
+from corral.client.model_files.known import KNOWN_FILE
 from corral.client.model_files.numbers import InvalidModelFile
 from corral.client.model_files.plain_numbers import described, number_format, parameters
 from corral.client.serving import read_profile, serve_work
@@ -17,7 +18,7 @@ from corral.schemas.models.description import AttentionKind, ModelDescription
 from corral.schemas.models.quantization import GGUF_BLOCKS
 from corral.schemas.models.sizes import kv_token_bytes, prediction_bytes, read_bytes, sizes
 
-KNOWN: list[dict[str, Any]] = json.loads((Path(__file__).parent / "known_models.json").read_text())
+KNOWN: list[dict[str, Any]] = json.loads(KNOWN_FILE.read_text())
 BUILT: list[dict[str, Any]] = json.loads((Path(__file__).parent / "small_models.json").read_text())
 """Small models of each architecture, with their parameters as transformers 5.24 builds them (on the device `meta`)."""
 SMALL: dict[str, Any] = {
