@@ -33,6 +33,7 @@ NAVIGATION: Final = (
     ("/groups", "Groups", "groups"),
     ("/analytics", "Analytics", "query_stats"),
     ("/request", "Request", "add_circle_outline"),
+    ("/fit", "Fit", "splitscreen"),
 )
 THEME_COOKIE: Final = "corral_theme"
 SESSION_OF_PAGE: Final = "corral_session_id"

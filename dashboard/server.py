@@ -174,14 +174,14 @@ class Dashboard:
         )
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fleet, groups, job, jobs, leases, not_found, request
+        from .pages import analytics, device, fit, fleet, groups, job, jobs, leases, not_found, request
 
         def frame(request: Request, title: str) -> Frame:
             from .page_frame import Frame
 
             return Frame(self.fleet, self.jobs, self.sessions, request, title)
 
-        for page in (fleet, device, jobs, job, leases, groups, request):
+        for page in (fleet, device, jobs, job, leases, groups, request, fit):
             page.register(frame)
         analytics.register(frame, exports)
         not_found.register(frame)  # registered last, because it matches all other URLs
