@@ -10,10 +10,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.models.description import ModelDescription
+from ..schemas.models.description import HeaderBytes, ModelDescription
 from ..schemas.models.serving import DeviceRate, Links, ServeWork
+from ..schemas.models.sizes import dtype_bytes, linear_bytes
 from ..schemas.requests import Distribution, Method
 from .model_files import read_model
+from .model_files.architectures import ARCHITECTURES
 from .model_files.numbers import UNREADABLE, InvalidModelFile
 from .model_files.plain_numbers import number_format
 
@@ -101,15 +103,48 @@ def serve_work(model: ModelDescription | str | Path, fields: ServeFields) -> Ser
         if not body["kv_dtype"]:
             raise InvalidModelFile(f"a KV cache of {fields.get('kv_dtype')!r} is not known: bf16, fp16, fp32 or fp8")
     try:
-        return msgspec.convert(msgspec.to_builtins(body), ServeWork)
+        return _checked(msgspec.convert(msgspec.to_builtins(body), ServeWork))
     except msgspec.ValidationError as error:
         raise InvalidModelFile(str(error)) from None
 
 
+def _checked(work: ServeWork) -> ServeWork:
+    """A question whose lengths do not contradict each other."""
+    if (work.prompt_tokens or 0) > work.context_tokens:
+        raise InvalidModelFile(
+            f"a prompt of {work.prompt_tokens} tokens is longer than the context of {work.context_tokens}, which holds "
+            "prompt and output"
+        )
+    return work
+
+
 def with_dtype(model: ModelDescription, dtype: str) -> ModelDescription:
-    """A model with its weights in another number format; bytes of its present files no longer count."""
+    """A model with its weights in another number format.
+
+    Bytes of its present files no longer count, except for an architecture that the formulas do not cover: these are
+    scaled by the bits of a weight.
+    """
     plain, packed = number_format(dtype)
-    return replace(model, dtype=plain, quantization=packed, header=None)
+    if (plain, packed) == (model.dtype, model.quantization):
+        return model
+    made = replace(
+        model,
+        dtype=plain,
+        quantization=packed,
+        header=None,
+        converted_from=model.dtype if model.quantization is None else model.quantization.method,
+    )
+    if model.header is None or model.architecture in ARCHITECTURES:
+        return made
+    scale = linear_bytes(made) / linear_bytes(model)
+    edge = scale if packed is not None and packed.everything else dtype_bytes(plain) / dtype_bytes(model.dtype)
+    header = HeaderBytes(
+        layers=[round(size * scale) for size in model.header.layers],
+        embedding=round(model.header.embedding * edge),
+        head=round(model.header.head * edge),
+        other=round(model.header.other * edge),
+    )
+    return replace(made, header=header)
 
 
 def serve_distribution(work: ServeWork) -> Distribution:

@@ -19,6 +19,9 @@ def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
     yield f"[bold]{escape(model_line(work.model))}[/]"
     for note in work.model.assumed:
         yield f"[yellow]assumed: {escape(note)}[/]"
+    made_for = work.model.context_tokens
+    if made_for and work.context_tokens > made_for:
+        yield f"[yellow]the model was made for {made_for} tokens, less than the context of {work.context_tokens}[/]"
     yield (
         f"[dim]{format_bytes(fit.weights_bytes)} of weights; {fit.kv_token_bytes / 1024:.1f} KiB of KV cache a token, "
         f"{format_bytes(fit.kv_bytes)} for {work.sequences} × {work.context_tokens} tokens; about "

@@ -63,6 +63,15 @@ def _options(
         int | None,
         typer.Option("--kv-heads", min=1, help="Heads of keys and values, with --params.", rich_help_panel=_MODEL),
     ] = None,
+    head_dim: Annotated[
+        int | None,
+        typer.Option(
+            "--head-dim",
+            min=1,
+            help="Numbers in a head, with --params.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +186,7 @@ def asked_for(given: dict[str, Any]) -> Asked:
         "tensor_parallel": given["tensor_parallel"],
     }
     if path is not None:
-        for name in ("layers", "hidden", "heads", "kv_heads"):
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim"):
             if given[name] is not None:
                 raise CommandError(f"--{name.replace('_', '-')} goes with --params: the files say it", USAGE)
         model = read_model(path)
@@ -192,6 +201,7 @@ def asked_for(given: dict[str, Any]) -> Asked:
             hidden=given["hidden"],
             heads=given["heads"],
             kv_heads=given["kv_heads"],
+            head_dim=given["head_dim"],
             dtype=given["dtype"] or "bf16",
         )
     for name in ("prompt", "kv_dtype", "profile"):

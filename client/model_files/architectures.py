@@ -5,6 +5,8 @@ Each is taken from the architecture's source in Hugging Face transformers (`mode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
@@ -20,6 +22,7 @@ class Architecture(NamedTuple):
         norm_bias: true if norms have biases.
         linear_bias: true if all linear layers have biases.
         windowed: windows of attention: `all` layers, `half`, five of six (`most`), or `none`.
+        defaults: numbers that published configurations leave out, from the class of the configuration.
     """
 
     bias: bool = False
@@ -30,9 +33,26 @@ class Architecture(NamedTuple):
     norm_bias: bool = False
     linear_bias: bool = False
     windowed: str = "none"
+    defaults: Mapping[str, int] = MappingProxyType({})
 
 
 _PLAIN: Final = Architecture()
+_GEMMA3: Final = Architecture(
+    norms_per_layer=4,
+    head_norms=True,
+    tied=True,
+    windowed="most",
+    defaults=MappingProxyType(
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 262_208,
+            "sliding_window": 4096,
+            "max_position_embeddings": 131_072,
+        }
+    ),
+)
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "LlamaForCausalLM": _PLAIN,
     "MistralForCausalLM": Architecture(windowed="all"),
@@ -44,8 +64,8 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
     "Qwen3MoeForCausalLM": Architecture(head_norms=True),
     "GemmaForCausalLM": Architecture(tied=True),
     "Gemma2ForCausalLM": Architecture(norms_per_layer=4, tied=True, windowed="half"),
-    "Gemma3ForCausalLM": Architecture(norms_per_layer=4, head_norms=True, tied=True, windowed="most"),
-    "Gemma3ForConditionalGeneration": Architecture(norms_per_layer=4, head_norms=True, tied=True, windowed="most"),
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _GEMMA3,
     "PhiForCausalLM": Architecture(norms_per_layer=1, gated=False, norm_bias=True, linear_bias=True),
     "Phi3ForCausalLM": Architecture(windowed="all"),
     "GraniteForCausalLM": _PLAIN,

@@ -34,7 +34,15 @@ def describe(config: Table, name: str = "", header: HeaderBytes | None = None) -
     nested = table_of(config, "text_config")
     if nested:
         config = {**config, **{key: value for key, value in nested.items() if value is not None}}
-    found = checked(_described(config, architecture, name, known or Architecture(), header))
+    if truth(config, "is_encoder_decoder"):
+        raise InvalidModelFile(f"{architecture or 'the model'} is an encoder-decoder: only decoders are planned")
+    if known is not None:
+        config = {**known.defaults, **config}
+    try:
+        found = checked(_described(config, architecture, name, known or Architecture(), header))
+    except InvalidModelFile as error:
+        what = f"{architecture}: " if known is not None else f"architecture {architecture or '(none)'!r} is not known, "
+        raise InvalidModelFile(f"{what}{'' if known is not None else 'and '}{error}") from None
     if known is None:
         if header is None:
             raise InvalidModelFile(_unknown(architecture, found))
@@ -78,7 +86,7 @@ def _described(
         architecture=architecture,
         layers=layers,
         hidden_size=hidden,
-        vocabulary=whole(config, "vocab_size", default=262_208 if architecture.startswith("Gemma3") else None),
+        vocabulary=whole(config, "vocab_size"),
         attention=_attention(config, known, hidden, layers),
         intermediate_size=intermediate if dense else 0,
         gated=known.gated,
@@ -90,9 +98,35 @@ def _described(
         prediction_layers=min(whole(config, "num_nextn_predict_layers", default=0), 64),
         dtype=dtype,
         quantization=_quantization(table_of(config, "quantization_config"), header),
-        context_tokens=whole(config, "max_position_embeddings", "n_positions", default=0),
+        context_tokens=_context(config, architecture),
+        other_weights=_image_weights(config, hidden) if architecture == "Gemma3ForConditionalGeneration" else 0,
         header=header,
     )
+
+
+def _context(config: Table, architecture: str) -> int:
+    """Longest context, as vLLM derives it (`_get_and_verify_max_len`); 0 if the configuration does not say it."""
+    longest = whole(config, "max_position_embeddings", "n_positions", default=0)
+    scaling = table_of(config, "rope_scaling") or table_of(config, "rope_parameters")
+    kind, factor = text(scaling, "rope_type") or text(scaling, "type"), scaling.get("factor")
+    if architecture.startswith("Gemma3") or kind not in ("linear", "dynamic", "yarn"):
+        return longest
+    if kind == "yarn":
+        longest = whole(scaling, "original_max_position_embeddings", default=longest)
+    return round(longest * factor) if isinstance(factor, int | float) and 1 <= factor < 2**20 else longest
+
+
+def _image_weights(config: Table, hidden: int) -> int:
+    """Number of weights of a SigLIP encoder with its projection (`modeling_siglip.py`, `modeling_gemma3.py`)."""
+    vision = table_of(config, "vision_config")
+    if not vision:
+        return 0
+    width, wide = positive(vision, "hidden_size"), positive(vision, "intermediate_size")
+    patch = positive(vision, "patch_size")
+    places = (positive(vision, "image_size") // patch) ** 2
+    layer = 4 * (width * width + width) + 2 * width * wide + wide + width + 4 * width
+    ends = 3 * patch * patch * width + width + places * width + 2 * width
+    return positive(vision, "num_hidden_layers") * layer + ends + width * hidden + width
 
 
 def _attention(config: Table, known: Architecture, hidden: int, layers: int) -> Attention:
@@ -110,7 +144,7 @@ def _attention(config: Table, known: Architecture, hidden: int, layers: int) -> 
     window = whole(config, "sliding_window", default=0) if truth(config, "use_sliding_window", True) else 0
     return Attention(
         heads=heads,
-        kv_heads=positive(config, "num_key_value_heads", default=heads),
+        kv_heads=positive(config, "num_key_value_heads", default=1 if truth(config, "multi_query") else heads),
         head_dim=positive(config, "head_dim", default=max(1, hidden // heads)),
         latent=latent,
         bias=bias or known.linear_bias,

@@ -8,7 +8,7 @@ from typing import Final
 
 from ...schemas.models.description import Attention, HeaderBytes, ModelDescription, Quantization
 from ...schemas.models.quantization import DTYPE_BITS, GGUF_BLOCKS, gguf_bits, grouped_bits
-from ...schemas.models.sizes import dtype_bytes
+from ...schemas.models.sizes import attention_weights, dtype_bytes
 from .numbers import InvalidModelFile, checked, layer_count
 
 _PARAMETERS: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
@@ -57,6 +57,7 @@ def described(
     hidden: int | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
+    head_dim: int | None = None,
     vocabulary: int = 0,
     dtype: str = "bf16",
 ) -> ModelDescription:
@@ -69,6 +70,7 @@ def described(
             (Kaplan et al. 2020, table 1), in steps of 128.
         heads: number of heads; by default of 128 numbers each.
         kv_heads: number of heads of keys and values; by default as many as heads, the most that the cache may need.
+        head_dim: numbers in a head; by default hidden size / heads.
         vocabulary: number of tokens in the vocabulary; 0 if the embedding shall not be counted apart.
         dtype: see `number_format`.
 
@@ -87,22 +89,31 @@ def described(
     if kv_heads is None:
         kv_heads = heads
         assumed.append(f"{kv_heads} heads of keys and values, the most that the KV cache may need (--kv-heads)")
-    if heads > hidden or kv_heads > heads:
+    if kv_heads > heads or heads % kv_heads or (head_dim is None and hidden % heads):
         raise InvalidModelFile(
-            f"hidden size {hidden}, {heads} heads and {kv_heads} of keys and values contradict each other"
+            f"hidden size {hidden}, {heads} heads and {kv_heads} of keys and values contradict each other: heads "
+            "divide the hidden size unless --head-dim is given, and heads of keys and values divide heads"
         )
+    width = head_dim or hidden // heads
     table = vocabulary * hidden
     inside = count - 2 * table
     if inside <= 0:
         raise InvalidModelFile(f"embedding and head alone have {2 * table} parameters, of {count} in all")
+    attention = Attention(heads=heads, kv_heads=kv_heads, head_dim=width)
+    projections, _ = attention_weights(attention, hidden)
+    if layers * projections > inside:
+        raise InvalidModelFile(
+            f"{count} parameters contradict {layers} layers of hidden size {hidden}: attention alone has "
+            f"{layers * projections}"
+        )
     each = dtype_bytes(plain) if packed is None else packed.bits_per_weight / 8
     edge = each if packed is None or packed.everything else dtype_bytes(plain)
     found = ModelDescription(
         layers=layers,
         hidden_size=hidden,
         vocabulary=vocabulary,
-        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=hidden // heads),
-        intermediate_size=max(1, round((inside / layers - 4 * hidden * hidden) / (3 * hidden))),
+        attention=attention,
+        intermediate_size=max(1, round((inside / layers - projections) / (3 * hidden))),
         dtype=plain,
         quantization=packed,
         header=HeaderBytes(

@@ -11,7 +11,7 @@ from ...schemas.models.description import HeaderBytes, ModelDescription
 from ...schemas.models.sizes import prediction_bytes, sizes
 from . import safetensors
 from .config_json import describe
-from .numbers import UNREADABLE, InvalidModelFile, Table, layer_count, positive
+from .numbers import UNREADABLE, InvalidModelFile, Table, layer_count, positive, table_of
 
 CONFIG: Final = "config.json"
 _CONFIG_BYTES: Final = 16 * 2**20
@@ -102,15 +102,14 @@ def _with_files(folder: Path, files: list[Path] | None) -> ModelDescription:
     if not file.is_file():
         raise InvalidModelFile(f"{CONFIG} is not beside the safetensors files in {folder}: it says what headers don't")
     config, name = _config(file), folder.resolve().name
-    nested = config.get("text_config")
-    inner: Table = nested if isinstance(nested, dict) else config  # pyright: ignore[reportUnknownVariableType]
-    layers = layer_count(positive({**config, **inner}, "num_hidden_layers", "n_layer", "num_layers"))
     found = [part for part in (files or safetensors.files_of(folder)) if part.is_file()]
     index = folder / safetensors.INDEX
     if files is None and index.is_file() and len(found) < len(safetensors.files_of(folder)):
         return _by_index(describe(config, name), safetensors.read_index(index).total_bytes)
     if not found:
         return describe(config, name)
+    inner = {**config, **table_of(config, "text_config")}
+    layers = layer_count(positive(inner, "num_hidden_layers", "n_layer", "num_layers"))
     return describe(config, name, _header(found, layers))
 
 

@@ -72,6 +72,8 @@ def offer(task: Task) -> Offer:
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
+    if task.unconverted:
+        return task.unconverted
     if task.gguf:
         return "accelerate loads Hugging Face folders"
     if chains is None or len(chains) != 1:

@@ -71,6 +71,15 @@ class Task(NamedTuple):
         return self.addresses.get(host) or host
 
     @property
+    def unconverted(self) -> str:
+        """Why the files can't be loaded as planned, if their weights have another format; empty if they can."""
+        model = self.work.model
+        if not model.converted_from:
+            return ""
+        planned = model.dtype if model.quantization is None else model.quantization.method
+        return f"the files have {model.converted_from}, and the plan {planned}: convert them, and plan for the result"
+
+    @property
     def gguf(self) -> bool:
         """True if the model is a GGUF file."""
         return self.path.endswith(".gguf")

@@ -40,11 +40,14 @@ def offer(task: Task) -> Offer:
         for stage in stages
     ]
     notes = [f"then create an instance of {task.path}, by its dashboard or POST /instance on port 52415"]
+    notes.append("on Linux, exo computes on the CPU unless its MLX is built for CUDA")
     return Offer(server="exo", version=VERSION, commands=commands, notes=notes)
 
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
+    if task.unconverted:
+        return task.unconverted
     if chains is None or len(chains) != 1:
         return "exo runs one ring of whole stages, and this plan has several ways"
     [stages] = chains

@@ -43,6 +43,8 @@ def offer(task: Task) -> Offer:
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
+    if task.unconverted:
+        return task.unconverted
     if not task.gguf:
         return "llama.cpp loads GGUF files: convert_hf_to_gguf.py makes one"
     if chains is None:

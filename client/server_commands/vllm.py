@@ -7,8 +7,10 @@ and several hosts without Ray start with `--nnodes`, `--node-rank` and `--master
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
+from ...schemas.models.quantization import DTYPE_BITS
 from ...schemas.models.serving import ServeStage
 from .command import FIRST_PORT, HostCommand, Offer, Task, by_host, copies, devices_of, visible
 
@@ -30,7 +32,11 @@ def offer(task: Task) -> Offer:
 
 
 def _refusal(task: Task) -> str:
-    chains = copies(task.plan)
+    chains, model = copies(task.plan), task.work.model
+    if model.converted_from and not _converts(task):
+        return task.unconverted
+    if model.context_tokens and task.work.context_tokens > model.context_tokens:
+        return f"vLLM takes no --max-model-len beyond the {model.context_tokens} tokens of the configuration"
     if task.gguf:
         return "vLLM serves Hugging Face folders; its support of GGUF is experimental"
     if chains is None:
@@ -48,8 +54,23 @@ def _refusal(task: Task) -> str:
     return ""
 
 
+def _converts(task: Task) -> bool:
+    """True if vLLM converts the weights while it loads them: to another plain type, or from one to fp8."""
+    packed = task.work.model.quantization
+    return task.work.model.converted_from in DTYPE_BITS and (packed is None or packed.method == "fp8")
+
+
 def _listed(numbers: set[int]) -> str:
     return " and ".join(str(number) for number in sorted(numbers))
+
+
+def _utilization(task: Task, stages: list[ServeStage]) -> float:
+    """Share of each device's whole memory that the plan uses, rounded down.
+
+    vLLM's `--gpu-memory-utilization` is of all memory, not of the free.
+    """
+    shares = [one.memory_bytes / one.total_bytes for one in devices_of(stages) if one.total_bytes]
+    return math.floor(100 * min([task.work.memory_share, *shares])) / 100
 
 
 def _start(task: Task, stages: list[ServeStage], number: int) -> list[HostCommand]:
@@ -62,8 +83,11 @@ def _start(task: Task, stages: list[ServeStage], number: int) -> list[HostComman
         "--pipeline-parallel-size", str(len(stages)),
         "--max-model-len", str(work.context_tokens),
         "--max-num-seqs", str(sequences),
-        "--gpu-memory-utilization", f"{work.memory_share:g}",
+        "--gpu-memory-utilization", f"{_utilization(task, stages):g}",
     ]  # fmt: skip
+    if work.model.converted_from:
+        packed = work.model.quantization
+        arguments += ["--dtype", work.model.dtype] if packed is None else ["--quantization", packed.method]
     if work.kv_dtype.startswith("float8"):
         arguments += ["--kv-cache-dtype", "fp8"]
     partition = {"VLLM_PP_LAYER_PARTITION": ",".join(str(stage.layers) for stage in stages)} if len(stages) > 1 else {}

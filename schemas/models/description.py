@@ -158,6 +158,9 @@ class ModelDescription(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         dtype: of weights that are not quantized, such as `bfloat16`.
         quantization: of the other weights; null for none.
         context_tokens: the longest context that it was made for; 0 if unknown.
+        other_weights: number of weights apart from layers, embedding and head, such as those of an encoder of images.
+        converted_from: number format of its files, if the weights have to be converted to the one described here;
+            empty if they are served as they are.
         header: bytes counted from headers, which then take the place of the formulas; null without headers.
         assumed: what was assumed because its source does not say it, in words.
     """
@@ -179,6 +182,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     dtype: Text = "bfloat16"
     quantization: Quantization | None = None
     context_tokens: Size = 0
+    other_weights: WeightBytes = 0
+    converted_from: Text = ""
     header: HeaderBytes | None = None
     assumed: Annotated[list[Text], Meta(max_length=32)] = []
 

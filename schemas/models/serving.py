@@ -95,6 +95,7 @@ class StageDevice(Struct, frozen=True, kw_only=True):
         working_bytes: room for intermediate results: an estimate.
         kv_bytes: KV cache that the asked sequences need.
         left_bytes: what is left for more KV cache.
+        total_bytes: all memory of the device, also what is in use by others; 0 if unknown.
     """
 
     host: str
@@ -106,6 +107,7 @@ class StageDevice(Struct, frozen=True, kw_only=True):
     working_bytes: int = 0
     kv_bytes: int = 0
     left_bytes: int = 0
+    total_bytes: int = 0
 
 
 class ServeStage(Struct, frozen=True, kw_only=True):

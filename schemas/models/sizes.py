@@ -128,8 +128,9 @@ def sizes(model: ModelDescription) -> ModelSizes:
     for layer in range(model.layers):
         kinds.setdefault(layer < dense, _layer_bytes(model, layer))
     layers = tuple(kinds[layer < dense] for layer in range(model.layers))
-    norm = round(model.hidden_size * (1 + model.norm_bias) * dtype_bytes(model.dtype))
-    return ModelSizes(layers, embedding, 0 if model.tied_embeddings else embedding, norm)
+    other = model.hidden_size * (1 + model.norm_bias) + model.other_weights
+    head = 0 if model.tied_embeddings else embedding
+    return ModelSizes(layers, embedding, head, round(other * dtype_bytes(model.dtype)))
 
 
 def prediction_bytes(model: ModelDescription) -> int:

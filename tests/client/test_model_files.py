@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from corral.client.model_files import read_model
 from corral.client.model_files.config_json import describe
@@ -14,7 +15,7 @@ from corral.client.model_files.known import KNOWN_FILE
 from corral.client.model_files.numbers import InvalidModelFile
 from corral.client.model_files.plain_numbers import described, number_format, parameters
 from corral.client.serving import read_profile, serve_work
-from corral.schemas.models.description import AttentionKind, ModelDescription
+from corral.schemas.models.description import AttentionKind, HeaderBytes, ModelDescription
 from corral.schemas.models.quantization import GGUF_BLOCKS
 from corral.schemas.models.sizes import kv_token_bytes, prediction_bytes, read_bytes, sizes
 
@@ -135,6 +136,41 @@ def test_an_unknown_architecture_is_named_with_what_its_config_says(tmp_path: Pa
     assert "NovelForCausalLM is not known" in model.assumed[0]
 
 
+def test_other_kinds_of_models_are_refused_by_name() -> None:
+    for architecture, config, said in (
+        ("T5ForConditionalGeneration", {"is_encoder_decoder": True, "d_model": 64}, "is an encoder-decoder"),
+        (
+            "MambaForCausalLM",
+            {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9},
+            "not known, and num_attention_heads is missing",
+        ),
+        ("LlavaForConditionalGeneration", {"text_config": {"vocab_size": 9}}, "not known, and hidden_size is missing"),
+    ):
+        with pytest.raises(InvalidModelFile, match=f"{architecture}.* {said}"):
+            describe({"architectures": [architecture], **config})
+
+
+def test_the_longest_context_counts_the_scaling_of_positions() -> None:
+    def longest(**scaling: Any) -> int:
+        return describe({**SMALL, "max_position_embeddings": 40960, "rope_scaling": scaling}).context_tokens
+
+    assert longest(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768) == 131072
+    assert longest(type="linear", factor=2) == 81920
+    assert longest(rope_type="llama3", factor=8.0, original_max_position_embeddings=8192) == 40960
+
+
+def test_another_number_format_is_a_conversion() -> None:
+    plain = known("Llama-3-8B")
+    assert serve_work(plain, {"dtype": "bf16"}).model.converted_from == ""
+    assert serve_work(plain, {"dtype": "fp8"}).model.converted_from == "bfloat16"
+    # Bytes of headers are scaled where no formula has them.
+    header = HeaderBytes(layers=[160, 320], embedding=100, head=100, other=10)
+    novel = msgspec.structs.replace(plain, architecture="NovelForCausalLM", layers=2, header=header)
+    assert serve_work(novel, {"dtype": "fp8"}).model.header == msgspec.structs.replace(header, layers=[80, 160])
+    with pytest.raises(InvalidModelFile, match="a prompt of 9000 tokens is longer than the context of 4096"):
+        serve_work(plain, {"prompt": 9000})
+
+
 def test_bad_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     def refused(name: str, data: bytes, reason: str) -> None:
         file = tmp_path / name
@@ -207,6 +243,11 @@ def test_a_model_by_its_parameters_alone() -> None:
     guessed = described(parameters("70B"), 80, dtype="int4")
     assert sizes(guessed).total == pytest.approx(70e9 * (4 + 20 / 128) / 8, rel=1e-6)
     assert len(guessed.assumed) == 3
+    wide = described(parameters("32B"), 64, hidden=5120, heads=64, kv_heads=8, head_dim=128)
+    assert kv_token_bytes(wide) == 2 * 8 * 128 * 2
+    for numbers in ({"hidden": 8192, "heads": 63}, {"heads": 32, "kv_heads": 7}, {"hidden": 100_096}):
+        with pytest.raises(InvalidModelFile, match="contradict"):
+            described(parameters("7B"), 32, **numbers)
     for text in ("seventy", "0B", "-1B", ""):
         with pytest.raises(InvalidModelFile, match="no number of parameters"):
             parameters(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import pytest
 from corral.client.server_commands import SERVERS, offer
@@ -11,10 +12,11 @@ from corral.client.server_commands.accelerate import device_map
 from corral.client.server_commands.command import Offer, Task
 from corral.client.server_commands.exo import proportional
 from corral.client.server_commands.llama_cpp import split
-from corral.schemas.models.description import Attention, ModelDescription
+from corral.schemas.models.description import Attention, ModelDescription, Quantization
 from corral.schemas.models.serving import PlanKind, ServePlan, ServeRoute, ServeStage, ServeWork, StageDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 WORK = ServeWork(
     model=ModelDescription(
@@ -47,8 +49,13 @@ def copies(*stages: ServeStage) -> ServePlan:
     return ServePlan(kind=PlanKind.FLOW, stages=list(stages), routes=ways, replicas=len(stages))
 
 
-def made(server: str, plan: ServePlan, path: str = "/models/llama") -> Offer:
-    return offer(server, plan, WORK, path, {"a": "a.example", "b": "b.example"})
+def made(server: str, plan: ServePlan, path: str = "/models/llama", work: ServeWork = WORK) -> Offer:
+    return offer(server, plan, work, path, {"a": "a.example", "b": "b.example"})
+
+
+def other(**fields: Any) -> ServeWork:
+    """The same work for another model."""
+    return replace(WORK, model=replace(WORK.model, **fields))
 
 
 def test_vllm_has_one_layer_count_for_each_stage() -> None:
@@ -95,6 +102,29 @@ def test_what_a_server_cannot_express_is_refused_with_the_reason() -> None:
     assert "one process" in made("accelerate", chain(stage(0, 20, "a0"), stage(20, 12, "b0"))).refusal
     assert "exo splits by memory, 16+16 layers" in made("exo", chain(stage(0, 20, "a0"), stage(20, 12, "b0"))).refusal
     assert made("exo", chain(stage(0, 16, "a0"), stage(16, 16, "b0"))).commands
+
+
+def test_weights_in_another_format_than_the_files_are_converted_or_refused() -> None:
+    plan = chain(stage(0, 32, "a0"))
+    int4 = other(converted_from="bfloat16", quantization=Quantization(method="int4", bits_per_weight=4.2))
+    for server in SERVERS:
+        path = "/models/llama.gguf" if server == "llama.cpp" else "/models/llama"
+        assert "the files have bfloat16, and the plan int4" in made(server, plan, path, int4).refusal
+    fp8 = other(converted_from="bfloat16", quantization=Quantization(method="fp8", bits_per_weight=8))
+    assert "--quantization fp8" in made("vllm", plan, work=fp8).commands[0].line
+    assert (
+        "--dtype float16" in made("vllm", plan, work=other(converted_from="bfloat16", dtype="float16")).commands[0].line
+    )
+
+
+def test_vllm_gets_its_share_of_all_memory_and_no_context_beyond_the_model() -> None:
+    # Of 20 bytes 16 may be used by the plan: others hold the rest.
+    used = [StageDevice(host="a", device="GPU-a0", memory_bytes=16, total_bytes=20)]
+    assert (
+        "--gpu-memory-utilization 0.8"
+        in made("vllm", chain(ServeStage(first_layer=0, layers=32, devices=used))).commands[0].line
+    )
+    assert "beyond the 2048 tokens" in made("vllm", chain(stage(0, 32, "a0")), work=other(context_tokens=2048)).refusal
 
 
 @settings(max_examples=40)

@@ -297,6 +297,7 @@ def _stage(
                 working_bytes=costs.working,
                 kv_bytes=kv,
                 left_bytes=max(0, unit.memory - weights - costs.working - kv),
+                total_bytes=info.memory_bytes,
             )
             for info in (devices[at].info for at in unit.devices)
         ],
