@@ -208,8 +208,8 @@ class ServeFit(Struct, frozen=True, kw_only=True):
         message: the answer in one sentence.
         nearest: what would have to change for it to fit, or to fit on one device; empty if nothing.
         plans: plans that no other beats, the best first; empty if it does not fit.
-        bound_tokens_per_second: tokens a second that no placement on the considered devices exceeds, by their rates;
-            null if one is unknown, or for many devices.
+        bound_tokens_per_second: tokens a second that no placement on the considered devices exceeds, by their rates
+            and the asked sequences; null if a rate is unknown.
         weights_bytes: bytes of its weights.
         kv_bytes: KV cache of the asked sequences.
         kv_token_bytes: KV cache of one token in all layers.

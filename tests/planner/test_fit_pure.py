@@ -188,6 +188,22 @@ def test_limits_on_latency_put_plans_that_keep_them_first() -> None:
     assert all("over the limit" in plan.warnings[0] for plan in none.plans)
 
 
+def test_the_bound_is_near_where_few_sequences_share_many_devices() -> None:
+    # A sequence is on one device at a time: without that, the bound is 5 times the best plan here.
+    fleet = hosts(a=[A100] * 4, b=[A10] * 4, c=[A10] * 4, d=[T4] * 4, e=[T4] * 4, f=[T4] * 4)
+    found = fit(asked(model=LLAMA_70B, sequences=16), fleet)
+    most = max(plan.tokens_per_second or 0.0 for plan in found.plans)
+    assert most <= (found.bound_tokens_per_second or 0.0) <= 1.4 * most
+
+
+def test_copies_share_the_sequences_that_there_are() -> None:
+    # Of 3 sequences on two copies, one copy has 2 and the other 1.
+    work = asked(model=LLAMA_8B, sequences=3, tensor_parallel=False)
+    [copies] = [plan for plan in fit(work, hosts(a=[A10], b=[A10])).plans if plan.replicas == 2]
+    full = fit(asked(model=LLAMA_8B, sequences=2), hosts(a=[A10])).plans[0]
+    assert copies.tokens_per_second == pytest.approx(2 * (full.tokens_per_second or 0.0) * 3 / 4)
+
+
 def test_unknown_rates_are_not_made_up() -> None:
     bare = DeviceInfo(uuid="x", host="h", index=0, name="Unknown", memory_bytes=48 * GIB)
     [plan] = fit(asked(model=LLAMA_8B), [Candidate(bare, 48 * GIB)]).plans

@@ -48,6 +48,19 @@ def _layer_seconds(costs: Costs, unit: Unit, batch: float) -> list[tuple[float, 
     return sorted(found)
 
 
+def fastest_layer_seconds(costs: Costs, unit: Unit, batch: float) -> float | None:
+    """Time of the fastest layer for a batch, without output head; None if a rate is unknown."""
+    found = _layer_seconds(costs, unit, batch)
+    return None if found is None else found[0][0]
+
+
+def most_sequences(costs: Costs, unit: Unit) -> int:
+    """Most sequences whose KV cache a unit holds, with the smallest layer alone; no more than are asked."""
+    kept = costs.kv_layer_bytes / costs.work.sequences / costs.kv_parts(unit.size)
+    room = unit.memory - costs.working - min(costs.sizes.layers) / unit.size
+    return max(1, min(costs.work.sequences, int(room / kept) if kept else costs.work.sequences))
+
+
 def kind_of(costs: Costs, unit: Unit, batch: float, *, at_best: bool = False) -> Kind | None:
     """A unit with `batch` sequences in each iteration; None if it holds no layer, or a rate is unknown.
 
@@ -104,10 +117,12 @@ def cluster_of(
     return (_cluster(costs, kept, kinds, nodes), kept) if kept else None
 
 
-def placed_cluster(costs: Costs, units: Sequence[Unit], placement: Sequence[Interval], batch: float) -> Cluster | None:
-    """A cluster in which each unit has the exact rate of its layers; None if a rate is unknown."""
+def placed_cluster(
+    costs: Costs, units: Sequence[Unit], placement: Sequence[Interval], batches: Sequence[float]
+) -> Cluster | None:
+    """A cluster in which each unit has the exact rate of its layers, by its batch; None if a rate is unknown."""
     kinds: list[Kind] = []
-    for unit, interval in zip(units, placement, strict=True):
+    for unit, interval, batch in zip(units, placement, batches, strict=True):
         seconds = costs.decode_seconds(unit, interval.first, interval.end, batch)
         if seconds is None:
             return None

@@ -32,7 +32,6 @@ class Flowing(NamedTuple):
         units: units at work.
         placement: layers of each.
         routes: ways of the tokens, between indexes of `units`; negative for source and sink.
-        batch: sequences that each unit computes at a time.
         tokens_per_second: tokens of all sequences, at most.
         token_seconds: mean time from a token to the next of a sequence.
         first_token_seconds: mean time to the first token; None if a rate of operations is unknown.
@@ -41,21 +40,9 @@ class Flowing(NamedTuple):
     units: list[Unit]
     placement: list[Interval]
     routes: list[Route]
-    batch: float
     tokens_per_second: float
     token_seconds: float
     first_token_seconds: float | None
-
-
-def ceiling(costs: Costs, units: Sequence[Unit]) -> float | None:
-    """Tokens a second that no placement over some units exceeds; None if a rate is unknown, or they are too many.
-
-    A unit passes most with all sequences in one batch, which no placement can do better.
-    """
-    if len(units) > MOST_UNITS:
-        return None
-    made = cluster_of(costs, units, costs.work.sequences, at_best=True)
-    return None if made is None else bound(Network(made[0]))
 
 
 def greatest_flow(costs: Costs, units: Sequence[Unit], seconds: float) -> Flowing | None:
@@ -90,9 +77,11 @@ def _used(ways: Sequence[Route]) -> list[int]:
 
 
 def _paced(costs: Costs, units: list[Unit], placement: list[Interval]) -> Flowing | None:
-    """The flow of a placement with as many sequences in each unit as there are for it."""
+    """The flow of a placement with as many sequences in each unit as there are for it, and as its KV cache holds."""
     batch = max(1.0, costs.work.sequences / len(units))
-    exact = placed_cluster(costs, units, placement, batch)
+    held = [costs.held_sequences(unit, at.first, at.end) for unit, at in zip(units, placement, strict=True)]
+    batches = [max(1.0, min(batch, most)) for most in held]
+    exact = placed_cluster(costs, units, placement, batches)
     if exact is None:
         return None
     network = Network(exact)
@@ -104,11 +93,11 @@ def _paced(costs: Costs, units: list[Unit], placement: list[Interval]) -> Flowin
     used = _used(ways)
     if len(used) < len(units):  # by exact rates, tokens pass fewer
         return _paced(costs, [units[at] for at in used], [placement[at] for at in used])
-    around, first = _times(costs, units, placement, ways, total, batch)
+    around, first = _times(costs, units, placement, ways, total, batches)
     rate = min(most, costs.work.sequences / around)
     scale = rate / total
     scaled = [Route(way.origin, way.target, way.tokens_per_second * scale) for way in ways]
-    return Flowing(units, placement, scaled, batch, rate, costs.work.sequences / rate, first)
+    return Flowing(units, placement, scaled, rate, costs.work.sequences / rate, first)
 
 
 def _times(
@@ -117,7 +106,7 @@ def _times(
     placement: Sequence[Interval],
     ways: Sequence[Route],
     total: float,
-    batch: float,
+    batches: Sequence[float],
 ) -> tuple[float, float | None]:
     """Mean times of a token and of a first token over all ways, without waiting.
 
@@ -128,7 +117,7 @@ def _times(
         share = way.tokens_per_second / total
         if way.target < 0:
             continue
-        unit, interval = units[way.target], placement[way.target]
+        unit, interval, batch = units[way.target], placement[way.target], batches[way.target]
         start = placement[way.origin].end if way.origin >= 0 else interval.first
         seconds = costs.decode_seconds(unit, start, interval.end, batch)
         prompt = costs.prompt_seconds(unit, start, interval.end)

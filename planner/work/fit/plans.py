@@ -19,9 +19,10 @@ from ....schemas.models.serving import (
     StageDevice,
 )
 from ....schemas.models.sizes import kv_token_bytes
+from .ceiling import ceiling
 from .chain import Chain, Pace, alone, best_chain, fewest, pace
 from .costs import Costs, Unit
-from .flow_plan import Flowing, ceiling, greatest_flow
+from .flow_plan import Flowing, greatest_flow
 from .units import MOST_DEVICES, Candidate, mixes, singles
 from .words import fit_words, nearest
 
@@ -164,7 +165,12 @@ def _copies(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -
         paced = [(made, pace(each, made)) for made in able]
         if any(found is None for _, found in paced):
             return []
-        best = sorted(paced, key=lambda pair: -_rate(pair[1]))[:count]
+        # Of s sequences, rounded up for each copy, only s are there.
+        scale = work.sequences / (count * each.work.sequences)
+        scaled = [
+            (made, found._replace(tokens_per_second=scale * found.tokens_per_second)) for made, found in paced if found
+        ]
+        best = sorted(scaled, key=lambda pair: -_rate(pair[1]))[:count]
         rate = sum(_rate(found) for _, found in best)
         stages = [_stage(each, devices, made.units[0], 0, layers, found, _rate(found) / rate) for made, found in best]
         routes = [
@@ -175,8 +181,8 @@ def _copies(costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit]) -
                 ServeRoute(origin=at, target=-1, tokens_per_second=_rate(found)),
             )
         ]
-        slowest = max(found.token_seconds for _, found in best if found is not None)
-        firsts = [found.first_token_seconds for _, found in best if found is not None]
+        slowest = max(found.token_seconds for _, found in best)
+        firsts = [found.first_token_seconds for _, found in best]
         first = None if None in firsts else max(second for second in firsts if second is not None)
         return [
             _checked(
