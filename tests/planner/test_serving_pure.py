@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import networkx
 import pytest
 from corral.planner.work.balance import Machine
@@ -94,6 +96,23 @@ def test_a_placement_fits_and_is_the_same_for_a_seed(cluster: Cluster, seed: int
             ]
             held = sum(cluster.kind_of(node).kv_cache_tokens[layers - 1] / layers for node, layers in holders)
             assert held >= cache - 1e-9
+
+
+@given(clusters(), st.sampled_from([None, 1.0, 1e9]), st.integers(0, 2))
+@settings(max_examples=12, deadline=None)
+def test_nodes_that_hold_no_whole_model_carry_nothing(cluster: Cluster, cache: float | None, missing: int) -> None:
+    room = sum(cluster.kind_of(node).most_layers for node in range(len(cluster.nodes)))
+    larger = msgspec.structs.replace(cluster, model=Model(room + 1 + missing, 1.0, 1.0))
+    assert bound(Network(larger)) == 0.0
+    required = Requirement(kv_cache_tokens=cache, enough_flow=1.0)
+    for start in (None, [Interval(0, 1)] * len(cluster.nodes)):
+        placed = place(larger, steps=60, requirement=required, start=start)
+        assert (placed.flow, placed.bound, placed.routes, placed.gap) == (0.0, 0.0, (), math.inf)
+    assert serve(larger, Load([(10, 5)], warm_seconds=0.0, seconds=1.0), steps=60, requirement=required) == []
+    # Enough layers, but more KV cache than there is.
+    full = place(cluster, steps=60, requirement=Requirement(kv_cache_tokens=1e9))
+    assert (full.flow, full.routes) == (0.0, ())
+    assert full.bound == 0.0 or full.bound > 1e-6
 
 
 def test_a_small_cluster_is_placed_as_well_as_by_trying_all() -> None:

@@ -19,8 +19,6 @@ from .costs import Costs, Unit
 MOST_UNITS: Final = 64
 """Units up to which a flow is searched; beyond, the links between all pairs take too long."""
 _STEPS: Final = 200_000
-_NOTHING: Final = 1e-6
-"""Tokens a second below which the units hold no whole model: the bound of nothing is a rounding error."""
 _SECONDS_OF_ONE: Final = 0.025
 """Processor time of the search for each unit: small fleets need little."""
 
@@ -61,7 +59,7 @@ def greatest_flow(costs: Costs, units: Sequence[Unit], seconds: float) -> Flowin
         return None
     cluster, kept = made
     needed = Requirement(kv_cache_tokens=float(work.sequences * work.context_tokens))
-    if bound(Network(cluster)) < _NOTHING:
+    if not bound(Network(cluster)):
         return None
     found = place(
         cluster, seconds=min(seconds, _SECONDS_OF_ONE * len(kept)), steps=_STEPS, seed=work.seed, requirement=needed
