@@ -66,7 +66,7 @@ def test_what_can_not_be_elastic_says_so(cluster: LocalCluster) -> None:
         (("request", "--gpus", "4-2"), 2, "less than min"),
         (("request", "--gpus", "two"), 2, "--gpus"),
         (("request", "--gpus", "1-2", "--share", "0.5"), 2, "--share"),
-        (("request", "--gpus", "2-4", "--items", "4"), 2, "distribution"),
+        (("request", "--gpus", "2-4", "--items", "4"), 2, "--items"),
         (("resize", "accept"), 2, "CORRAL_LEASE"),
     ):
         found = cluster.corral(*words)

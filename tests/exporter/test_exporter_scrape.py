@@ -17,7 +17,7 @@ import pytest
 from corral.cli.loading import load
 from corral.exporter.families import FAMILIES
 from support.exporter_process import exporting, free_port, get, known, parse, running, types
-from support.local_cluster import CORRAL, LocalCluster, corral, wait_for
+from support.local_cluster import CORRAL, LocalCluster, corral, invoke, wait_for
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -290,7 +290,7 @@ def test_wrong_usage_is_one_line(server: Any) -> None:
         (["--metrics", "nonsense"], "nonsense"),
         (["--forget", "soon"], "soon"),
     ):
-        done = corral("export", "--nats", server.url, *options)
+        done = invoke("export", *options, url=server.url)
         assert done.returncode == 2
         assert word in done.stderr
         assert done.stderr.count("\n") == 1
