@@ -140,10 +140,11 @@ def option_words(parameter: Any) -> str:
 
 def metavar(parameter: Any) -> str:
     """What stands behind the option."""
-    kind = parameter.type_descriptor
-    if kind.is_choice and kind.choices is not None and parameter.metavar is None:
-        return "<br>".join(f"`{getattr(choice, 'value', choice)}`" for choice in kind.choices)
-    name = parameter.metavar or {"int": "N", "float": "N"}.get(parameter.bare_type().removeprefix("list["), "TEXT")
+    kind = parameter.type
+    choices = getattr(kind, "choices", None)
+    if choices is not None and parameter.metavar is None:
+        return "<br>".join(f"`{getattr(choice, 'value', choice)}`" for choice in choices)
+    name = parameter.metavar or {"int": "N", "float": "N"}.get(kind.name.removesuffix(" range"), "TEXT")
     return name.replace("|", "\\|")
 
 
