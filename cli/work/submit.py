@@ -269,7 +269,7 @@ def submit(
     job_fields.update({name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
     job_fields.setdefault("name", target.name)
     if "output" in job_fields:
-        job_fields["output"] = job_fields["output"].replace("%x", job_fields["name"] or "")
+        job_fields["output"] = job_fields["output"].replace("%x", job_fields.get("name") or "")
     if after:
         job_fields["after"] = [one for text in after for one in _in_words(dependencies, text.split(","))]
 

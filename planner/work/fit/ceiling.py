@@ -28,12 +28,12 @@ class _Passes(NamedTuple):
     """Units of one kind.
 
     Attributes:
-        count: number of units.
+        units: number of units.
         layers: most layers that each holds.
         points: sizes of batches with passes a second that no batch up to the next size exceeds.
     """
 
-    count: int
+    units: int
     layers: int
     points: list[tuple[float, float]]
 
@@ -77,7 +77,7 @@ def _passes(costs: Costs, alike: Sequence[Unit]) -> _Passes | None:
 
 def _least(kinds: Sequence[_Passes], layers: int, sequences: int) -> float:
     """The least bound over some prices, of a geometric series and between the best of it and its neighbors."""
-    if sum(kind.count * kind.layers for kind in kinds) < layers:
+    if sum(kind.units * kind.layers for kind in kinds) < layers:
         return 0.0
     first = max(kind.points[0][1] for kind in kinds)
     low = min(rate / size for kind in kinds for size, rate in kind.points[-1:]) / 100
@@ -91,7 +91,7 @@ def _least(kinds: Sequence[_Passes], layers: int, sequences: int) -> float:
 
 def _of_price(kinds: Sequence[_Passes], layers: int, sequences: int, price: float) -> float:
     """The greatest F that a price allows, found by bisection and rounded upwards."""
-    gains = [(kind.count, kind.layers, kind.most(price)) for kind in kinds]
+    gains = [(kind.units, kind.layers, kind.most(price)) for kind in kinds]
     low, high = 0.0, (price * sequences + sum(count * gain for count, _, gain in gains)) / layers
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
