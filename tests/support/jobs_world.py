@@ -388,6 +388,7 @@ class World:
             self.release_some(1.0)
             self.now += 5.0
             self.table.tick(self.now)
+            self.carry_out()
             self.check()
             if all(job.is_final for job in self.table.jobs.values()) and not self.releases and not self.unsaved:
                 return
