@@ -528,6 +528,7 @@ class Planner:
             self._policies,
             self._limiter,
             broker.group_accounts.group_of,
+            broker.quota_refusal,
             self.max_bytes,
             next_id,
             self._election.deposed,

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from ...schemas.jobs import JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction, submitted
+from ...schemas.jobs import Attempt, JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction, submitted
 from ...schemas.requests import Error
 from ..durable.store import Store
 from ..fleet.fleet import Fleet
@@ -20,7 +20,7 @@ from ..jobs import listing
 from ..jobs.checks import InvalidJob, check, check_group, number_of_signal, placed_request
 from ..jobs.job import Job
 from ..jobs.listing import listed
-from ..jobs.records import NEXT_ID, StoredJob, job_key, state_key, task_key
+from ..jobs.records import NEXT_ID, StoredJob, job_key, request_id, state_key, task_key
 from ..leases.lifecycle import Refused
 from ..limits import Limiter
 from ..placement.decide import Policies, ask_of
@@ -48,6 +48,7 @@ class JobCommands:
         policies: of this planner.
         limiter: quotas of owners.
         group_of: returns the group of an owner.
+        quota_refusal: returns why quotas let a request, named by owner and id, not start; empty if they do.
         max_bytes: size limit of a listing.
         next_id: first job id that is not reserved.
         deposed: called when a write was refused since another planner leads.
@@ -61,6 +62,7 @@ class JobCommands:
         policies: Policies,
         limiter: Limiter,
         group_of: Callable[[str], str],
+        quota_refusal: Callable[[str, str], str],
         max_bytes: int,
         next_id: int,
         deposed: Callable[[], None],
@@ -72,6 +74,7 @@ class JobCommands:
         self._policies = policies
         self._limiter = limiter
         self._group_of = group_of
+        self._quota_refusal = quota_refusal
         self._max_bytes = max_bytes
         self._next_id = self._reserved = next_id
         self._deposed = deposed
@@ -179,9 +182,17 @@ class JobCommands:
         if job.live or job.ended_at is not None:
             return ""
         if self._fleet.runners:
-            return ""
+            return self._refused(job)
         unready = next(iter(self._fleet.unready_runners.items()), None)
         return "no host has a runner" if unready is None else f"no runner starts jobs: {': '.join(unready)}"
+
+    def _refused(self, job: Job) -> str:
+        """Why quotas let no task of a job start: that of the first in the queue, as all ask for the same."""
+        if not job.in_line:
+            return ""
+        index = min(job.in_line)
+        attempt = Attempt(job.job_id, index, job.view(index).attempt + 1)
+        return self._quota_refusal(job.owner, request_id(attempt))
 
     # Commands
 

@@ -285,6 +285,12 @@ async def test_a_preempted_task_gets_its_signal_and_is_queued_again_and_one_at_i
         assert task["message"] == "time limit of 1 s"
         await act(nc, job, "cancel")
         await no_leases(nc)
+        # What quotas keep waiting says so.
+        await ask(nc, "set_groups", {"set": [{"name": "lab", "members": ["ann"], "limit": {"gpus": {"*": 1}}}]})
+        large = (await submit(nc, "forever", request={"gpus": 2}))["job_id"]
+        words = "group lab uses 0 devices of '*', and 1 "
+        await until(nc, large, lambda found: found["job"].get("message", "").startswith(words))
+        await act(nc, large, "cancel")
 
 
 async def test_a_host_that_vanishes_loses_its_tasks_and_one_without_a_runner_gets_none(
