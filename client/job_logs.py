@@ -23,7 +23,7 @@ from nats.js.errors import APIError, NotFoundError
 from ..bus import stream_reader
 from ..bus.permissions import NotAllowed
 from ..schemas import codec, subjects
-from ..schemas.jobs import FINAL, JobListing, JobTask, TaskPart
+from ..schemas.jobs import FINAL, JobListing, JobState, JobTask, TaskPart
 from ..schemas.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
 from .errors import NotFound, Refused, Unavailable
 from .job_names import Selection
@@ -43,6 +43,8 @@ _PIECES: Final = (
 )
 _JUST_NOW_SECONDS: Final = 30.0
 """Time after the end of a run in which its last pieces are waited for; clocks of hosts may differ by as much."""
+_REPORTED: Final = FINAL - {JobState.LOST}
+"""States of parts whose runner has said how they ended."""
 _NEW: Final = "n0"
 """What was printed last, which is in no other piece yet."""
 _HELD_SECONDS: Final = 16.0
@@ -197,6 +199,9 @@ async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = N
     for output in _outputs(listing.tasks, host):
         for piece in await _new_of(nc, listing, output):
             yield piece
+        if output.part.state in _REPORTED and _ended_just_now(output.part):
+            async for piece in _rest(nc, listing, output):
+                yield piece
 
 
 async def follow_logs(

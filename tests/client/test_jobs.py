@@ -77,6 +77,17 @@ async def test_begin_and_end_are_put_together_and_holes_are_named(client: Client
     assert await printed(client, job) == [(0, 0, b"one "), (0, 0, b"two "), (0, 12, b"the "), (0, 0, b"end")]
 
 
+async def test_what_was_printed_last_is_there_once_a_job_is_known_to_have_ended(
+    client: Client, planner: JobsPlanner
+) -> None:
+    job = (await client.jobs.submit(["true"])).job_id
+    planner.set(job, JobState.DONE, log_bytes=3)
+    reading = asyncio.create_task(printed(client, job))
+    await asyncio.sleep(0.05)  # its runner publishes the last piece after its last report
+    await planner.print(job, "h0", 0, b"end", ended=True)
+    assert await reading == [(0, 0, b"end")]
+
+
 async def test_what_comes_is_followed_to_the_end(client: Client, planner: JobsPlanner) -> None:
     job = (await client.jobs.submit(["true"], array="0-1")).job_id
     planner.set(job, JobState.RUNNING, index=0)
