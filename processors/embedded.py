@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
@@ -75,6 +76,7 @@ class EmbeddedHistory:
         self._read_at = 0.0
         self._parallel = False
         """True while DuckDB may use all of its threads."""
+        self._changing_threads = threading.Lock()
         self._database: Database
         self._maintenance: Maintenance
 
@@ -170,13 +172,17 @@ class EmbeddedHistory:
             tasks.create_task(_settle_recovery(self._database, self._ingests))
             tasks.create_task(self._rest())
 
+    async def store_received(self) -> None:
+        """Store what has been received until now."""
+        await asyncio.gather(*(ingest.flush(FLUSH_SECONDS) for ingest in self._ingests))
+
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncGenerator[None]:
         """Store what has been received until now, and refresh rollups that are old since nobody has read them."""
         self._readers += 1
         self._read_at = time.monotonic()
         try:
-            await asyncio.gather(*(ingest.flush(FLUSH_SECONDS) for ingest in self._ingests))
+            await self.store_received()
             await asyncio.to_thread(self._prepare_reading)
             yield
         finally:
@@ -184,18 +190,23 @@ class EmbeddedHistory:
             self._read_at = time.monotonic()
 
     def _prepare_reading(self) -> None:
-        if not self._parallel:
-            self._parallel = True
-            self._database.more_threads()
+        with self._changing_threads:
+            if not self._parallel:
+                self._parallel = True
+                self._database.more_threads()
         self._maintenance.read(ROLLUP_SECONDS)
 
     async def _rest(self) -> None:
         """Use one thread while there are no readers: with few rows threads mostly wait for each other."""
         while True:
             await asyncio.sleep(REST_SECONDS)
+            await asyncio.to_thread(self._stop_threads)
+
+    def _stop_threads(self) -> None:
+        with self._changing_threads:  # a reader may come meanwhile
             if self._parallel and not self._readers and time.monotonic() - self._read_at > REST_SECONDS:
                 self._parallel = False
-                await asyncio.to_thread(self._database.one_thread)
+                self._database.one_thread()
 
     def cursor(self) -> DuckDBPyConnection:
         """New cursor for readers."""

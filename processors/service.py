@@ -101,6 +101,10 @@ class History(Protocol):
         """
         ...
 
+    async def store_received(self) -> None:
+        """Store what has been received until now, if anything waits. Bounded in time, and fails never."""
+        ...
+
     def reading(self) -> AbstractAsyncContextManager[None]:
         """Context of a reader: what has been received until it is entered is stored by then.
 
@@ -185,7 +189,7 @@ async def _serve(
         spool=history.spool,
         reading=history.reading,
     )
-    lasted = DurationsService(nc, history.cursor, history.reading)
+    lasted = DurationsService(nc, history.cursor, history.store_received)
     copies = SnapshotService(
         nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0, history.reading
     )

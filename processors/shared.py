@@ -127,6 +127,9 @@ class LakeHistory:
             self._metrics.remove(ingest)
             await asyncio.to_thread(storage.close)
 
+    async def store_received(self) -> None:
+        """Nothing to do: see `reading`."""
+
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncGenerator[None]:
         """Nothing to prepare: other processors read the lake, too, so each part is stored within seconds anyway."""

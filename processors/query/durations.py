@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -84,18 +83,18 @@ class DurationsService:
     Args:
         nc: connection to the bus.
         connect: returns a new cursor on the database; called from another thread.
-        reading: gives the context in which what was received before is stored.
+        store_received: stores what was received before. Rollups are not read, so the history stays unread otherwise.
     """
 
     def __init__(
         self,
         nc: Client,
         connect: Callable[[], DuckDBPyConnection],
-        reading: Callable[[], AbstractAsyncContextManager[None]],
+        store_received: Callable[[], Awaitable[None]],
     ) -> None:
         self._nc = nc
         self._connect = connect
-        self._reading = reading
+        self._store_received = store_received
         self._digest: DurationDigest | None = None
         self._computed_at = 0.0
         self._lock = asyncio.Lock()
@@ -131,8 +130,8 @@ class DurationsService:
     async def _latest(self, max_groups: int) -> DurationDigest:
         async with self._lock:
             if self._digest is None or time.monotonic() - self._computed_at > FRESH_SECONDS:
-                async with self._reading():
-                    self._digest = await asyncio.to_thread(self._compute)
+                await self._store_received()
+                self._digest = await asyncio.to_thread(self._compute)
                 self._computed_at = time.monotonic()
         found = self._digest
         # The answer has to fit in a message: groups with the least weight are left out.

@@ -76,6 +76,8 @@ class Database:
         self.snapshots = self.path.with_name(self.path.name + ".snapshots")
         self._threads = threads
         self._adaptive = adaptive
+        self._parallel = False
+        """True between `more_threads` and `one_thread`."""
         self._settings = _settings(memory_bytes, 1 if adaptive else threads)
         self._prepare = prepare
         self._release: Callable[[], None] | None = None
@@ -141,6 +143,8 @@ class Database:
             # From here on no code in this process can open a file outside these folders or change a setting.
             changeable = ("threads",) if self._adaptive else ()
             hardening.lock(root, directories=[self.archive, self.snapshots], changeable=changeable)
+            if self._parallel:  # a new instance begins with one
+                self.more_threads()
         except BaseException:
             self._abandon()
             raise
@@ -350,12 +354,14 @@ class Database:
 
     def more_threads(self) -> None:
         """Let DuckDB use all of its threads."""
+        self._parallel = True
         if self._adaptive:
             all_cores = self._threads is None
             self._set_threads("RESET GLOBAL threads" if all_cores else f"SET GLOBAL threads = {self._threads}")
 
     def one_thread(self) -> None:
         """Let DuckDB use one thread. Waits for the tasks that run in others: call it when no query runs."""
+        self._parallel = False
         if self._adaptive:
             self._set_threads("SET GLOBAL threads = 1")
 
