@@ -159,4 +159,5 @@ def _device(device: StageDevice, largest: int) -> None:
 
 
 def _targets(onward: Iterable[tuple[int, float]], numbers: Mapping[int, int]) -> str:
-    return ", ".join(f"stage {numbers[target]} ({weight:.0%})" for target, weight in onward)
+    ordered = sorted((numbers[target], weight) for target, weight in onward)
+    return ", ".join(f"stage {number} ({weight:.0%})" for number, weight in ordered)
