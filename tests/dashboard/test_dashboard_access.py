@@ -29,6 +29,7 @@ PAGES = (
     "/leases",
     "/analytics",
     "/request",
+    "/fit",
     "/device/GPU-1",
     "/export/x/csv",
     "/_nicegui/x",

@@ -121,7 +121,18 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
         tab = open_tab(browser, dashboard, client, 390, 844)
         device = client.get("/").text  # the layout is the same for any device
         assert device
-        for path in ("/", "/jobs", "/leases", "/analytics", "/groups", "/analytics?view=console", "/request", "/login"):
+        pages = (
+            "/",
+            "/jobs",
+            "/leases",
+            "/analytics",
+            "/groups",
+            "/analytics?view=console",
+            "/request",
+            "/fit",
+            "/login",
+        )
+        for path in pages:
             page = tab.go(path)
             page.wait_for_selector("main")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
