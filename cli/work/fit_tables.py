@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ...client.server_commands.command import Offer
 from ...client.serving_text import devices, kind, layers, milliseconds, model_line
-from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
+from ...schemas.models.serving import ExpectedService, FitVerdict, ServeFit, ServePlan, ServeWork
 from ...schemas.units import format_bytes
 from .. import render
 
@@ -81,7 +81,18 @@ def plan_lines(plan: ServePlan) -> Iterable[RenderableType]:
     yield made
     for warning in plan.warnings:
         yield f"[yellow]{escape(warning)}[/]"
+    if plan.expected is not None:
+        yield f"expected: {expected_words(plan.expected)}"
     yield f"[dim]rests on {escape('; '.join(plan.rests_on))}[/]"
+
+
+def expected_words(found: ExpectedService) -> str:
+    """What a plan serves in simulation."""
+    return (
+        f"{found.tokens_per_second:.0f} tokens/s, {milliseconds(found.token_seconds)} per token, first token after "
+        f"{milliseconds(found.first_token_seconds)}, with prompts of {found.prompt_tokens} tokens and outputs of "
+        f"{found.output_tokens} (simulated with these rates)"
+    )
 
 
 def offer_lines(offers: Iterable[Offer]) -> Iterable[str]:

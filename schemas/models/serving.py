@@ -144,6 +144,27 @@ class ServeRoute(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None = None
 
 
+class ExpectedService(Struct, frozen=True, kw_only=True):
+    """What a plan serves in an event simulation, with as many requests at once as are asked, one after the other.
+
+    Prompts are computed by the stages that decode, requests end at different times, and each waits for its turn. Times
+    of layers are those of the plan: upper bounds on speed, unless they were measured.
+
+    Attributes:
+        tokens_per_second: tokens generated a second by all requests together.
+        token_seconds: median time from a token to the next of a request.
+        first_token_seconds: median time from a request to its first token, with waiting.
+        prompt_tokens: length of each prompt.
+        output_tokens: mean length of outputs, which are of eight lengths up to what the context leaves.
+    """
+
+    tokens_per_second: float
+    token_seconds: float
+    first_token_seconds: float
+    prompt_tokens: int
+    output_tokens: int
+
+
 class PlanKind(StrEnum):
     """Shape of a plan."""
 
@@ -170,6 +191,7 @@ class ServePlan(Struct, frozen=True, kw_only=True):
         tokens_per_second: tokens generated a second with the asked sequences, at most; null if a rate is unknown.
         token_seconds: time from a token to the next of a sequence; null if a rate is unknown.
         first_token_seconds: time to the first token of a prompt, without waiting; null if a rate is unknown.
+        expected: what it serves in a simulation of requests; null if a rate is unknown, or that would take too long.
         rests_on: what these figures rest on, in words.
         warnings: limits that it breaks, in words.
     """
@@ -183,6 +205,7 @@ class ServePlan(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None = None
     token_seconds: float | None = None
     first_token_seconds: float | None = None
+    expected: ExpectedService | None = None
     rests_on: list[str] = []
     warnings: list[str] = []
 

@@ -17,6 +17,7 @@ from corral.schemas.requests import Distribution, Grant, Method
 from corral.schemas.telemetry import DeviceInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 GIB = 2**30
 KINDS = {
@@ -202,6 +203,25 @@ def test_copies_share_the_sequences_that_there_are() -> None:
     [copies] = [plan for plan in fit(work, hosts(a=[A10], b=[A10])).plans if plan.replicas == 2]
     full = fit(asked(model=LLAMA_8B, sequences=2), hosts(a=[A10])).plans[0]
     assert copies.tokens_per_second == pytest.approx(2 * (full.tokens_per_second or 0.0) * 3 / 4)
+
+
+def test_a_simulation_expects_what_is_computed_by_hand() -> None:
+    work = ServeWork(model=LLAMA_8B, sequences=1, context_tokens=2048, prompt_tokens=1792, seconds=1.0)
+    [plan] = fit(work, hosts(a=[A10])).plans
+    assert plan.expected is not None
+    # Outputs of 32, 64, … 256 tokens: 144 in the mean, one after the other, each after its prompt.
+    token, first = plan.expected.token_seconds, plan.expected.first_token_seconds
+    assert (plan.expected.prompt_tokens, plan.expected.output_tokens) == (1792, 144)
+    assert first == pytest.approx(plan.first_token_seconds, rel=0.01)
+    assert 0.95 * (plan.token_seconds or 0.0) < token < 1.02 * (plan.token_seconds or 0.0)
+    assert plan.expected.tokens_per_second == pytest.approx(144 / (first + 144 * token), rel=0.15)
+    # Long prompts of many cost tokens, and wait for each other.
+    [many] = fit(replace(work, sequences=8), hosts(a=[A10])).plans
+    assert many.expected is not None
+    assert many.expected.tokens_per_second < 0.7 * (many.tokens_per_second or 0.0)
+    assert many.expected.first_token_seconds > first
+    # Too many requests for the time are not simulated.
+    assert fit(replace(work, sequences=8, seconds=0.001), hosts(a=[A10])).plans[0].expected is None
 
 
 def test_unknown_rates_are_not_made_up() -> None:

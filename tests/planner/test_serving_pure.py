@@ -175,6 +175,19 @@ def test_one_request_takes_as_long_as_computed_by_hand() -> None:
     assert served.concurrency == pytest.approx(1.0)
 
 
+def test_longer_strides_serve_about_the_same() -> None:
+    batch = Batch((1.0, 64.0), (0.010, 0.020))
+    kind = Kind((400.0, 200.0, 130.0), (30_000.0, 16_000.0, 9_000.0), batch, batch)
+    cluster = meshed((kind,), (0, 0), 6)
+    placement = (Interval(0, 3), Interval(3, 3))
+    ways = routes(Network(cluster), placement)
+    load = Load([(20, 80), (20, 120)], concurrency=8, warm_seconds=20.0, seconds=60.0, pause_seconds=1e-4)
+    one = simulate(cluster, placement, ways, load)
+    four = simulate(cluster, placement, ways, msgspec.structs.replace(load, stride=4))
+    assert four.decode_tokens_per_second == pytest.approx(one.decode_tokens_per_second, rel=0.15)
+    assert four.concurrency == pytest.approx(one.concurrency, rel=0.05)
+
+
 def test_serving_keeps_within_the_cache_and_prefers_more_output() -> None:
     batch = Batch((1.0, 64.0), (0.010, 0.020))
     kind = Kind((400.0, 200.0, 130.0), (30_000.0, 16_000.0, 3_000.0), batch, batch)

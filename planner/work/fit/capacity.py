@@ -127,7 +127,12 @@ def placed_cluster(
         if seconds is None:
             return None
         kinds.append(Kind(tokens_per_second=(batch / seconds,) * interval.layers))
-    return _cluster(costs, units, kinds, list(range(len(units))))
+    return cluster_with(costs, units, kinds)
+
+
+def cluster_with(costs: Costs, units: Sequence[Unit], kinds: Sequence[Kind]) -> Cluster:
+    """A cluster in which each unit has a kind of its own."""
+    return _cluster(costs, units, kinds, range(len(units)))
 
 
 def _cluster(costs: Costs, units: Sequence[Unit], kinds: Sequence[Kind], nodes: Sequence[int]) -> Cluster:

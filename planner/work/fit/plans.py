@@ -22,12 +22,17 @@ from ....schemas.models.sizes import kv_token_bytes
 from .ceiling import ceiling
 from .chain import Chain, Pace, alone, best_chain, fewest, pace
 from .costs import Costs, Unit
+from .expected import expected
 from .flow_plan import Flowing, greatest_flow
 from .units import MOST_DEVICES, Candidate, mixes, singles
 from .words import fit_words, nearest
 
 _PLANS: Final = 6
 """Number of plans in an answer."""
+_SEARCHED: Final = 0.75
+"""Part of the time that searches take; the rest is for simulations."""
+_STEPS: Final = 100_000
+"""Steps of requests that all simulations together take for each second of the time."""
 _NEARLY: Final = 0.9
 """Part of the most tokens a second that a plan with fewer devices needs to go first."""
 
@@ -52,7 +57,7 @@ def fit(work: ServeWork, devices: Sequence[Candidate]) -> ServeFit:
     found = ServeFit(
         verdict=_verdict(plans),
         message="",
-        plans=_chosen(plans),
+        plans=_simulated(costs, considered, units, _chosen(plans)),
         bound_tokens_per_second=max(ceilings) if len(ceilings) == len(mixed) else None,
         weights_bytes=costs.sizes.total,
         kv_bytes=costs.kv(work.model.layers),
@@ -80,6 +85,15 @@ def _chosen(plans: Sequence[ServePlan]) -> list[ServePlan]:
     return chosen
 
 
+def _simulated(
+    costs: Costs, devices: Sequence[Candidate], units: Sequence[Unit], plans: list[ServePlan]
+) -> list[ServePlan]:
+    """Plans with what they serve in simulation."""
+    alone_ = {devices[unit.devices[0]].info.uuid: unit for unit in units}
+    steps = int(_STEPS * costs.work.seconds / max(1, len(plans)))
+    return [replace(plan, expected=expected(costs, plan, alone_, max(1, steps))) for plan in plans]
+
+
 def _verdict(plans: Sequence[ServePlan]) -> FitVerdict:
     if not plans:
         return FitVerdict.NO
@@ -99,7 +113,7 @@ def _plans(costs: Costs, devices: Sequence[Candidate], mixed: Sequence[list[Unit
         made += _chains(costs, devices, units)
         made += _copies(costs, devices, grouped)
         # Units that hold no chain hold no other placement.
-        found = greatest_flow(costs, units, costs.work.seconds / len(mixed)) if len(made) > before else None
+        found = greatest_flow(costs, units, _SEARCHED * costs.work.seconds / len(mixed)) if len(made) > before else None
         if found is not None and (plan := flow_plan(costs, devices, found)) is not None:
             made.append(plan)
     seen: dict[tuple[tuple[int, int, tuple[str, ...]], ...], ServePlan] = {}

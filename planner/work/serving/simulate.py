@@ -42,6 +42,10 @@ class Load(msgspec.Struct, frozen=True):
         warm_seconds: time before the measurement.
         seconds: time of the measurement.
         seed: seed of the lengths.
+        pause_seconds: time between two iterations of a node. Requests that come back in it take part in the next
+            one, as in a server of one stage, whose iterations have all its requests.
+        stride: tokens of a request that each of its decoding steps stands for. More take less time to simulate; a
+            prompt waits for the steps in progress, so that first tokens are later by up to their time.
     """
 
     lengths: Sequence[tuple[int, int]]
@@ -54,6 +58,8 @@ class Load(msgspec.Struct, frozen=True):
     warm_seconds: float = 60.0
     seconds: float = 600.0
     seed: int = 0
+    pause_seconds: float = 0.0
+    stride: int = 1
 
 
 class Simulated(NamedTuple):
@@ -109,7 +115,7 @@ class _Node:
         self.waiting: list[_Request] = []
         self.busy = False
 
-    def batch(self) -> tuple[list[_Request], float]:
+    def batch(self, stride: int) -> tuple[list[_Request], float]:
         """Take what the next iteration computes from those that wait; return it with its seconds."""
         kind = self.kind
         prompts = kind.prompt.most_requests if kind.prompt else None
@@ -137,14 +143,14 @@ class _Node:
         for layers, below in zip(order, [*order[1:], 0], strict=True):
             prompt += by_layers[layers][False]
             decode += by_layers[layers][True]
-            seconds += (layers - below) * self._layer_seconds(prompt, decode)
-        return taken, seconds + kind.token_seconds * (prompt + decode)
+            seconds += (layers - below) * self._layer_seconds(prompt, decode, stride)
+        return taken, seconds + kind.token_seconds * (prompt + decode * stride)
 
-    def _layer_seconds(self, prompt: int, decode: int) -> float:
+    def _layer_seconds(self, prompt: int, decode: int, stride: int) -> float:
         kind = self.kind
         if kind.prompt is None or kind.decode is None:
-            return (prompt + decode) / (kind.tokens_per_second[self.layers - 1] * self.layers)
-        return kind.prompt.of(prompt) + kind.decode.of(decode)
+            return (prompt + decode * stride) / (kind.tokens_per_second[self.layers - 1] * self.layers)
+        return kind.prompt.of(prompt) + kind.decode.of(decode) * stride
 
 
 class _Ways:
@@ -186,6 +192,7 @@ class _Simulation:
         self.cluster = cluster
         self.placement = placement
         self.load = load
+        self.count = len(placement)
         self.random = Random(load.seed)
         self.nodes = {
             node: _Node(cluster.kind_of(node), layers) for node, (_, layers) in enumerate(placement) if layers
@@ -230,24 +237,32 @@ class _Simulation:
                 node.waiting += requests
                 if not node.busy:
                     self._compute(now, place, node)
-            else:
+            elif place > -3 - self.count:
                 place = -3 - place
                 self._forward(now, place, requests)
-                node = self.nodes[place]
-                node.busy = False
-                if node.waiting:
-                    self._compute(now, place, node)
+                if load.pause_seconds:
+                    self._push(now + load.pause_seconds, -3 - self.count - place, [])
+                else:
+                    self._resume(now, place)
+            else:
+                self._resume(now, -3 - self.count - place)
         self._occupy(self.end, 0)
         seconds = load.seconds
         return Simulated(
             self.decoded / seconds,
             self.prompted / seconds,
             _median(self.first_waits),
-            _median(self.token_waits),
+            _median(self.token_waits) / load.stride,
             self.occupied / seconds,
             self.finished,
             self.refused,
         )
+
+    def _resume(self, now: float, place: int) -> None:
+        node = self.nodes[place]
+        node.busy = False
+        if node.waiting:
+            self._compute(now, place, node)
 
     def _push(self, when: float, place: int, requests: list[_Request]) -> None:
         heapq.heappush(self.events, (when, next(self.numbers), place, requests))
@@ -305,7 +320,7 @@ class _Simulation:
         return max(shares, default=0.0)
 
     def _compute(self, now: float, place: int, node: _Node) -> None:
-        requests, seconds = node.batch()
+        requests, seconds = node.batch(self.load.stride)
         node.busy = True
         self._push(now + seconds, -3 - place, requests)
 
@@ -330,28 +345,36 @@ class _Simulation:
         sent = max(now, self.link_free[origin, target])
         group: list[_Request] = []
         first = sent
+        stride = self.load.stride
         for request in requests:
-            end = sent + size * request.tokens / rate
+            # Each token of a step is sent when it is there: the time of the last and the latency count for all.
+            steps = stride if request.prompted else 1
+            end = sent + size * request.tokens * steps / rate
             if group and end - first > _TOGETHER_SECONDS:
-                self._push(sent + latency, target, group)
+                self._push(sent + latency * self._steps(group), target, group)
                 group = []
             if not group:
                 first = end
             group.append(request)
             sent = end
-        self._push(sent + latency, target, group)
+        self._push(sent + latency * self._steps(group), target, group)
         self.link_free[origin, target] = sent
 
+    def _steps(self, group: Sequence[_Request]) -> int:
+        """Times that a latency counts for requests that travel together."""
+        return 1 if self.load.stride == 1 or any(not request.prompted for request in group) else self.load.stride
+
     def _collect(self, now: float, requests: list[_Request]) -> None:
-        measured = now >= self.start
+        measured, stride = now >= self.start, self.load.stride
         again: dict[int, list[_Request]] = {}
         for request in requests:
             ended = False
             if measured:
                 (self.token_waits if request.prompted else self.first_waits).append(now - request.begun)
             if request.prompted:
-                request.left -= 1
-                self.decoded += measured
+                generated = min(stride, request.left)
+                request.left -= generated
+                self.decoded += measured * generated
                 ended = request.left <= 0
             else:
                 self.prompted += request.prompt * measured
