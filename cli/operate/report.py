@@ -72,7 +72,9 @@ def usage(
     group: Annotated[
         str | None, typer.Option("--group", metavar="GROUP", help="Only this group, and those within.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="GLOB", help="Only these models: '*H100*'.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Only these models: a name, a part of it, or a glob.")
+    ] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="Timeout of each query.")] = "2m",
     nats: NatsUrl = None,
 ) -> None:

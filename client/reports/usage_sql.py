@@ -38,7 +38,7 @@ class Filters(Struct, frozen=True, kw_only=True):
     Attributes:
         owner: name of the owner.
         group: name of the group, with those within it.
-        model: pattern of the model's name.
+        model: pattern of the model's name, or a part of it; in any case.
     """
 
     owner: str | None = None
@@ -224,7 +224,8 @@ def _where(filters: Filters, leases: str = "", spans: str = "") -> str:
         found.append(f"({group} = {_text(filters.group)} OR starts_with({group}, {_text(filters.group + '/')}))")
     if filters.model is not None:
         model = "coalesce(nullif(d.model, ''), m.name, '')" if spans else "model"
-        found.append(f"{model} GLOB {_text(filters.model)}")
+        pattern = filters.model if any(sign in filters.model for sign in "*?[") else f"*{filters.model}*"
+        found.append(f"lower({model}) GLOB lower({_text(pattern)})")
     return " AND ".join(found)
 
 

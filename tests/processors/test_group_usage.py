@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.client.reports import usage_sql
+from corral.client.reports.periods import period_of, slices
 from corral.processors.storage import Batch
 from corral.processors.storage.lake import lake as lakes
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
@@ -72,10 +75,21 @@ def history(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     stored.close()
 
 
-def test_groups_have_the_seconds_of_their_leases_in_each_hour(history: Any) -> None:
+def test_groups_have_the_seconds_of_their_leases_in_each_hour_and_in_a_report(history: Any) -> None:
     rows = history.execute(
         "SELECT datepart('hour', hour AT TIME ZONE 'UTC'), * EXCLUDE (hour) FROM group_usage ORDER BY ALL"
     ).fetchall()
     assert rows == ANSWER
     seconds = "SELECT sum(gpus * epoch(ended - started)) FROM lease_spans"
     assert history.execute(seconds).fetchone()[0] == sum(row[4] for row in ANSWER)
+    # A report on the month has the same.
+    cuts = slices(period_of("2026-01", "UTC", START))
+    rows = history.execute(usage_sql.usage(cuts, usage_sql.Filters())).fetchall()
+    found = Counter[tuple[str, str]]()
+    for _, group, _, model, granted_us, *_ in rows:
+        found[group, model] += granted_us
+    expected = Counter[tuple[str, str]]()
+    for _, group, model, _, gpu_seconds, _ in ANSWER:
+        expected[group or "", model] += round(gpu_seconds * 10**6)
+    assert found == expected
+    assert history.execute(usage_sql.waste(cuts, usage_sql.Filters(), 5)).fetchall() == []
