@@ -68,6 +68,7 @@ from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
 from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .resizer import Resizer
+from .retry_times import RetryTimes
 from .site_rule import guarded
 from .stored_queue import Restored, StoredQueue, StoredRequest
 from .waiting_clients import ProbeClients, WaitingClients, probe_none
@@ -216,6 +217,7 @@ class RequestBroker:
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._requeuing: dict[str, PendingRequest] = {}
+        self._retry_times = RetryTimes()
         self._made = 0
         self._asked = 0
         self._closed = False
@@ -411,12 +413,26 @@ class RequestBroker:
         if self._closed:  # it was being decoded when the term ended: this queue is served no more
             await self._dismiss(pending)
         elif len(self.queue) >= MAX_WAITING:
-            await self._reject(pending, rejection)
+            await self._refuse_queue_full(pending)
         elif refused := self._refused(pending):
             await self._answer(pending, refused)
         else:
             self._add(pending, rejection)
             self.wake.set()  # it may pass those ahead
+
+    async def _refuse_queue_full(self, pending: PendingRequest) -> None:
+        """Answer a request that can't wait since the queue is full. It is not cached: a retry is decided anew."""
+        if not self._resolve(pending):
+            return
+        after = self._retry_times.next_seconds(time.monotonic())
+        error = Error(
+            code="too_many_requests",
+            message=f"The queue is full ({MAX_WAITING} requests wait): ask again in {after:.1f} s",
+            retry_after_seconds=after,
+        )
+        # No event for the history: the client asks again, until it gets an answer that counts.
+        for caller in pending.callers:
+            await caller.answer(error)
 
     def _refused(self, pending: PendingRequest) -> Error | None:
         """Error if a request can't wait; None if it can. How many tasks of jobs wait is limited before."""
@@ -760,7 +776,7 @@ class RequestBroker:
         """Grant queued requests that may start now."""
         self._came_free = False
         self._changes.revise()
-        turn = 0
+        turn, turn_began = 0, time.perf_counter()
         while not self._closed:
             began = time.perf_counter()
             start = self.line.next(time.time())
@@ -782,8 +798,9 @@ class RequestBroker:
                 continue
             self._tasks.start(self._grant(pending, placement, reservation))
             turn += 1
-            if turn % 32 == 0:
+            if turn >= 32 or time.perf_counter() - turn_began > query_costs.TURN_SECONDS:
                 await asyncio.sleep(0)  # requests come in between
+                turn, turn_began = 0, time.perf_counter()
 
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
