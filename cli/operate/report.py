@@ -64,6 +64,7 @@ def usage(
         Path | None, typer.Option("--prices", metavar="FILE", help="Prices, in TOML; without them there is no cost.")
     ] = None,
     form: Annotated[Form, typer.Option("--format", "-f", help="Form of the report.")] = Form.MARKDOWN,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file. Default: stdout.")
     ] = None,
@@ -93,6 +94,7 @@ def usage(
         raise CommandError("--owner and --mine exclude each other", USAGE)
     if form is Form.PDF and out is None and sys.stdout.isatty():
         raise CommandError("a PDF is not for a terminal: write it to a file with -o", USAGE)
+    form = Form.JSON if json else form
     now = datetime.now(UTC)
     about, columns = _period(period, begin, end, zone, now), _columns(by)
     price_list = None if prices is None else _prices(prices)

@@ -395,7 +395,7 @@ def _parsed(context: typer.Context, words: Sequence[str], where: str) -> Any:
             raise
         message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
         raise exits.CommandError(f"{where}: {message}", exits.USAGE) from None
-    rest = found.params["command"]
+    rest = list(found.params["command"] or ())
     if rest != ["."]:
         raise exits.CommandError(f"{where}: {rest[0]!r} is no option", exits.USAGE)
     return found

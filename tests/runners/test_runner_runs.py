@@ -534,9 +534,12 @@ async def test_a_storm_of_jobs_of_two_accounts_keeps_them_apart(
 
 
 async def test_it_is_said_that_nothing_confines_jobs(bus: EmbeddedServer, process: RunnerProcess) -> None:
-    assert "jobs without an image are not confined: they are plain processes" in process.log.read_text()
-    async with connected_client(bus.url) as found:
-        said = await confinement(found)
+    async with asyncio.timeout(30):
+        while "jobs without an image are not confined: they are plain processes" not in process.log.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    async with connected_client(bus.url) as found, asyncio.timeout(30):
+        while (said := await confinement(found)).level == "ok":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert (said.level, "devices of others on node-7" in said.detail) == ("note", True)
 
 
