@@ -148,6 +148,9 @@ def watch(
 DrainHosts = Annotated[
     list[str] | None, typer.Option("--host", metavar="NAME", help="All devices of a host. Repeatable.")
 ]
+HostArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts, as with --host.", show_default=False)
+]
 DrainDevices = Annotated[
     list[str] | None, typer.Option("--device", metavar="UUID", help="UUID of a device. Repeatable.")
 ]
@@ -158,9 +161,7 @@ DrainLabels = Annotated[
 
 
 def drain(
-    name: Annotated[
-        list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts, as with --host.", show_default=False)
-    ] = None,
+    name: HostArguments = None,
     reason: Annotated[str, typer.Option("--reason", "-r", help="Reason, which users see.")] = "",
     host: DrainHosts = None,
     device: DrainDevices = None,
@@ -222,6 +223,7 @@ def drain(
 
 
 def undrain(
+    name: HostArguments = None,
     host: DrainHosts = None,
     device: DrainDevices = None,
     host_label: DrainLabels = None,
@@ -232,15 +234,16 @@ def undrain(
     """Allow new work on drained devices or hosts again.
 
     Examples:
-      corral undrain --host node-7
+      corral undrain node-7
       corral undrain --device GPU-8a3c…
     """
+    host = [*(name or []), *(host or [])]
     _need(host, device, host_label)
 
     async def work() -> dict[str, str]:
         async with connected(nats, timeout=timeout) as client:
             return await client.undrain(
-                hosts=host or (), devices=device or (), host_labels=pairs(host_label or [], "--host-label")
+                hosts=host, devices=device or (), host_labels=pairs(host_label or [], "--host-label")
             )
 
     _print_drains(run(work()), json)

@@ -177,7 +177,7 @@ def test_drains_hold_until_they_are_lifted(cluster: LocalCluster) -> None:
         assert listed.count("new driver") == 4
         assert cluster.corral("request", "--host", host).returncode == 4
     finally:
-        assert cluster.json("undrain", "--host", host)["drains"] == {}
+        assert cluster.json("undrain", host)["drains"] == {}
     assert cluster.json("explain", "--host", host)["granted"] is True
 
 
