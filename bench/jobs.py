@@ -117,6 +117,7 @@ async def measure(url: str, hosts: int, tasks: int, pid: int) -> None:
     await asyncio.sleep(3)
     listed = (await ask(nc, "jobs", {"job_ids": [job_id]}))["jobs"][0]["job"]
     print(f"{listed['counts']['pending']} tasks wait: {memory_of(pid) - before:.1f} MiB more than {before:.1f} MiB")
+    await ask(nc, "job", {"owner": "bench", "job_id": job_id, "verb": "cancel"})
     await ask(nc, "release", {"owner": "bench", "lease_id": held["lease"]["lease_id"]})
 
 
