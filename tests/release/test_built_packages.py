@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PROJECT["project"]["version"]
 PACKAGES = [name.split(".") for name in PROJECT["tool"]["setuptools"]["packages"]]
 FOLDERS = sorted({package[1] for package in PACKAGES})
-DATA = {".sql", ".typed", ".js", ".css", ".svg"}
+DATA = {".sql", ".typed", ".js", ".json", ".css", ".svg"}
 NEVER = ("tests/", "bench/", "docs/", "deploy/", "shared/", "examples/", ".duckdb", ".parquet", ".csv", ".pyc")
 
 
