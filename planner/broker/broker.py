@@ -804,15 +804,15 @@ class RequestBroker:
 
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
-        self._explain_waiting(only)
+        self.explain_waiting(only)
         return self.queue.listing(steady_time(), only, self.clients.silence, max_bytes, self.group_accounts.group_of)
 
-    def quota_refusal(self, owner: str, request_id: str) -> str:
-        """Why quotas let a waiting request of an owner not start; empty if they do, or if it does not wait."""
+    def why_waiting(self, owner: str, request_id: str) -> str:
+        """Why a request of an owner waits, as of the last `explain_waiting`; empty if it does not wait."""
         queued = self.queue.find(owner, request_id)
-        return "" if queued is None else queued.entry.group.refused
+        return "" if queued is None else queued.entry.group.refused or queued.rejection.message
 
-    def _explain_waiting(self, only: QueueFilter) -> None:
+    def explain_waiting(self, only: QueueFilter) -> None:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
         found: dict[object, Rejection] = {}
         now = time.time()

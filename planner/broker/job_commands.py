@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ...schemas.jobs import Attempt, JobAction, JobDetails, JobFilter, Jobs, JobSpec, JobVerb, OverrideAction, submitted
+from ...schemas.operations import QueueFilter
 from ...schemas.requests import Error
 from ..durable.store import Store
 from ..fleet.fleet import Fleet
@@ -48,7 +49,8 @@ class JobCommands:
         policies: of this planner.
         limiter: quotas of owners.
         group_of: returns the group of an owner.
-        quota_refusal: returns why quotas let a request, named by owner and id, not start; empty if they do.
+        explain: brings the reasons why requests wait up to date.
+        why_waiting: returns why a request, named by owner and id, waits; empty if it does not.
         max_bytes: size limit of a listing.
         next_id: first job id that is not reserved.
         deposed: called when a write was refused since another planner leads.
@@ -62,7 +64,8 @@ class JobCommands:
         policies: Policies,
         limiter: Limiter,
         group_of: Callable[[str], str],
-        quota_refusal: Callable[[str, str], str],
+        explain: Callable[[QueueFilter], None],
+        why_waiting: Callable[[str, str], str],
         max_bytes: int,
         next_id: int,
         deposed: Callable[[], None],
@@ -74,7 +77,8 @@ class JobCommands:
         self._policies = policies
         self._limiter = limiter
         self._group_of = group_of
-        self._quota_refusal = quota_refusal
+        self._explain = explain
+        self._why_waiting = why_waiting
         self._max_bytes = max_bytes
         self._next_id = self._reserved = next_id
         self._deposed = deposed
@@ -168,6 +172,7 @@ class JobCommands:
 
     def list(self, only: JobFilter) -> Jobs:
         """List jobs, the newest first, cut at the size of a message."""
+        self._explain(QueueFilter(owner=only.owner))
         return listing.listing(self._table.jobs.values(), only, self._max_bytes, self._why)
 
     def cost(self, only: JobFilter) -> float:
@@ -182,17 +187,17 @@ class JobCommands:
         if job.live or job.ended_at is not None:
             return ""
         if self._fleet.runners:
-            return self._refused(job)
+            return self._why_first(job)
         unready = next(iter(self._fleet.unready_runners.items()), None)
         return "no host has a runner" if unready is None else f"no runner starts jobs: {': '.join(unready)}"
 
-    def _refused(self, job: Job) -> str:
-        """Why quotas let no task of a job start: that of the first in the queue, as all ask for the same."""
+    def _why_first(self, job: Job) -> str:
+        """Why no task of a job starts: that of the first in the queue, as all ask for the same."""
         if not job.in_line:
             return ""
         index = min(job.in_line)
         attempt = Attempt(job.job_id, index, job.view(index).attempt + 1)
-        return self._quota_refusal(job.owner, request_id(attempt))
+        return self._why_waiting(job.owner, request_id(attempt))
 
     # Commands
 

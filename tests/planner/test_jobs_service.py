@@ -285,7 +285,13 @@ async def test_a_preempted_task_gets_its_signal_and_is_queued_again_and_one_at_i
         assert task["message"] == "time limit of 1 s"
         await act(nc, job, "cancel")
         await no_leases(nc)
-        # What quotas keep waiting says so.
+        # What waits says why: for devices, or for what quotas allow.
+        request = {"owner": "bob", "gpus": 4, "placement": "fewest_hosts"}
+        held = (await ask(nc, "request", request))["lease"]["lease_id"]
+        small = (await submit(nc, "forever", request={"gpus": 1}))["job_id"]
+        await until(nc, small, lambda found: found["job"].get("message", "").startswith("0/4 devices: 4 leased"))
+        await act(nc, small, "cancel")
+        await ask(nc, "release", {"owner": "bob", "lease_id": held})
         await ask(nc, "set_groups", {"set": [{"name": "lab", "members": ["ann"], "limit": {"gpus": {"*": 1}}}]})
         large = (await submit(nc, "forever", request={"gpus": 2}))["job_id"]
         words = "group lab uses 0 devices of '*', and 1 "
