@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Final
 
 from msgspec import Struct
 
+from ..client.reports.periods import days_of, midnight
 from ..schemas.units import parse_seconds
 
 CHOICES: Final = (
@@ -21,10 +22,9 @@ CHOICES: Final = (
     ("month", "This month"),
     ("last-month", "Last month"),
 )
-"""Periods that are offered; a URL may also have `2026-10` for a month, and `since-2026-10-15`."""
+"""Periods that are offered; a URL may also have those of `corral report`, another length, and `since-2026-10-15`."""
 FILTERS: Final = ("owner", "group", "model", "host")
-_MONTH: Final = re.compile(r"(\d{4})-(\d\d)")
-_LONGEST_SECONDS: Final = 10 * 366 * 86400.0
+_LONGEST: Final = timedelta(days=10 * 366)
 _TIMES: Final = ("hour", "time", "notified_at", "submitted_at", "started_at")
 
 
@@ -49,34 +49,26 @@ def period_of(name: str, now: datetime, zone: tzinfo) -> Period | None:
     """The period of a name in a URL; None for the whole history, and for a name that is none.
 
     Args:
-        name: one of `CHOICES`, another length such as `12h`, a month as `2026-10`, or a first day as
-            `since-2026-10-15`.
+        name: one of `CHOICES`, another length such as `12h`, a first day as `since-2026-10-15`, or a calendar period as
+            in `corral report`: `2026-10`, `2026-W41`.
         now: the present.
         zone: whose midnight begins a day or a month.
     """
-    today = now.astimezone(zone).date()
     try:
-        if name in ("month", "last-month"):
-            return _month(today if name == "month" else today.replace(day=1) - timedelta(days=1), now, zone)
-        if found := _MONTH.fullmatch(name):
-            return _month(date(int(found[1]), int(found[2]), 1), now, zone)
-        if name.startswith("since-"):
-            start = _midnight(date.fromisoformat(name.removeprefix("since-")), zone)
-            return Period(start=start, end=now) if start < now else None
-        seconds = parse_seconds(name) if name else 0.0
-        return Period(start=now - timedelta(seconds=seconds), end=now) if 0 < seconds <= _LONGEST_SECONDS else None
+        start, end = _ends(name, now, zone)
     except (ValueError, OverflowError):
         return None
+    return Period(start=start, end=min(end, now)) if start < now and now - start <= _LONGEST else None
 
 
-def _month(day: date, now: datetime, zone: tzinfo) -> Period | None:
-    first = day.replace(day=1)
-    start, end = _midnight(first, zone), _midnight((first + timedelta(days=31)).replace(day=1), zone)
-    return Period(start=start, end=min(end, now)) if start < now else None
-
-
-def _midnight(day: date, zone: tzinfo) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+def _ends(name: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
+    if name.startswith("since-"):
+        return midnight(date.fromisoformat(name.removeprefix("since-")), zone), now
+    try:
+        first, following = days_of("this-month" if name == "month" else name, now.astimezone(zone).date())
+    except ValueError:
+        return now - timedelta(seconds=parse_seconds(name)), now
+    return midnight(first, zone), midnight(following, zone)
 
 
 class Narrowed(Struct, frozen=True, kw_only=True):

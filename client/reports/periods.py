@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -67,8 +67,9 @@ def period_of(text: str, zone: str, now: datetime) -> Period:
         ValueError: no such form, or no such day.
     """
     words = text.strip()
-    first, last = _days(words, now.astimezone(ZoneInfo(zone)).date())
-    return Period(name=_named(words, first), start=_midnight(first, zone), end=_midnight(last, zone), zone=zone)
+    rules = ZoneInfo(zone)
+    first, last = days_of(words, now.astimezone(rules).date())
+    return Period(name=_named(words, first), start=midnight(first, rules), end=midnight(last, rules), zone=zone)
 
 
 def between(first: str, last: str | None, zone: str, now: datetime) -> Period:
@@ -87,7 +88,7 @@ def between(first: str, last: str | None, zone: str, now: datetime) -> Period:
     if last is None:
         end = now.replace(microsecond=0)
     elif _DAY.fullmatch(last.strip()):
-        end = _midnight(date.fromisoformat(last.strip()) + timedelta(days=1), zone)
+        end = midnight(date.fromisoformat(last.strip()) + timedelta(days=1), ZoneInfo(zone))
     else:
         end = _time(last, zone)
     if end <= start:
@@ -108,7 +109,7 @@ def slices(period: Period) -> list[Slice]:
             name, end = f"{local:%H:%M}", (local.astimezone(UTC) + timedelta(hours=1))
         else:
             name, following = _part(local.date(), length)
-            end = _midnight(following, period.zone)
+            end = midnight(following, zone)
         found.append(Slice(name=name, start=start, end=min(end, period.end)))
         start = end
     return found
@@ -122,8 +123,16 @@ def _part(day: date, length: timedelta) -> tuple[str, date]:
     return f"{day:%Y-%m}", _next_month(day)
 
 
-def _days(text: str, today: date) -> tuple[date, date]:
-    """First day of a period, and the first day after it."""
+def days_of(text: str, today: date) -> tuple[date, date]:
+    """First day of a calendar period, and the first day after it.
+
+    Args:
+        text: one of `FORMS`.
+        today: the present day, for relative names.
+
+    Raises:
+        ValueError: no such form, or no such day.
+    """
     monday, month = today - timedelta(days=today.weekday()), today.replace(day=1)
     named = {
         "today": (today, today + timedelta(days=1)),
@@ -172,6 +181,6 @@ def _time(text: str, zone: str) -> datetime:
     return (at.replace(tzinfo=ZoneInfo(zone)) if at.tzinfo is None else at).astimezone(UTC)
 
 
-def _midnight(day: date, zone: str) -> datetime:
+def midnight(day: date, zone: tzinfo) -> datetime:
     """The begin of a day; where clocks skip midnight, the moment at which they do."""
-    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)

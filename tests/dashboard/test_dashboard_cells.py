@@ -63,6 +63,9 @@ def test_a_period_is_a_length_a_month_or_since_a_day_by_the_clocks_of_the_reader
     )  # fmt: skip
     assert october == period_of("last-month", now - timedelta(days=20), berlin)
     assert october.before.end == october.start
+    week = period_of("2026-W48", now, berlin)
+    assert week is not None
+    assert (week.start, week.end) == (datetime(2026, 11, 22, 23, tzinfo=UTC), datetime(2026, 11, 29, 23, tzinfo=UTC))
     since = period_of("since-2026-11-30", now, berlin)
     assert since is not None
     assert (since.start, since.end) == (datetime(2026, 11, 29, 23, tzinfo=UTC), now)
