@@ -150,17 +150,27 @@ async def test_what_a_run_has_left_is_ended_without_the_runner(
     assert (report.part.state, report.part.exit_code) == (JobState.FAILED, 4)
 
 
+async def run_with_a_daemon(planner: PlannerOfRuns, folder: Path) -> int:
+    """Start a run that leaves a daemon without its environment, and return the daemon's process id."""
+    await planner.until(lambda: planner.token)
+    bare = 'env -i setsid sh -c \'trap "" TERM; echo $$ > "$0/bare"; while :; do /bin/sleep 0.05; done\' "$0" &'
+    await planner.push(a_run("sh", "-c", f"{bare} {COUNTED}", str(folder)))
+    await planner.state("1.1", JobState.RUNNING)
+    return int(wait_for(lambda: (folder / "bare").exists() and (folder / "bare").read_text()))
+
+
+def kill_supervisor(runner: RunnerProcess) -> None:
+    """Kill the supervisor of the only run."""
+    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/status")
+    os.kill(json.loads(claim.read_bytes().splitlines()[0])["pid"], signal.SIGKILL)
+
+
 @pytest.mark.long
 async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
-    await planner.until(lambda: planner.token)
-    bare = 'env -i setsid sh -c \'trap "" TERM; echo $$ > "$0/bare"; while :; do /bin/sleep 0.05; done\' "$0" &'
-    await planner.push(a_run("sh", "-c", f"{bare} {COUNTED}", str(tmp_path)))
-    await planner.state("1.1", JobState.RUNNING)
-    bare_pid = int(wait_for(lambda: (tmp_path / "bare").exists() and (tmp_path / "bare").read_text()))
-    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/status")
-    os.kill(json.loads(claim.read_bytes().splitlines()[0])["pid"], signal.SIGKILL)
+    bare_pid = await run_with_a_daemon(planner, tmp_path)
+    kill_supervisor(runner)
     report = await planner.state("1.1", JobState.LOST)
     assert report.part.message == "its supervisor was killed"
     assert [alive(pid) for pid in (*executions(tmp_path), bare_pid)] == [False, False]
@@ -170,14 +180,9 @@ async def test_a_run_whose_supervisor_is_killed_is_lost_and_leaves_nothing(
 async def test_what_a_supervisor_leaves_that_is_killed_without_a_runner_is_ended(
     planner: PlannerOfRuns, runner: RunnerProcess, tmp_path: Path
 ) -> None:
-    await planner.until(lambda: planner.token)
-    bare = 'env -i setsid sh -c \'trap "" TERM; echo $$ > "$0/bare"; while :; do /bin/sleep 0.05; done\' "$0" &'
-    await planner.push(a_run("sh", "-c", f"{bare} {COUNTED}", str(tmp_path)))
-    await planner.state("1.1", JobState.RUNNING)
-    bare_pid = int(wait_for(lambda: (tmp_path / "bare").exists() and (tmp_path / "bare").read_text()))
+    bare_pid = await run_with_a_daemon(planner, tmp_path)
     runner.kill()
-    [claim] = (runner.folder / "runner" / "node-7" / "runs").glob("*/status")
-    os.kill(json.loads(claim.read_bytes().splitlines()[0])["pid"], signal.SIGKILL)
+    kill_supervisor(runner)
     for pid in (*executions(tmp_path), bare_pid):
         await asyncio.to_thread(wait_for, lambda pid=pid: not alive(pid))
     planner.reports.clear()

@@ -104,8 +104,8 @@ class ElasticHistory:
     left: list[tuple[float, str]] = field(default_factory=list)
 
 
-class ElasticClient(RandomClient):
-    """Asks for a range of devices; agrees to notices, declines or ignores them, and gives back unasked."""
+class FlexClient(RandomClient):
+    """A client that asks for devices on hosts with elastic leases."""
 
     withdraws = 0.05
 
@@ -120,6 +120,10 @@ class ElasticClient(RandomClient):
         super().__init__(nc, name, histories[0], seed)
         self.seen = histories[1]
         self.places = places
+
+
+class ElasticClient(FlexClient):
+    """Asks for a range of devices; agrees to notices, declines or ignores them, and gives back unasked."""
 
     def wish(self) -> dict[str, Any]:
         least = self.random.choice([1, 1, 2])
@@ -222,22 +226,8 @@ class ElasticClient(RandomClient):
                 one.until = min(one.until, time.time())
 
 
-class BriefClient(RandomClient):
+class BriefClient(FlexClient):
     """Asks for devices for a moment, for which elastic leases are asked; and leaves them idle for a while."""
-
-    withdraws = 0.05
-
-    def __init__(
-        self,
-        nc: Client,
-        name: str,
-        histories: tuple[History, ElasticHistory],
-        seed: int,
-        places: Sequence[list[str]] = (["flex*"], ["flex0"], ["flex1"]),
-    ) -> None:
-        super().__init__(nc, name, histories[0], seed)
-        self.seen = histories[1]
-        self.places = places
 
     def wish(self) -> dict[str, Any]:
         body = {
