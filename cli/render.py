@@ -94,7 +94,7 @@ def device_state(device: operations.DeviceStatus) -> Text:
 
 
 def held_by(device: operations.DeviceStatus, holders: Mapping[str, str]) -> str:
-    """Who uses a device: the holders of its leases; else what uses it without one, or for whom it is booked next.
+    """Users of a device: the holders of its leases; else what uses it without one, or for whom it is booked next.
 
     Args:
         device: the device.

@@ -41,7 +41,7 @@ _T = TypeVar("_T", bound=Struct)
 
 
 class Place(NamedTuple):
-    """Where something runs of a task.
+    """Place where a part of a task runs.
 
     Attributes:
         run_id: of the attempt.
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 
 def place_of(listing: JobListing, host: str | None) -> Place:
-    """Where to attach: the one running task, at its first host unless one is named.
+    """Choose where to attach: the one running task, at its first host unless one is named.
 
     Args:
         listing: the job with the tasks that were asked for.
@@ -128,7 +128,7 @@ class AttachedSession:
         self._beats = asyncio.create_task(self._beat(), name="session heartbeat")
 
     async def output(self) -> AsyncIterator[Written]:
-        """What the command writes, until it has ended; then `exit` says how. Only one may be read at a time.
+        """Iterate over the output of the command until it has ended. Then `exit` says how. Read one iterator at a time.
 
         Raises:
             Unavailable: the session is lost.

@@ -114,7 +114,7 @@ def gpus_free(summary: operations.FleetSummary, devices: Sequence[operations.Dev
 
 
 def holder(lease: requests.Lease) -> str:
-    """Who holds a lease: its owner, and the name of the workload if it has one."""
+    """Holder of a lease: its owner, and the name of the workload if it has one."""
     return f"{lease.owner}: {lease.name}" if lease.name else lease.owner
 
 

@@ -1,4 +1,4 @@
-"""What jobs print: the begin and the end that the bus keeps of each run, put together, and what comes live.
+"""Output of jobs: the begin and the end that the bus keeps of each run, put together, and live pieces.
 
 A run's output is published in pieces, each on a subject of its own; a later piece of the end takes the place of an
 earlier one. So there may be a hole between begin and end, and pieces of an earlier attempt may still be stored.
@@ -106,7 +106,7 @@ class Output:
         return attempt_of(chunk) == max(self.attempt, 1) and chunk.offset <= self.position
 
     def take(self, chunk: LogChunk) -> LogPiece | None:
-        """What is new in a piece; None if nothing is."""
+        """Return what is new in a piece; None if nothing is."""
         attempt = attempt_of(chunk)
         if attempt < self.attempt:
             return None
@@ -149,7 +149,7 @@ class Output:
         return True
 
     def take_held(self, now: float) -> Iterator[LogPiece]:
-        """What is new in pieces that were kept: those that follow now, and all once they have been kept for 16 s."""
+        """Return what is new in kept pieces: those that follow now, and all once they have been kept for 16 s."""
         held, self._held = self._held, []
         late = bool(held) and now - self._held_since >= _HELD_SECONDS
         for chunk in held:
@@ -164,7 +164,7 @@ class Output:
         return bool(self._held)
 
     def take_all(self, chunks: Iterable[LogChunk]) -> Iterator[LogPiece]:
-        """What is new in stored pieces: of the newest attempt among them, in the order of the output."""
+        """Return what is new in stored pieces: of the newest attempt among them, in the order of the output."""
         known = list(chunks)
         newest = max((attempt_of(chunk) for chunk in known), default=0)
         for chunk in sorted(known, key=lambda chunk: chunk.offset):
@@ -172,7 +172,7 @@ class Output:
                 yield piece
 
     def take_last(self, chunk: LogChunk | None) -> Iterator[LogPiece]:
-        """What is new in the piece that was printed last, if nothing is missing before it."""
+        """Return what is new in the piece that was printed last, if nothing is missing before it."""
         if chunk is not None and self.follows(chunk) and (piece := self.take(chunk)) is not None:
             yield piece
 
@@ -184,7 +184,7 @@ def attempt_of(chunk: LogChunk) -> int:
 
 
 async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = None) -> AsyncIterator[LogPiece]:
-    """What the bus has kept of tasks, one after the other.
+    """Iterate over the output of tasks that the bus has kept, one after the other.
 
     Args:
         nc: connection; it needs direct access to the owner's pieces in `CORRAL_LOGS`.
@@ -207,7 +207,7 @@ async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = N
 async def follow_logs(
     nc: nats.aio.client.Client, ask: Ask, chosen: Selection, host: str | None = None
 ) -> AsyncIterator[LogPiece]:
-    """What the bus has kept of tasks, and then what they print, until all of them have ended.
+    """Iterate over the output of tasks that the bus has kept, and then over what they print, until all have ended.
 
     A piece that the subscription loses is fetched from the stream, within two seconds. Outages of the bus are waited
     for.
@@ -320,7 +320,7 @@ async def _next(subscription: Subscription, end: float) -> Msg | None:
 
 
 async def _new_of(nc: nats.aio.client.Client, listing: JobListing, output: Output) -> list[LogPiece]:
-    """What is stored of an output and was not taken yet."""
+    """Stored pieces of an output that were not taken yet."""
     chunks, last = await _stored(nc, listing, output)
     return [*output.take_all(chunks), *output.take_last(last)]
 

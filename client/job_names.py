@@ -10,7 +10,7 @@ from .errors import InvalidRequest
 
 @runtime_checkable
 class HasJob(Protocol):
-    """What keeps a job, such as what `corral.client.submit` returns."""
+    """Object with a job, such as `corral.client.submit` returns."""
 
     @property
     def job_id(self) -> str:

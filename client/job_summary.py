@@ -47,7 +47,7 @@ FROM one o LEFT JOIN attempts a ON true GROUP BY ALL
 
 
 class JobSummary(Struct, frozen=True, kw_only=True):
-    """What a job, or one of its tasks, has used.
+    """Use of a job, or of one of its tasks.
 
     Attributes:
         job_id: id of the job.

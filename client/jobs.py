@@ -338,7 +338,7 @@ class JobCalls(OwnedCalls):
     # Output
 
     def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> AsyncIterator[LogPiece]:
-        """What a job's tasks print: the begin and the end that the bus has kept, and with `follow` all that comes.
+        """Iterate over the output of a job: the begin and the end that the bus has kept; with `follow` all that comes.
 
         Args:
             which: the job, or some of its tasks.

@@ -78,7 +78,7 @@ class SubmittedJob:
             yield from client.jobs.tasks_as_completed(self.job_id, timeout=timeout)
 
     def output(self, index: int | None = None) -> str:
-        """What the job, or the task of this index, has printed so far, as far as the bus has kept it."""
+        """Return what the job, or the task of this index, has printed so far, as far as the bus has kept it."""
         which = self.job_id if index is None else f"{self.job_id}_{index}"
         with SyncClient(self._url) as client:
             return b"".join(piece.data for piece in client.jobs.logs(which)).decode(errors="replace")

@@ -44,12 +44,12 @@ class SyncSession:
 
     @property
     def place(self) -> Place:
-        """Where it runs."""
+        """Place where it runs."""
         return self._session.place
 
     @property
     def executor(self) -> str:
-        """What confines the job, and so this."""
+        """Executor that confines the job, and so this."""
         return self._session.executor
 
     @property

@@ -42,7 +42,7 @@ _UNNAMED: Final = "MODEL"
 
 
 class Question(NamedTuple):
-    """What a form asks.
+    """Question that a form asks.
 
     Attributes:
         work: what is to be served.

@@ -119,7 +119,7 @@ class JobBoard:
         return JobCounts(going=going.total, waiting=max(0, active.total - going.total))
 
     async def summary(self, name: str) -> JobSummary | None:
-        """What a job or a task has used, from the history, at most 15 s ago; None if the history does not know it.
+        """Use of a job or a task, from the history, at most 15 s old; None if the history does not know it.
 
         Args:
             name: `1234` or `1234_7`.
@@ -224,7 +224,7 @@ R = TypeVar("R", bound=_Running)
 
 
 class _Shared(Generic[K, R]):
-    """What runs while at least one browser has it open, by key.
+    """Tasks that run while at least one browser has their page open, by key.
 
     Args:
         make: creates it for a key.

@@ -35,7 +35,7 @@ _STEPS: Final = frozenset({"step", "override_step"})
 
 
 class Caller(NamedTuple):
-    """Who asks, as the subject says, for which the server vouches.
+    """Caller, as the subject names it, which the server checks.
 
     Attributes:
         name: of the owner, or of the operator.

@@ -50,7 +50,7 @@ class EndedRuns:
         self._torn = True
 
     def read(self) -> dict[str, Ended]:
-        """What is known of each run."""
+        """Return the record of each run, by key."""
         found: dict[str, Ended] = {}
         for line in self._path.read_bytes().splitlines():
             with contextlib.suppress(msgspec.MsgspecError):

@@ -63,7 +63,7 @@ def _job(run: Run, spec: JobSpec) -> dict[str, str]:
 
 
 def _ranks(run: Run, spec: JobSpec, rank_on_host: int) -> dict[str, str]:
-    """What `torchrun` and MPI need; nothing for a task of one process."""
+    """Variables for `torchrun` and MPI; none for a task of one process."""
     hosts, per_host = max(1, spec.hosts), spec.tasks_per_host
     if hosts == per_host == 1:
         return {}

@@ -305,7 +305,7 @@ class Host:
             self._tasks.start(self._start_unit(key, options), name=f"unit of {key}")
 
     def _unconfined(self, executor: str) -> str:
-        """What a run is not kept from, where its executor should."""
+        """Return what a run is not kept from, where its executor should."""
         return self._executors.unconfined if executor == Name.SYSTEMD else ""
 
     async def _start_unit(self, key: str, options: list[str]) -> None:

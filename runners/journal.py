@@ -1,4 +1,4 @@
-"""What a runner keeps on disk: a folder for each run, and a journal of the runs that it has begun to start.
+"""State of a runner on disk: a folder for each run, and a journal of the runs that it has begun to start.
 
 A process that is killed loses nothing that it has written; a machine that fails loses what is not synced. So only the
 journal is synced, once for all runs that are about to be started together: after a failure of the machine it says which
@@ -95,7 +95,7 @@ class RunFolder:
         self._replace("wanted.json", json.dumps(wanted).encode())
 
     def read_status(self) -> Status | None:
-        """What became of the run; None before its claim."""
+        """Return the status of the run; None before its claim."""
         try:
             with open(f"{self.path}/status", "rb", buffering=0) as file:
                 whole, _, _ = file.read().rpartition(b"\n")

@@ -1,4 +1,4 @@
-"""Whether the runner of a host can start jobs: whether its folder can be written.
+"""Readiness of a host's runner: it starts jobs while its folder can be written.
 
 A host that can't write fails jobs as fast as it gets them. So its runner says that it is not ready once a run could not
 be started for that, or once its disk is nearly full, and until a check has passed again.
@@ -77,7 +77,7 @@ class FolderCheck:
 
     @property
     def reason(self) -> str:
-        """Why no jobs can be started; empty if they can."""
+        """Reason why no jobs can be started; empty if they can."""
         return self._readiness.reason
 
     def fault(self, error: OSError | str) -> None:
@@ -116,7 +116,7 @@ class FolderCheck:
 
 
 def room(folder: Path) -> str:
-    """Why a folder has no room for more runs, by the counts of its file system; empty if it has."""
+    """Return why a folder has no room for more runs, by the counts of its file system; empty if it has."""
     try:
         found = os.statvfs(folder)
     except OSError as error:
@@ -132,7 +132,7 @@ def room(folder: Path) -> str:
 
 
 def probe(folders: Sequence[Path]) -> str:
-    """Why folders can't be written, found by writing to each; empty if they can. It may take long on a bad disk."""
+    """Write to each folder, and return why one can't be written; empty if all can. It may take long on a bad disk."""
     for folder in folders:
         file = folder / ".probe"
         try:

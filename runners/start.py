@@ -1,4 +1,4 @@
-"""What a supervisor starts for a run, from its order, its account and its executor."""
+"""Start of a run for its supervisor, from its order, its account and its executor."""
 
 from __future__ import annotations
 

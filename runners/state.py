@@ -19,7 +19,7 @@ MOST_ENDED: Final = 1000
 
 
 class Verb(StrEnum):
-    """What the service has to do."""
+    """Action for the service."""
 
     PREPARE = "prepare"
     """Keep the order, and check whether the run could be started."""
@@ -103,7 +103,7 @@ class KnownRun(Struct, kw_only=True):
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """What its supervisor shall do; see `runners/supervisor.py`."""
+        """Instruction for its supervisor; see `runners/supervisor.py`."""
         ends_at = self.run.ends_at
         stop = self.stop
         return {

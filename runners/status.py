@@ -1,4 +1,4 @@
-"""What became of a run, as its supervisor writes it."""
+"""Status of a run, as its supervisor writes it."""
 
 from __future__ import annotations
 

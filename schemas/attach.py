@@ -99,7 +99,7 @@ class AttachStep(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
 
 
 class AttachEnd(StrEnum):
-    """Why a session has ended."""
+    """Reason why a session has ended."""
 
     EXITED = "exited"
     """The command has ended."""

@@ -229,7 +229,7 @@ def attempt_of_request(request_id: str | None) -> Attempt | None:
 
 
 class TaskPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What runs of a task on one host.
+    """Part of a task that runs on one host.
 
     Attributes:
         host: of its devices.

@@ -38,7 +38,7 @@ def run_id(job_id: str, index: int, attempt: int) -> str:
 
 
 class RunVerb(StrEnum):
-    """What a runner shall do with a run."""
+    """Order to a runner about a run."""
 
     PREPARE = "prepare"
     """Check that it could start it: account, directory, image, executor. For tasks on several hosts, before `start`."""

@@ -105,7 +105,7 @@ def fleet(
 
 
 def _jobs_row(summary: operations.FleetSummary) -> dict[str, str]:
-    """How many hosts start jobs, and why others don't whose runners have said it; nothing of an older planner."""
+    """Row with the number of hosts that start jobs, and reasons of unready runners; none from an older planner."""
     if summary.runner_hosts is None:
         return {}
     unready = [f"{host}: {why}" for host, why in summary.unready_runners.items()]

@@ -162,7 +162,7 @@ _TEXT: Final[Mapping[Form, Callable[[UsageReport], bytes]]] = {
 
 
 def _renderer(form: Form) -> Callable[[UsageReport], bytes]:
-    """What makes a form of a report; a missing library is reported before the history is asked."""
+    """Return the function that makes a form of a report; a missing library is reported before the history is asked."""
     if form is Form.HTML:
         from ...client.reports.page import html
 

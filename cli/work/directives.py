@@ -29,7 +29,7 @@ class Words(NamedTuple):
 
 
 class Directives(NamedTuple):
-    """What a script says of itself.
+    """Directives of a script.
 
     Attributes:
         options: options of `corral submit`; a later one overrides an earlier one. Those of `#SBATCH` lines come first.

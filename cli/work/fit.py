@@ -28,7 +28,7 @@ Choose = Annotated[int, typer.Option("--choose", min=1, metavar="N", help="Numbe
 
 
 class FitReport(msgspec.Struct, kw_only=True):
-    """What `corral fit --json` prints, and `corral serve --plan` reads.
+    """Report that `corral fit --json` prints, and `corral serve --plan` reads.
 
     Attributes:
         model: path or name of the model; empty if it was described by numbers.

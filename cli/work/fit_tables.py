@@ -15,7 +15,7 @@ from .. import render
 
 
 def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
-    """What is asked, the answer, and a table of the plans."""
+    """Lines with the question, the answer, and a table of the plans."""
     yield f"[bold]{escape(model_line(work.model))}[/]"
     for note in work.model.assumed:
         yield f"[yellow]assumed: {escape(note)}[/]"
@@ -87,7 +87,7 @@ def plan_lines(plan: ServePlan) -> Iterable[RenderableType]:
 
 
 def expected_words(found: ExpectedService) -> str:
-    """What a plan serves in simulation."""
+    """Service of a plan in simulation, in words."""
     return (
         f"{found.tokens_per_second:.0f} tokens/s, {milliseconds(found.token_seconds)} per token, first token after "
         f"{milliseconds(found.first_token_seconds)}, with prompts of {found.prompt_tokens} tokens and outputs of "

@@ -9,7 +9,7 @@ from ...schemas.jobs import task_name
 
 
 async def used(client: Client, chosen: Selection) -> list[tuple[str, str]]:
-    """What a job has used, as names and values; of one task, where one alone is chosen.
+    """Use of a job, as names and values; of one task, where one alone is chosen.
 
     Nothing if no processor answers, or none knows the job (yet).
     """

@@ -122,14 +122,14 @@ def _keep_whole(table: Table, *names: str) -> None:
 
 
 def elapsed_seconds(task: JobTask, now: datetime | None = None) -> float | None:
-    """How long a task has run, in its last attempt; None if it has not started."""
+    """Time that a task has run, in its last attempt; None if it has not started."""
     if task.started_at is None:
         return None
     return ((task.ended_at or now or datetime.now(UTC)) - task.started_at).total_seconds()
 
 
 def ended_text(task: JobTask) -> str:
-    """How a task ended: its exit code or signal; empty if it has neither."""
+    """End of a task: its exit code or signal; empty if it has neither."""
     if task.signal:
         return f"signal {task.signal}"
     return "" if task.exit_code is None else f"exit {task.exit_code}"
@@ -182,7 +182,7 @@ def failed_tasks(listing: JobListing) -> str:
 
 
 def details(listing: JobListing) -> list[tuple[str, Any]]:
-    """What is known of a job, as names and values."""
+    """Details of a job, as names and values."""
     job, request = listing.job, listing.job.request
     asked: list[str] = [f"{job.gpus} GPUs" if job.gpus != 1 else "1 GPU"]
     if request is not None:

@@ -24,7 +24,7 @@ _DEVICES = "Devices"
 
 
 class Asked(NamedTuple):
-    """What the options ask for.
+    """Question that the options ask.
 
     Attributes:
         path: path or name of the model; empty if it is described by numbers.

@@ -88,7 +88,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 
 
 class _How(NamedTuple):
-    """How a command is run.
+    """Settings with which a command is run.
 
     Attributes:
         grace: seconds between SIGTERM and SIGKILL.

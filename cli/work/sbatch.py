@@ -261,7 +261,7 @@ def translate(options: Sequence[Given]) -> Meaning:
 
 
 def _difference(given: Given, numbers: _Numbers) -> str:
-    """What is said of an option that is understood; empty if nothing is."""
+    """Remark on an option that is understood; empty if there is none."""
     if given.rule.long == "nodes" and numbers.hosts > 1:
         return given.rule.remark
     if given.rule.long in ("ntasks", "ntasks-per-node") and numbers.tasks > 1:

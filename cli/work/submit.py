@@ -65,7 +65,7 @@ def _gpus(text: str) -> str:
 
 
 class _Target(NamedTuple):
-    """What is executed.
+    """Command or script that is executed.
 
     Attributes:
         work: words of a command, or the text of a script.
@@ -297,7 +297,7 @@ _DONE: Final = "corral.cli.work.submit.directives"
 
 
 def _target(context: typer.Context, command: Sequence[str]) -> _Target:
-    """What the words that are no options name: a command behind `--`, else a script with its arguments."""
+    """Return what the words that are no options name: a command behind `--`, else a script with its arguments."""
     words: Sequence[str] = context.find_root().obj or ()
     before = len(words) - len(command) - 1
     if context.meta.get(_SEPARATED, before >= 0 and words[before] == "--"):

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Architecture(NamedTuple):
-    """What of an architecture is fixed by its source.
+    """Properties of an architecture that its source fixes.
 
     Attributes:
         bias: true if query, key and value have biases where the configuration does not say.

@@ -17,7 +17,7 @@ from .usage_sql import By, Filters
 
 
 def scope_of(period: Period, by: Sequence[By], filters: Filters, now: datetime) -> Scope:
-    """What a report is about: of a period that is not over yet the part until now.
+    """Scope of a report: of a period that is not over yet the part until now.
 
     Raises:
         ValueError: the period has not begun.

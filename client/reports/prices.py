@@ -13,7 +13,7 @@ from ...schemas import globs
 
 
 class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a GPU-hour of each model costs.
+    """Prices of a GPU-hour by model.
 
     Attributes:
         currency: as it is printed, such as `EUR`.

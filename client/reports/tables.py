@@ -81,7 +81,7 @@ def sections(report: UsageReport) -> list[Section]:
 
 
 def notes(report: UsageReport) -> list[str]:
-    """What a reader has to know about the numbers."""
+    """Notes on the numbers for the reader."""
     found = [
         "Leases are cut at the ends of the period. Idle is a minute below 5% utilization; minutes without samples "
         "are unknown, and in no percentage of idle time. GPU-hours are in whole boards."
@@ -119,7 +119,7 @@ def seconds(amount: Decimal | None) -> str:
 
 
 def label(row: Row, by: Sequence[By]) -> list[str]:
-    """What a row is about: a text for each of what the rows are by."""
+    """Labels of a row: a text for each column that the rows are by."""
     return [getattr(row, one.value) or "(none)" for one in by]
 
 

@@ -42,7 +42,7 @@ class Answers(Struct, frozen=True, kw_only=True):
 
 
 class Scope(Struct, frozen=True, kw_only=True):
-    """What a report is about.
+    """Scope of a report.
 
     Attributes:
         period: up to now at most.

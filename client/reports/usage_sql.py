@@ -22,7 +22,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class By(StrEnum):
-    """What the rows of a report are by."""
+    """Column that the rows of a report are by."""
 
     GROUP = "group"
     OWNER = "owner"
@@ -150,7 +150,7 @@ def _spans(start: datetime, end: datetime, filters: Filters) -> str:
 
 
 def _pieces(cuts: Sequence[Slice], filters: Filters) -> str:
-    """What is known of each hour, or part of one, of each span: from `a` to `b`, in microseconds."""
+    """SQL for the use in each hour, or part of one, of each span: from `a` to `b`, in microseconds."""
     values = ", ".join(f"({at}, {_us(cut.start)}, {_us(cut.end)})" for at, cut in enumerate(cuts))
     begins = f"(a // {MINUTE_US} - 60 * hour)::INTEGER"
     ends = f"((b - 1) // {MINUTE_US} - 60 * hour)::INTEGER"

@@ -34,7 +34,7 @@ class HostCommand(Struct, frozen=True, kw_only=True):
 
 
 class Offer(Struct, frozen=True, kw_only=True):
-    """How a server starts a plan.
+    """Commands with which a server starts a plan.
 
     Attributes:
         server: name of the server.
@@ -72,7 +72,7 @@ class Task(NamedTuple):
 
     @property
     def unconverted(self) -> str:
-        """Why the files can't be loaded as planned, if their weights have another format; empty if they can."""
+        """Return why the files can't be loaded as planned, if their weights have another format; empty if they can."""
         model = self.work.model
         if not model.converted_from:
             return ""

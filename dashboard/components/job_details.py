@@ -1,4 +1,4 @@
-"""What a job executes: command or script, working directory and environment, for those who may read it."""
+"""Details of a job: command or script, working directory and environment, for those who may read it."""
 
 from __future__ import annotations
 

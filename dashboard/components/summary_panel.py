@@ -11,7 +11,7 @@ from ..page_frame import Frame, Notice
 
 
 class SummaryPanel:
-    """What a job has used, compared with what it asked for; hidden while the history knows nothing of it.
+    """Use of a job, compared with what it asked for; hidden while the history knows nothing of it.
 
     Args:
         frame: frame of the page.

@@ -141,7 +141,7 @@ def _ran(one: JobTask | TaskPart) -> str:
 
 
 def ending(exit_code: int | None, number: int | None) -> str:
-    """How a command ended: its exit code, or the name of the signal; empty while it runs."""
+    """End of a command: its exit code, or the name of the signal; empty while it runs."""
     if number is not None:
         try:
             return signal.Signals(number).name

@@ -326,7 +326,7 @@ def _facts(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
 
 
 def _work(span: dict[str, Any]) -> str | Callable[[], Any]:
-    """What a lease was for: the task of a job as a link, else the name of its workload."""
+    """Cell with what a lease was for: the task of a job as a link, else the name of its workload."""
     attempt = attempt_of_request(span["request_id"])
     return span["name"] or "–" if attempt is None else lambda: job_link(attempt, span["name"] or "")
 

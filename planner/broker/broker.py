@@ -808,7 +808,7 @@ class RequestBroker:
         return self.queue.listing(steady_time(), only, self.clients.silence, max_bytes, self.group_accounts.group_of)
 
     def why_waiting(self, owner: str, request_id: str) -> str:
-        """Why a request of an owner waits, as of the last `explain_waiting`; empty if it does not wait."""
+        """Return why a request of an owner waits, as of the last `explain_waiting`; empty if it does not wait."""
         queued = self.queue.find(owner, request_id)
         return "" if queued is None else queued.entry.group.refused or queued.rejection.message
 

@@ -192,7 +192,7 @@ class JobCommands:
         return "no host has a runner" if unready is None else f"no runner starts jobs: {': '.join(unready)}"
 
     def _why_first(self, job: Job) -> str:
-        """Why no task of a job starts: that of the first in the queue, as all ask for the same."""
+        """Return why no task of a job starts: the reason of the first in the queue, as all ask for the same."""
         if not job.in_line:
             return ""
         index = min(job.in_line)

@@ -254,7 +254,7 @@ class _Plan:
     def held_without(
         self, gone: Collection[str], back: Mapping[str, Sequence[str]] = NOTHING_BACK
     ) -> dict[str, list[Grant]]:
-        """What leases hold that end, or give devices back: nothing, or the rest."""
+        """Holdings of leases that end or give devices back: nothing, or the rest."""
         held: dict[str, list[Grant]] = {lease: [] for lease in (*self.going, *gone)}
         for lease_id, uuids in back.items():
             held[lease_id] = [grant for grant in self.lease(lease_id).grants if grant.device not in uuids]

@@ -1,4 +1,4 @@
-"""What has to follow of changes of jobs: what to store, to order, to publish, and which leases to release."""
+"""Consequences of changes of jobs: records to store, orders and events to publish, leases to release."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def notice_signal(spec: JobSpec) -> int:
 
 
 def placed_request(spec: JobSpec) -> WorkRequest:
-    """What each task of a job needs, with its hosts: all but that they have runners."""
+    """Request of each task of a job, with its hosts: all but that they have runners."""
     request = spec.request
     if spec.hosts == 1:
         return request

@@ -104,7 +104,7 @@ class Job:
         return self.state in FINAL
 
     def to_store(self) -> StoredState:
-        """What the bucket holds of the job as a whole."""
+        """Record of the job as a whole, for the bucket."""
         return StoredState(
             versions=self.versions,
             held=self.held,

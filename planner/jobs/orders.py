@@ -12,7 +12,7 @@ from .task import Task
 
 
 def run_of(job: Job, task: Task, host: str, lease: Lease, *, with_spec: bool = True) -> Run | None:
-    """What the runner of a host shall do with a task; None if it shall know nothing of it (any more).
+    """Run of a task for the runner of a host; None if the runner is to forget it.
 
     Args:
         job: of the task.

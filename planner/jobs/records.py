@@ -46,7 +46,7 @@ class StoredJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StoredState(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What changes of a job as a whole.
+    """State of a job as a whole that changes.
 
     Attributes:
         versions: no event of the job has this version or a greater one.

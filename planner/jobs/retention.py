@@ -1,4 +1,4 @@
-"""How long ended jobs are known."""
+"""Retention of ended jobs."""
 
 from __future__ import annotations
 

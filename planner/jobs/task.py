@@ -399,7 +399,7 @@ def hosts_of(lease: Lease) -> list[str]:
 
 
 def over_limit(lease: Lease) -> Ending:
-    """What a task becomes that is ended at the limit of its lease."""
+    """State of a task that is ended at the limit of its lease."""
     assert lease.ends_at is not None
     if lease.window:
         return Ending(state=JobState.FAILED, message=f"the booked window {lease.window} is over, or its time limit")
@@ -408,7 +408,7 @@ def over_limit(lease: Lease) -> Ending:
 
 
 def ending_of(lease: Lease) -> Ending:
-    """What a task becomes whose lease has ended before it did."""
+    """State of a task whose lease has ended before it did."""
     why = lease.reason
     if lease.state is LeaseState.EVICTED:
         idle = lease.idle is not None and lease.idle.acted_at is None and lease.preemption is None
@@ -421,7 +421,7 @@ def ending_of(lease: Lease) -> Ending:
 
 
 def words(part: TaskPart) -> str:
-    """How a part ended, in words."""
+    """End of a part, in words."""
     if part.message:
         return part.message
     if part.state is JobState.LOST:

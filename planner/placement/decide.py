@@ -215,7 +215,7 @@ def _serves(request: WorkRequest) -> bool:
 
 
 def _fit_picks(fleet: Fleet, ask: Ask, request: WorkRequest) -> tuple[ServeFit, list[Pick] | Rejection]:
-    """Whether all devices that a request could get can serve its model, and the devices of the first plan."""
+    """Verdict on serving the model of a request with all devices it could get, and the devices of the first plan."""
     assert request.distribution is not None
     assert request.distribution.serve is not None
     found = fit_fleet(fleet, ask, request.distribution.serve, request.devices)

@@ -1,4 +1,4 @@
-"""What confines jobs on a host: systemd, Podman or Docker, or nothing but a process group."""
+"""Executors, which confine jobs on a host: systemd, Podman or Docker, or no more than a process group."""
 
 from __future__ import annotations
 

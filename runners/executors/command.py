@@ -27,7 +27,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class Confined(Struct, frozen=True, kw_only=True):
-    """What a supervisor executes.
+    """Command for a supervisor to execute.
 
     Attributes:
         commands: one for each process.
@@ -43,7 +43,7 @@ class Confined(Struct, frozen=True, kw_only=True):
 
 
 class Work(Struct, frozen=True, kw_only=True):
-    """What is to be confined.
+    """Command and limits of a run that is to be confined.
 
     Attributes:
         key: name of the run.

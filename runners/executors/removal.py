@@ -1,4 +1,4 @@
-"""What removes a run that its supervisor no longer can."""
+"""Commands that remove a run that its supervisor no longer can."""
 
 from __future__ import annotations
 

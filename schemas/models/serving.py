@@ -145,7 +145,7 @@ class ServeRoute(Struct, frozen=True, kw_only=True):
 
 
 class ExpectedService(Struct, frozen=True, kw_only=True):
-    """What a plan serves in an event simulation, with as many requests at once as are asked, one after the other.
+    """Service of a plan in an event simulation: as many requests at once as are asked, one after the other.
 
     Prompts are computed by the stages that decode, requests end at different times, and each waits for its turn. Times
     of layers are those of the plan: upper bounds on speed, unless they were measured.
@@ -216,7 +216,7 @@ class ServePlan(Struct, frozen=True, kw_only=True):
 
 
 class FitVerdict(StrEnum):
-    """Whether a model can be served."""
+    """Verdict on whether a model can be served."""
 
     ONE_DEVICE = "one_device"
     SEVERAL_DEVICES = "several_devices"
@@ -224,7 +224,7 @@ class FitVerdict(StrEnum):
 
 
 class ServeFit(Struct, frozen=True, kw_only=True):
-    """Whether and how devices can serve a model.
+    """Verdict on whether devices can serve a model, with plans.
 
     Attributes:
         verdict: on how many devices it fits.

@@ -1,4 +1,4 @@
-"""What a plan is expected to serve: an event simulation of requests, with the times of the roofline.
+"""Expected service of a plan: an event simulation of requests, with the times of the roofline.
 
 The roofline of a plan has all sequences decode in even batches. Requests also compute prompts, during which others
 wait, end at different times, and queue before the slowest stage.

@@ -327,7 +327,7 @@ def _stage(
 
 
 def _rests_on(costs: Costs, units: Sequence[Unit]) -> list[str]:
-    """What the figures of a plan rest on, in words."""
+    """Sources of the figures of a plan, in words."""
     found = sorted({unit.rates.source for unit in units})
     found.append("a roofline: the longer of bytes over bandwidth and operations over their rate")
     links, hosts = costs.work.links, {unit.host for unit in units}

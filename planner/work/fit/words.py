@@ -46,7 +46,7 @@ def fit_words(work: ServeWork, found: ServeFit, offered: int) -> str:
 
 
 def nearest(costs: Costs, devices: Sequence[Candidate], found: ServeFit) -> str:
-    """What would have to change for the model to fit; if it fits on several devices, for it to fit on one."""
+    """Nearest change with which the model fits; if it fits on several devices, with which it fits on one."""
     if found.verdict is FitVerdict.ONE_DEVICE or not devices:
         return ""
     work = costs.work
@@ -104,7 +104,7 @@ def _most_sequences(work: ServeWork, fits: Callable[[ServeWork], bool]) -> int:
 
 
 def _more_devices(costs: Costs, devices: Sequence[Candidate], found: ServeFit) -> str:
-    """How many more devices of the largest kind, on hosts like its own, would hold the model."""
+    """Number of further devices of the largest kind, on hosts like its own, that would hold the model."""
     largest = max(devices, key=lambda device: device.memory_bytes)
     info = largest.info
     [unit] = singles(costs.work, [largest])

@@ -70,7 +70,7 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """What of a model decides on traffic.
+    """Numbers of a model that decide on traffic.
 
     Attributes:
         layers: number of layers.
@@ -175,12 +175,12 @@ class Placed(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """How far the flow may be below the best, as a share of the flow; infinite where nothing flows."""
+        """Most that the best flow may exceed this one, as a share of the flow; infinite where nothing flows."""
         return (self.bound - self.flow) / self.flow if self.flow > 0 else float("inf")
 
 
 class Requirement(msgspec.Struct, frozen=True):
-    """What a placement must offer apart from flow; None: no requirement.
+    """Requirements of a placement apart from flow; None: no requirement.
 
     Attributes:
         enough_flow: tokens a second at which the search ends, since more is not needed.

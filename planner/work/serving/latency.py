@@ -38,7 +38,7 @@ def idle_seconds(cluster: Cluster, placement: Placement, routes: Sequence[Route]
 
 
 def in_time(cluster: Cluster, placement: Placement, routes: Sequence[Route], required: Requirement) -> bool:
-    """Whether each route meets the limits on latency."""
+    """Return true if each route meets the limits on latency."""
     token, first = required.token_seconds, required.first_token_seconds
     return (token is None or idle_seconds(cluster, placement, routes, None) <= token) and (
         first is None or idle_seconds(cluster, placement, routes, required.prompt_tokens) <= first

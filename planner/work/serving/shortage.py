@@ -1,4 +1,4 @@
-"""What a placement of layers lacks to a target flow: the value that the search lowers.
+"""Shortage of a placement of layers against a target flow: the value that the search lowers.
 
 The flow itself says little about a change, since one layer that is short decides it. The shortage is the sum over
 layers of what their coverage lacks to the target. Where links limit the flow, a node covers its layers with no more
@@ -70,7 +70,7 @@ class Shortage:
         return lacking
 
     def enough_cache(self) -> bool:
-        """Whether the KV cache meets the requirement."""
+        """True if the KV cache meets the requirement."""
         return not self.cache or min(self.cache) >= self._cache_least
 
     def change(self, node: int, first: int, layers: int, temperature: float, random: Random) -> bool:

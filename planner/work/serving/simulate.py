@@ -63,7 +63,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Simulated(NamedTuple):
-    """What a simulation measured after its warm-up.
+    """Measurements of a simulation after its warm-up.
 
     Attributes:
         decode_tokens_per_second: output tokens.
