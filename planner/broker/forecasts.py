@@ -74,7 +74,9 @@ class Forecaster:
             late = max(0.0, time.monotonic() - paused_at - pause)
         for queued in list(self._queue):
             forecast = found.get(queued.entry.number)
-            if forecast is not None:
+            if queued.entry.group.refused:  # when groups give back is not known to the virtual runs
+                queued.last_forecast = None
+            elif forecast is not None:
                 queued.last_forecast = self._published(queued, forecast, now)
                 if queued.forecast is None:
                     queued.forecast, queued.uncorrected = queued.last_forecast, forecast

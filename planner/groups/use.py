@@ -407,9 +407,10 @@ class GroupUse:
                 for at in limit.every(model):
                     glob, most = limit.patterns[at]
                     if used[at] + devices > most:
+                        asked = f", less than the {devices / WHOLE_SHARE:g} asked for" if devices > most else ""
                         return (
                             f"group {each.name} uses {used[at] / WHOLE_SHARE:g} devices of {glob!r}, and "
-                            f"{most / WHOLE_SHARE:g} are its limit"
+                            f"{most / WHOLE_SHARE:g} are its limit{asked}"
                         )
         return ""
 

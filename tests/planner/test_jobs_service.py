@@ -294,8 +294,8 @@ async def test_a_preempted_task_gets_its_signal_and_is_queued_again_and_one_at_i
         await ask(nc, "release", {"owner": "bob", "lease_id": held})
         await ask(nc, "set_groups", {"set": [{"name": "lab", "members": ["ann"], "limit": {"gpus": {"*": 1}}}]})
         large = (await submit(nc, "forever", request={"gpus": 2}))["job_id"]
-        words = "group lab uses 0 devices of '*', and 1 "
-        await until(nc, large, lambda found: found["job"].get("message", "").startswith(words))
+        words = "group lab uses 0 devices of '*', and 1 are its limit, less than the 2 asked for"
+        await until(nc, large, lambda found: found["job"].get("message", "") == words)
         await act(nc, large, "cancel")
 
 

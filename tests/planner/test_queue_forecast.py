@@ -6,6 +6,11 @@ import math
 import random
 
 import pytest
+from corral.planner.broker.estimates import Estimator
+from corral.planner.broker.forecasts import Forecaster
+from corral.planner.broker.queue import WaitingQueue
+from corral.planner.fleet.fleet import Fleet
+from corral.planner.placement.decide import Policies
 from corral.planner.placement.policies import make
 from corral.planner.queue.durations import KNOTS, Durations, Estimate, Guesses, Kind, given, survival_quantiles, unknown
 from corral.planner.queue.forecast import Calibration, Forecast, forecast, forecasts
@@ -14,6 +19,7 @@ from corral.planner.queue.order import fifo
 from corral.planner.simulation.jobs import Job
 from corral.planner.simulation.timed import replay
 from corral.planner.simulation.trace import Node
+from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -139,3 +145,16 @@ def test_past_forecasts_correct_the_next() -> None:
         learned.started(0.0, told, actual)
     assert 0.75 <= inside / 300 <= 0.87
     assert 0.4 <= late / 300 <= 0.6
+
+
+async def test_what_quotas_keep_waiting_has_no_forecast() -> None:
+    queue = WaitingQueue(Line(Fleet(), Policies(), fifo))
+    why = Rejection(code=RejectionCode.NO_CAPACITY, message="full")
+    queued = queue.add(WorkRequest(owner="a", wait_seconds=100), 0.0, unknown(), why, None, steady=0.0)
+    forecaster = Forecaster(queue, Estimator())
+    found: list[bool] = []
+    for refused in ("", "group lab uses all that it may", ""):
+        queued.entry.group.refused = refused
+        await forecaster.renew()
+        found.append(queue.listing(1.0).entries[0].forecast is not None)
+    assert found == [True, False, True]
