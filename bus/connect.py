@@ -231,6 +231,8 @@ async def _set(event: asyncio.Event) -> None:
 def _refusal(error: Exception, identity: who.Identity) -> str:
     """Message for a refusal that retries can't change: of credentials, or of TLS trust. Empty for any other error."""
     if "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError):
+        if identity.login:
+            return f"does not take your login, which was until {identity.expires}: corral login {identity.login}"
         refused = f"does not take the credentials in {identity.file}" if identity.file else "wants credentials"
         return (
             f"{refused}: `corral auth add` makes them; name them with `corral context add`, --creds or "

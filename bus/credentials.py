@@ -36,7 +36,7 @@ INBOX_VARIABLE: Final = "CORRAL_INBOX_PREFIX"
 ANY_OWNER: Final = "*"
 """Owner of credentials that may make requests under any name, such as a portal's that makes them for others."""
 
-_FACT: Final = re.compile(r"#\s*(user|role|owner|service|inbox|ca|cert|key):\s*(\S.*?)\s*$")
+_FACT: Final = re.compile(r"#\s*(user|role|owner|service|inbox|ca|cert|key|expires|login):\s*(\S.*?)\s*$")
 _SEED: Final = re.compile(r"\s*(SU[A-Z2-7]{56})\s*$")
 _JWT: Final = "BEGIN NATS USER JWT"
 
@@ -59,6 +59,8 @@ class Identity(Struct, frozen=True, kw_only=True):
         ca: path of the certificate that the server's must be signed by; empty if none.
         certificate: path of the client certificate, for mutual TLS; empty if none.
         key: path of its key.
+        expires: end of a login for a time, RFC 3339; empty for credentials that stay.
+        login: URL of the service that the login is from; empty for none.
     """
 
     user: str = ""
@@ -71,6 +73,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     ca: str = ""
     certificate: str = ""
     key: str = ""
+    expires: str = ""
+    login: str = ""
 
     def __repr__(self) -> str:
         """Omit the seed, which must not get into a log."""
@@ -117,6 +121,8 @@ def identify(
         ca=given(ca, CA_VARIABLE) or facts.get("ca", ""),
         certificate=given(certificate, CERTIFICATE_VARIABLE) or facts.get("cert", ""),
         key=given(key, KEY_VARIABLE) or facts.get("key", ""),
+        expires=facts.get("expires", ""),
+        login=facts.get("login", ""),
     )
 
 

@@ -153,9 +153,10 @@ class Authority:
 
         Raises:
             UnknownUser: there is no such user.
+            AuthorityError: it is a login for a time, which leaves no credentials here.
         """
-        if name != _SYSTEM:
-            self._known(name)
+        if name != _SYSTEM and self._known(name).expires:
+            raise AuthorityError(f"{name} has logged in for a time: only who did has its credentials")
         return self.folder / "credentials" / f"{name}.creds"
 
     def add(
@@ -208,6 +209,80 @@ class Authority:
             self._save()
         return user
 
+    def add_login(
+        self, role: Role, name: str, key: str, owner: str, group: str, expires: datetime, *, most: int
+    ) -> tuple[User, list[str]]:
+        """Add a user for a time. Its seed is with its holder alone, so there is no credentials file.
+
+        Args:
+            role: of the user.
+            name: of the user.
+            key: its public NKey.
+            owner: name that it makes requests under; none for a viewer.
+            group: group of the owner; empty for none.
+            expires: end of the login.
+            most: logins that an owner may have; those that end first are removed.
+
+        Returns:
+            The user, and the names of those that were removed.
+
+        Raises:
+            AuthorityError: the name or the key is taken, or a user who stays has that owner.
+        """
+        with self._locked():
+            users = self.registry.users
+            if name in users or any(user.key == key for user in users.values()):
+                raise AuthorityError(
+                    f"there is a user {name!r} already, or its key is another's: log in with a new key"
+                )
+            staying = next(
+                (user for user in users.values() if not user.expires and owner in (user.name, user.owner)), None
+            )
+            if staying is not None:
+                raise AuthorityError(
+                    f"{owner!r} is the name of a user with a key of its own: the operator of Corral can remove it with "
+                    f"`corral auth revoke {staying.name}`"
+                )
+            theirs = sorted(
+                (
+                    user
+                    for user in users.values()
+                    if user.expires and _login_owner(user) in (owner, name.rpartition("-")[0])
+                ),
+                key=lambda user: datetime.fromisoformat(user.expires),
+            )
+            removed = [user.name for user in theirs[: max(0, len(theirs) - most + 1)]]
+            for gone in removed:
+                del users[gone]
+            user = users[name] = User(
+                name=name,
+                role=role,
+                key=key,
+                owner=_owner(role, name, owner if role in ASKING else ""),
+                group=_group(owner, group) if role in ASKING else "",
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                expires=expires.isoformat(timespec="seconds"),
+            )
+            self._save()
+        return user, removed
+
+    def end_logins(self, now: datetime) -> tuple[list[str], datetime | None]:
+        """Remove users whose time is over. Their connections end with the server's next reload.
+
+        Returns:
+            Their names, and when the next one ends; None if there is none.
+        """
+        with self._locked():
+            ends = {
+                user.name: datetime.fromisoformat(user.expires) for user in self.registry.users.values() if user.expires
+            }
+            over = [name for name, end in ends.items() if end <= now]
+            for name in over:
+                del self.registry.users[name]
+            if over:
+                self._save()
+        return over, min((end for name, end in ends.items() if name not in over), default=None)
+
     def assign(self, name: str, group: str) -> User:
         """Change the group of a user; empty for none.
 
@@ -239,6 +314,7 @@ class Authority:
 
         Raises:
             UnknownUser: there is no such user.
+            AuthorityError: it is a login for a time.
         """
         with self._locked():
             seed, key = make_key()
@@ -246,6 +322,8 @@ class Authority:
                 self.registry.system_key = key
                 user = User(name=_SYSTEM, role=Role.ADMIN, key=key)
                 self._give(None, seed)
+            elif self._known(name).expires:
+                raise AuthorityError(f"{name} has logged in for a time: `corral login` gives it a new key")
             else:
                 user = self.registry.users[name] = replace(self._known(name), key=key)
                 self._give(user, seed)
@@ -275,7 +353,7 @@ class Authority:
             self.registry.hosts = list(hosts)
             self._make_ca()
             self._issue_server()
-            for user in (*self.registry.users.values(), None):
+            for user in (*(user for user in self.registry.users.values() if not user.expires), None):
                 path = self.folder / "credentials" / f"{user.name if user else _SYSTEM}.creds"
                 self._give(user, read(path)[1])
             self._save()
@@ -292,7 +370,13 @@ class Authority:
             if self.tls
             else None
         )
-        _write(self.config, server_config.render(self.registry.users.values(), self.registry.system_key, tls).encode())
+        now = datetime.now(UTC)
+        users = [
+            user
+            for user in self.registry.users.values()
+            if not user.expires or datetime.fromisoformat(user.expires) > now
+        ]
+        _write(self.config, server_config.render(users, self.registry.system_key, tls).encode())
         whole = self.server / SERVER_NAME
         if not whole.exists():
             _write(whole, _whole_config(self.server).encode())
@@ -393,6 +477,11 @@ def expand_hosts(text: str) -> list[str]:
     width = len(found[1])
     names = [f"{text[: found.start()]}{number:0{width}d}{text[found.end() :]}" for number in range(first, last + 1)]
     return [name for one in names for name in expand_hosts(one)]
+
+
+def _login_owner(user: User) -> str:
+    """Whose login a user is. A viewer has no owner, but a name that begins with its own."""
+    return user.owner or user.name.rpartition("-")[0]
 
 
 def _owner(role: Role, name: str, owner: str) -> str:

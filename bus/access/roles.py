@@ -538,6 +538,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         serves: of an exporter or a dashboard, which answer health checks. The server lets it answer each request once.
         group: group of its owner (`schemas/groups.py`), which `corral group apply` can take over; empty for none.
         created: when, RFC 3339.
+        expires: when it ends, RFC 3339, for a login that lasts for a time; empty for a user that stays.
     """
 
     name: str
@@ -549,6 +550,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
     serves: bool = False
     group: str = ""
     created: str = ""
+    expires: str = ""
 
     @property
     def inbox(self) -> str:

@@ -341,17 +341,20 @@ def show(
             print_json(listing)
             return
         for user in users:
-            typer.echo(f"{user.name:<20} {user.role:<10} {_details(user):<30} {user.key[:12]}…  {user.created}")
+            until = f"  until {user.expires}" if user.expires else ""
+            typer.echo(f"{user.name:<20} {user.role:<10} {_details(user):<30} {user.key[:12]}…  {user.created}{until}")
         return
-    _translate_errors(lambda: found.credentials(name))
+    if name not in found.registry.users:
+        _translate_errors(lambda: found.credentials(name))
     user = found.registry.users[name]
+    file = "" if user.expires else str(found.credentials(name))
     rights = {verb.value: allowed(user, verb) for verb in Verb}
     if as_json:
-        detailed: Any = {"user": user, "credentials": str(found.credentials(name)), **rights}
+        detailed: Any = {"user": user, "credentials": file, **rights}
         print_json(detailed)
         return
     typer.echo(f"{user.name}: {user.role} {_details(user)}".rstrip())
-    typer.echo(f"key {user.key}, credentials in {found.credentials(name)}")
+    typer.echo(f"key {user.key}, {f'a login until {user.expires}' if user.expires else f'credentials in {file}'}")
     for verb, subjects in rights.items():
         typer.echo(f"may {verb}:")
         for subject in subjects:
@@ -417,12 +420,12 @@ def _hand_over(found: Authority, name: str, out: Path | None) -> None:
         path = _translate_errors(lambda: copy_credentials(found, name, out))
     typer.echo(str(path))
     if found.registry.users[name].role in (Role.REQUESTER, Role.VIEWER, Role.OPERATOR):
-        say(f"  corral context add {_free_context(name)} {_url(found)} --creds {shlex.quote(str(path))}")
+        say(f"  corral context add {_free_context(name)} {bus_url(found)} --creds {shlex.quote(str(path))}")
         if found.tls and out is None:
             say(f"  {path.with_name('ca.crt')} is needed too")
 
 
-def _url(found: Authority) -> str:
+def bus_url(found: Authority) -> str:
     """URL of the bus for users.
 
     With TLS, it has the first name in the server's certificate, and the port of `corral up`, else 4222. Without TLS, it
