@@ -53,6 +53,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "pynvml": "collector",
     "amdsmi": "amd",
     "gguf": "fit",
+    "login": "oidc",
     "textual": "top",
     "cryptography": "auth",
     "highspy": "simulate",

@@ -19,6 +19,8 @@ REFUSED_OPTIONS: Final = {
     "up": ("starts a bus of its own", _BUS),
     "demo": ("starts a bus of its own", _BUS),
     "simulate": ("uses no bus", _BUS),
+    "login": ("adds a context for the bus that the login service names (--as)", _BUS),
+    "logout": ("ends the login of one context, its argument", _BUS),
     "auth": ("only changes files (--dir, or those of the context in use)", frozenset({"nats"})),
 }
 """Commands that refuse some global options: the reason, and the options."""

@@ -82,6 +82,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "simulate": Entry(
         "operate.simulate:simulate", _OPERATE, "Replay a trace of requests with the planner's placement code."
     ),
+    "login": Entry("operate.login:login", _TRY, "Log in to a fleet with your organization's account."),
+    "logout": Entry("operate.login:logout", _TRY, "End a login before its time."),
     "context": Entry("operate.context:context", _OPERATE, "Manage named connections, and select one."),
     "config": Entry(
         "operate.config:config", _OPERATE, "Show the configuration with the source of each value, and change it."
@@ -94,5 +96,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "runner": Entry("services.runner:runner", _PARTS, "Run the jobs of this host."),
     "process": Entry("services.process:process", _PARTS, "Store telemetry as history, and answer SQL queries."),
     "plan": Entry("services.plan:plan", _PARTS, "Run the planner, which grants leases."),
+    "login-service": Entry(
+        "services.login:login_service", _PARTS, "Let people log in with their organization's account."
+    ),
     "export": Entry("services.export:export", _PARTS, "Serve the fleet's metrics for Prometheus."),
 }

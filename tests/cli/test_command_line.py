@@ -271,6 +271,7 @@ def test_every_command_has_help_with_examples(name: str) -> None:
 NO_JSON = {
     "up", "demo", "run", "shell", "collect", "runner", "process", "plan", "export",  # run until something ends
     "logs", "attach",  # print what jobs print
+    "login", "logout", "login-service",
     "dashboard",
     "context add", "context use", "context remove", "context export",  # a line, or a file
     "config set", "config unset", "config check", "config path", "dashboard user", "dashboard link",

@@ -15,9 +15,10 @@ CONTRACT = {"schemas", "bus"}
 ABOVE = {
     "schemas": set[str](),
     "bus": {"schemas"},
-    **dict.fromkeys(("collectors", "processors", "planner", "runners", "client"), CONTRACT),
-    **dict.fromkeys(("exporter", "dashboard"), CONTRACT | {"client"}),
-    "cli": CONTRACT | {"collectors", "processors", "planner", "runners", "client", "exporter", "dashboard"},
+    **dict.fromkeys(("collectors", "processors", "planner", "runners", "client", "login"), CONTRACT),
+    "exporter": CONTRACT | {"client"},
+    "dashboard": CONTRACT | {"client", "login"},
+    "cli": CONTRACT | {"collectors", "processors", "planner", "runners", "client", "login", "exporter", "dashboard"},
 }
 """Parts that each part may import, apart from itself."""
 FILES = {file.relative_to(ROOT): file for part in ABOVE for file in (ROOT / part).rglob("*.py")}
