@@ -130,6 +130,7 @@ class Dashboard:
             seconds=self.settings.session_seconds,
             secure=self.settings.secure,
             proxied=bool(self.settings.trusted_proxies),
+            rules=self.settings.openid,
             ended=ended,
         )
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ..login.rules import Rules
 from .security.accounts import Role
 
 DEFAULT_PORT: Final = 8600
@@ -30,6 +31,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         names: further host names that browsers may use for this server (behind a proxy, for example).
         secure: send cookies over HTTPS only, for a server behind a TLS proxy.
         trusted_proxies: addresses and networks of proxies whose headers give the addresses of clients.
+        openid: rules of logins through an OpenID Connect provider; None for none.
         session_seconds: lifetime of a session.
         interval_seconds: seconds between refreshes of the fleet's state while a page is open.
     """
@@ -43,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     secure: bool = False
     trusted_proxies: tuple[str, ...] = ()
+    openid: Rules | None = None
     session_seconds: float = 12 * 3600.0
     interval_seconds: float = 2.0
 

@@ -73,6 +73,12 @@ def serve(
             help="Address or network of a proxy whose X-Forwarded-For is trusted. Repeatable.",
         ),
     ] = None,
+    openid: Annotated[
+        Path | None,
+        typer.Option(
+            "--openid", metavar="FILE", help="Rules of logins through an OpenID Connect provider (docs/login.md)."
+        ),
+    ] = None,
     session: Annotated[
         str, typer.Option("--session", metavar="TIME", help="Lifetime of a session after the login.")
     ] = "12h",
@@ -93,6 +99,7 @@ def serve(
       corral dashboard
       corral dashboard user alice --role operator      an account with a password
       corral dashboard link                            a new login link
+      corral dashboard --openid login.toml             log in with the organization's account
       corral dashboard --host 0.0.0.0 --name gpus.example.org --secure --trusted-proxy 10.0.0.5
     """
     if context.invoked_subcommand is not None:
@@ -116,7 +123,12 @@ def serve(
     from ...dashboard import server
     from ...dashboard.security.accounts import AccountsError
     from ...dashboard.settings import Settings, SettingsError
+    from ...login.rules import RulesError, read_rules
 
+    try:
+        rules = None if openid is None else read_rules(openid)
+    except RulesError as error:
+        raise CommandError(str(error), USAGE) from None
     settings = Settings(
         state=(state or default_state()).expanduser().absolute(),
         host=host,
@@ -127,6 +139,7 @@ def serve(
         names=tuple(name or ()),
         secure=secure,
         trusted_proxies=proxies,
+        openid=rules,
         session_seconds=seconds,
         interval_seconds=between,
     )

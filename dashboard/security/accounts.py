@@ -6,18 +6,23 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
 import tempfile
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 USERS_FILE: Final = "users"
 LINK_FILE: Final = "link"
+PEOPLE_FILE: Final = "openid.json"
+"""File of those who have logged in through an OpenID Connect provider."""
 GUEST: Final = "guest"
 """Name of the account that is used where no login is required."""
 
@@ -63,6 +68,51 @@ class Account(Struct, frozen=True, kw_only=True):
         return hashlib.sha256(self.secret.encode()).hexdigest()[:16]
 
 
+class Remembered(Struct, frozen=True, kw_only=True):
+    """Somebody who has logged in through the provider.
+
+    Attributes:
+        role: at the last login.
+        secret: that the account's sessions depend on.
+        expires: epoch seconds at which the last login ends.
+    """
+
+    role: Role
+    secret: str
+    expires: float
+
+
+class RememberedPeople:
+    """People who have logged in through the provider, in a file that outlives restarts.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._people = msgspec.json.decode(path.read_bytes(), type=dict[str, Remembered])
+        except (FileNotFoundError, msgspec.MsgspecError):
+            self._people = dict[str, Remembered]()
+
+    def find(self, name: str, now: float) -> Account | None:
+        """Account of somebody whose login lasts."""
+        found = self._people.get(name)
+        return (
+            None if found is None or found.expires <= now else Account(name=name, role=found.role, secret=found.secret)
+        )
+
+    def remember(self, name: str, role: Role, expires: float, now: float) -> Account:
+        """Note a login. Those that are over are forgotten."""
+        known = self._people.get(name)
+        secret = known.secret if known is not None and known.expires > now else secrets.token_urlsafe(24)
+        self._people = {other: found for other, found in self._people.items() if found.expires > now}
+        self._people[name] = Remembered(role=role, secret=secret, expires=expires)
+        write_secret(self._path, json.dumps(msgspec.to_builtins(self._people)))
+        return Account(name=name, role=role, secret=secret)
+
+
 class AccountsError(ValueError):
     """The file of accounts can't be read, or a name or password is invalid; the message says what to do."""
 
@@ -80,6 +130,7 @@ class Accounts:
         self.path = folder / USERS_FILE
         self._link = folder / LINK_FILE
         self._by_link = Account(name=link_name, role=link_role)
+        self._people = RememberedPeople(folder / PEOPLE_FILE)
         self._read_at: tuple[int, int] | None = None
         self._accounts: dict[str, Account] = {}
 
@@ -102,6 +153,7 @@ class Accounts:
     def find(self, name: str, stamp: str) -> Account | None:
         """Account of a session; None if it was removed or its password has changed."""
         account = self._by_link if stamp == self._by_link.stamp else self.all().get(name)
+        account = account or self._people.find(name, time.time())
         return account if account and account.name == name and hmac.compare_digest(account.stamp, stamp) else None
 
     def check(self, name: str, password: str) -> Account | None:
@@ -109,6 +161,17 @@ class Accounts:
         account = self.all().get(name)
         right = _matches(password, account.secret if account else _DUMMY_HASH)
         return account if account and right else None
+
+    def remember(self, name: str, role: Role, seconds: float) -> Account | None:
+        """Account of somebody who has logged in through a provider; None if one with a password has that name.
+
+        Args:
+            name: of the account.
+            role: as the provider's claims give it.
+            seconds: for which the login lasts.
+        """
+        now = time.time()
+        return None if name in self.all() else self._people.remember(name, role, now + seconds, now)
 
     def save(self, name: str, role: Role, password: str) -> None:
         """Add or change an account.

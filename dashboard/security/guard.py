@@ -24,7 +24,7 @@ from .sessions import COOKIE, Session, Sessions
 
 SESSION_KEY: Final = "corral_session"
 SOCKET_PATH: Final = "/_nicegui_ws/"
-_OPEN_PATHS: Final = ("/login", "/health")
+_OPEN_PATHS: Final = ("/login", "/login/openid", "/login/callback", "/health")
 _OPEN_FOLDER: Final = "/assets/"
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _SCRIPT: Final = re.compile(rb"<script(?=[\s>])")

@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from ...login.rules import Rules
 from .accounts import Account, Accounts
 from .guard import cookie, safe_target
 from .login_attempts import Attempts
@@ -37,6 +38,7 @@ class LoginPages:
         secure: mark cookies as `Secure`, so that browsers send them over HTTPS only.
         proxied: true if trusted proxies pass on the addresses of clients.
         ended: called with a session that has logged out.
+        rules: of logins through an OpenID Connect provider; None for none.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LoginPages:
         secure: bool,
         ended: Callable[[Session], None],
         proxied: bool = False,
+        rules: Rules | None = None,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
@@ -58,10 +61,19 @@ class LoginPages:
         self._attempts = Attempts()
         self._proxy_warned = False
         self._hashing = asyncio.Semaphore(2)
+        self._issuer = "" if rules is None else urlsplit(rules.issuer).netloc
+        self._openid: list[Route] = []
+        if rules is not None:
+            from .openid import OpenIdLogin
+
+            self._openid = OpenIdLogin(
+                rules, accounts, sessions, secure=secure, enter=self._enter, refuse=self._refuse
+            ).routes()
 
     def routes(self) -> list[Route]:
-        """Routes for `GET` and `POST /login` and `POST /logout`."""
+        """Routes for `GET` and `POST /login` and `POST /logout`, and for logins through a provider."""
         return [
+            *self._openid,
             Route("/login", self.page, methods=["GET"]),
             Route("/login", self.log_in, methods=["POST"]),
             Route("/logout", self.log_out, methods=["POST"]),
@@ -72,14 +84,14 @@ class LoginPages:
         target = safe_target(request.query_params.get("next", "/"))
         token = request.query_params.get("token", "")
         if not token:
-            return _page(target, self._passwords())
+            return self._form(target)
         visitor = self._visitor(request)
         if (wait := self._must_wait(visitor)) is not None:
             return wait
         account = self._accounts.take_link(token)
         if account is None:
             self._failed(visitor)
-            return _page(target, self._passwords(), "This link was used already, or a newer one exists.", 403)
+            return self._form(target, "This link was used already, or a newer one exists.", 403)
         return self._in(account, target, visitor)
 
     async def log_in(self, request: Request) -> Response:
@@ -88,7 +100,7 @@ class LoginPages:
         async for chunk in request.stream():
             body += chunk
             if len(body) > _BODY_BYTES:
-                return _page("/", self._passwords(), "The form is too long.", 413)
+                return self._form("/", "The form is too long.", 413)
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         target = safe_target(form.get("next", "/"))
         name = "" if form.get("token") else form.get("name", "").strip()[:256]
@@ -110,7 +122,7 @@ class LoginPages:
         if account is None:
             if form.get("token"):
                 self._failed(visitor)
-            return _page(target, self._passwords(), wrong, 403)
+            return self._form(target, wrong, 403)
         self._attempts.succeeded(*visitor)
         return self._in(account, target, visitor)
 
@@ -135,6 +147,15 @@ class LoginPages:
             response.set_cookie(name, text, max_age=seconds, httponly=True, samesite="lax", secure=self._secure)
         return response
 
+    def _enter(self, account: Account, target: str, request: Request) -> Response:
+        return self._in(account, target, self._visitor(request, account.name))
+
+    def _refuse(self, target: str, text: str, status: int) -> Response:
+        return self._form(target, text, status)
+
+    def _form(self, target: str, error: str = "", status: int = 200) -> HTMLResponse:
+        return _page(target, self._passwords(), error, status, self._issuer)
+
     def _passwords(self) -> bool:
         return bool(self._accounts.all())
 
@@ -157,7 +178,7 @@ class LoginPages:
         if not seconds:
             return None
         text = f"Too many attempts. Wait {seconds} seconds, then try again."
-        response = _page("/", self._passwords(), text, 429)
+        response = self._form("/", text, 429)
         response.headers["Retry-After"] = str(seconds)
         return response
 
@@ -170,7 +191,7 @@ class _Visitor(NamedTuple):
     browser: str
 
 
-def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> HTMLResponse:
+def _page(target: str, passwords: bool, error: str, status: int, issuer: str) -> HTMLResponse:
     by_name = (
         '<label>Name<input name="name" autocomplete="username" autocapitalize="none" required autofocus></label>'
         '<label>Password<input name="password" type="password" autocomplete="current-password" required></label>'
@@ -182,6 +203,12 @@ def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> H
         else "Open the link that <code>corral dashboard</code> printed, or get a new one with "
         "<code>corral dashboard link</code>. For an account with a password: <code>corral dashboard user NAME</code>."
     )
+    by_provider = (
+        f'<a class="login-provider" href="/login/openid?next={quote(target, safe="")}">Log in with '
+        f"{html.escape(issuer)}</a>"
+        if issuer
+        else ""
+    )
     told = f'<p class="login-error" role="alert">{html.escape(error)}</p>' if error else ""
     return HTMLResponse(
         f"""<!doctype html>
@@ -190,7 +217,8 @@ def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> H
 <link rel="icon" href="/assets/icon.svg"><link rel="stylesheet" href="/assets/corral.css"></head>
 <body class="login"><main><img src="/assets/icon.svg" alt="" width="44" height="44"><h1>Corral</h1>
 <form method="post" action="/login">{told}<input type="hidden" name="next" value="{html.escape(target)}">
-{by_name if passwords else by_token}<button>Log in</button></form><p class="login-hint">{hint}</p></main></body></html>
+{by_provider}{by_name if passwords else by_token}<button>Log in</button></form>
+<p class="login-hint">{hint}</p></main></body></html>
 """,
         status,
         headers={"Cache-Control": "no-store"},

@@ -68,12 +68,17 @@ class Sessions:
         self._login = login
         self._clock = clock
         secret = _secret(folder / SECRET_FILE)
-        self._signer = URLSafeSerializer(secret, salt="corral.dashboard.session")
-        self._browsers = URLSafeSerializer(secret, salt="corral.dashboard.browser")
+        self._secret = secret
+        self._signer = self.signer("corral.dashboard.session")
+        self._browsers = self.signer("corral.dashboard.browser")
         self._ended_path = folder / _ENDED_FILE
         self._ended: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             self._ended = dict(json.loads(self._ended_path.read_text()))
+
+    def signer(self, salt: str) -> URLSafeSerializer:
+        """Signer of cookies for one purpose, which the salt names."""
+        return URLSafeSerializer(self._secret, salt=salt)
 
     def start(self, account: Account) -> tuple[Session, str]:
         """Create a session. Returns it and the value of its cookie."""
