@@ -24,6 +24,13 @@ from . import permissions
 
 _BATCH: Final = 500
 _TIMEOUT_SECONDS: Final = 5.0
+_RUN_OUT: Final = "408"
+"""Status of a request for messages whose time is over; any other says that the consumer gives no more."""
+_NO_CONSUMER: Final = "503"
+
+
+class MessagesLost(NatsError, ConnectionError):
+    """Messages of a stream did not come, though later ones did: it must be read again."""
 
 
 class Stored(NamedTuple):
@@ -111,6 +118,8 @@ async def read(
 
     Raises:
         TimeoutError: no message came for 5 s.
+        nats.errors.Error: the consumer has gone, as when the server was restarted.
+        MessagesLost: some were on their way when the connection broke.
     """
     js = nc.jetstream()
     config.filter_subject = subject
@@ -128,25 +137,40 @@ async def read(
 
     subscription = await nc.subscribe(inbox, cb=on_message)
     try:
-        owed = 0
+        owed = count = 0
         left, reached = info.num_pending or 0, 0
         while left or reached < until:
             while owed <= _BATCH:  # the next batch is on its way while one is worked on
-                await pull(nc, stream, info.name, inbox, _BATCH, _TIMEOUT_SECONDS)
+                # They run out later than the wait ends: one that runs out had its messages, but for the last of them.
+                await pull(nc, stream, info.name, inbox, _BATCH, 2 * _TIMEOUT_SECONDS)
                 owed += _BATCH
-            message = (
-                await asyncio.wait_for(arrived.get(), _TIMEOUT_SECONDS) if arrived.empty() else arrived.get_nowait()
-            )
-            if not message.reply:  # a status: the request for a batch has run out
+            if arrived.empty():
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    message = await arrived.get()
+            else:
+                message = arrived.get_nowait()
+            if not message.reply:
+                if (status := (message.headers or {}).get("Status")) != _RUN_OUT:
+                    raise _ended(status, message)
                 owed = 0
                 continue
             owed -= 1
-            reached, _, stored_ns, left = delivery(message.reply)
+            reached, number, stored_ns, left = delivery(message.reply)
+            if number != count + 1:
+                raise MessagesLost(f"messages {count + 1} to {number - 1} from {stream} were lost with a connection")
+            count = number
             yield Stored(message.subject, message.data, reached, stored_ns * 1e-9)
     finally:
         with contextlib.suppress(NatsError):
             await subscription.unsubscribe()
             await js.delete_consumer(stream, info.name)
+
+
+def _ended(status: str | None, message: Msg) -> NatsError:
+    if status == _NO_CONSUMER:
+        return NoRespondersError()
+    description = (message.headers or {}).get("Description", "")
+    return APIError(int(status) if status and status.isdigit() else None, f"the consumer gives no more: {description}")
 
 
 async def read_direct(
@@ -166,6 +190,7 @@ async def read_direct(
         NotAllowed: the connection may not read it.
         nats.errors.TimeoutError: the bus did not answer.
         APIError: the server is older than 2.11.
+        MessagesLost: some were on their way when the connection broke.
     """
     where = f"$JS.API.DIRECT.GET.{stream}"
     after = 0
@@ -178,14 +203,16 @@ async def read_direct(
         subscription = await nc.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
         try:
             await nc.publish(where, json.dumps(wanted).encode(), reply=inbox)
-            pending = 0
+            pending = before = 0
             while True:
                 message = await subscription.next_msg(timeout=_TIMEOUT_SECONDS)
                 headers = message.headers or {}
                 status = headers.get("Status")
+                if status in (None, "204") and int(headers.get("Nats-Last-Sequence", before)) != before:
+                    raise MessagesLost(f"messages after {before} from {stream} were lost with a connection")
                 if status is None:
                     stored = _stored(message)
-                    after = stored.sequence
+                    after = before = stored.sequence
                     pending = int(headers.get("Nats-Num-Pending", "0"))
                     yield stored
                     continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from corral.bus.stream_reader import Delivery, delivery, last, read, read_direct
+from corral.bus.stream_reader import Delivery, MessagesLost, delivery, last, pull, read, read_direct
 from corral.schemas import subjects
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 from nats.js import api
 
 
@@ -32,3 +33,29 @@ async def test_both_ways_of_reading_find_the_same_messages(nc: Client) -> None:
     assert [message.stored_at for message in by_consumer] == pytest.approx(times, abs=1e-5, rel=0)
     newest = await last(nc, subjects.FACTS_STREAM, f"{subjects.EVENTS}.h2")
     assert newest == direct[-1]
+
+
+async def test_a_stream_is_not_read_with_a_gap_or_without_an_end(nc: Client) -> None:
+    """A consumer goes when its server is restarted, and messages are lost that are on their way meanwhile."""
+    js = nc.jetstream()
+    for number in range(1599):
+        await nc.publish(f"{subjects.EVENTS}.h", str(number).encode())
+    await js.publish(f"{subjects.EVENTS}.h", b"the last")
+    other = (await nc.subscribe(nc.new_inbox())).subject
+
+    async def reading(disturb: str) -> list[int]:
+        found: list[int] = []
+        async for message in read(nc, subjects.FACTS_STREAM, f"{subjects.EVENTS}.*", api.ConsumerConfig()):
+            found.append(message.sequence)
+            if len(found) == 1:
+                [consumer] = await js.consumers_info(subjects.FACTS_STREAM)
+                if disturb == "gone":
+                    await js.delete_consumer(subjects.FACTS_STREAM, consumer.name)
+                else:  # others get some of what it has next
+                    await pull(nc, subjects.FACTS_STREAM, consumer.name, other, 100, 60.0)
+        return found
+
+    with pytest.raises(NoRespondersError):
+        await reading("gone")
+    with pytest.raises(MessagesLost):
+        await reading("lost")
