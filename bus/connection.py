@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final, cast
 
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 log = logging.getLogger("corral.bus")
 
@@ -15,11 +16,21 @@ RENEW_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
 
 
-class Connection(Client):
-    """NATS client that reconnects on demand, and whose `flush` works across reconnections and never ends the read loop.
+CLOSE_SECONDS: Final = 1.0
+"""Time to send the rest of what was written to a connection that ends."""
 
-    In nats-py (2.16) the late answer to a flush that was given up ends the read loop. The connection then receives
-    nothing more until its pings are found to be unanswered.
+
+class Connection(Client):
+    """NATS client that reconnects on demand and after every failure, and whose `flush` works across reconnections.
+
+    In nats-py (2.16):
+
+    - The late answer to a flush that was given up ends the read loop. The connection then receives nothing more until
+      its pings are found to be unanswered.
+    - An error that is none of the operating system's ends the attempts to reconnect, for ever. uvloop has one for a
+      connection that was reset a moment ago, as when a server is killed while it is connected to.
+    - To end a connection it waits until all is sent, which lasts for as long as TCP tries to reach a server that has
+      vanished: a quarter of an hour by default.
     """
 
     _renewed_at = float("-inf")
@@ -60,6 +71,34 @@ class Connection(Client):
                     return flushing.result()
             finally:
                 flushing.cancel()
+
+    async def _attempt_reconnect(self) -> None:
+        self._abort_later()
+        while True:
+            try:
+                return await super()._attempt_reconnect()
+            except Exception as error:
+                # Of the callback, say; or another attempt has begun.
+                if self.is_connected or self.is_closed or self._reconnection_task is not asyncio.current_task():
+                    raise
+                log.debug("reconnecting failed, and is tried again: %r", error)
+                self._status = Client.RECONNECTING
+            await asyncio.sleep(self.options["reconnect_time_wait"])
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        self._abort_later()
+        try:
+            await super()._close(status, do_cbs)
+        except (OSError, RuntimeError):  # what was left can't be sent: close without it
+            self._pending, self._pending_data_size = [], 0
+            self._status = Client.DISCONNECTED
+            await super()._close(status, do_cbs)
+
+    def _abort_later(self) -> None:
+        """Drop what the present connection has not sent within `CLOSE_SECONDS`."""
+        writer = cast("Any", self._transport)._io_writer if isinstance(self._transport, TcpTransport) else None
+        if writer is not None:
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, writer.transport.abort)
 
     async def _process_pong(self) -> None:
         waiting = self._pongs

@@ -1,11 +1,15 @@
-"""The connection to the bus flushes across a reconnection, where nats-py's own waits to its timeout."""
+"""The connection to the bus survives what ends, or holds up, one of nats-py's own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
+from pathlib import Path
 from typing import Any
 
+import uvloop
 from corral.bus.connect import connect
 from corral.cli.local.server import EmbeddedServer
 from support.stalling_proxy import StallingProxy
@@ -31,3 +35,61 @@ async def test_a_flush_ends_with_the_connection_that_follows_the_one_it_began_on
         with contextlib.suppress(Exception):
             await connection.close()
         await proxy.stop()
+
+
+async def test_a_server_that_dies_while_it_is_connected_to_is_tried_again(server: EmbeddedServer) -> None:
+    """uvloop, on which services run, has an error of its own for a connection that was reset a moment ago."""
+    met = asyncio.Event()
+
+    async def dying(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.01)  # until the client waits for the first line
+        writer.write(b'INFO {"server_id": "x", "version": "2.15.1", "proto": 1, "headers": true}\r\n')
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+        met.set()
+
+    async def scenario() -> None:
+        connection = await connect(server.url, reconnect_time_wait=0.01)
+        server.kill()
+        listening = await asyncio.start_server(dying, "127.0.0.1", server.port)
+        async with asyncio.timeout(60):
+            await met.wait()
+        listening.close()
+        await listening.wait_closed()
+        server.start()
+        async with asyncio.timeout(60):
+            while not connection.is_connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await connection.flush(60)
+        await connection.close()
+
+    await asyncio.to_thread(uvloop.run, scenario())
+
+
+async def test_what_a_vanished_server_never_took_does_not_hold_up_the_next(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    proxy = StallingProxy(server.port)
+    await proxy.start()
+    other = EmbeddedServer(tmp_path / "other")
+    other.start()
+    urls, options = f"{proxy.url},{other.url}", {"dont_randomize": True, "ping_interval": 0.2}
+    connection = await connect(urls, pending_size=2**30, **options)
+    try:
+        stalled = asyncio.create_task(proxy.stall(600.0, cut=False))
+        await asyncio.sleep(0)
+        for _ in range(60):  # more than what the buffers of both sockets hold
+            await connection.publish("s", bytes(500_000))
+        while not connection.stats["reconnects"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert connection.connected_url is not None
+        assert connection.connected_url.port == other.port
+        # And neither does it hold up the end.
+        other.kill()
+        await connection.close()
+        assert connection.is_closed
+        stalled.cancel()
+    finally:
+        await proxy.stop()
+        other.kill()
