@@ -296,6 +296,7 @@ class Planner:
                     await self._publisher.flush()
                     await self._publisher.save_watermark()
         self._stopping = True
+        self._store.abandon(for_good=True)  # nobody sends again what was lost: nothing may wait for it
         await cancel_all(self._tasks)  # the election, and so the term, among them
         if term:
             await self._election.resign(term)
@@ -561,6 +562,7 @@ class Planner:
     async def _stop_term_tasks(self) -> None:
         self.leading.clear()
         self._broker = self._publisher = None
+        self._store.abandon()
         await cancel_all(self._term_tasks)
         self._term_tasks = []
 

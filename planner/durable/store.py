@@ -91,6 +91,7 @@ _MAX_GROUP: Final = 250
 _GROUP_BYTES: Final = 4 * 2**20
 _SUBJECT: Final = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
 _CLAIM_TRIES: Final = 50
+_ANOTHER_LEADS: Final = "another planner leads"
 _RESEND_SECONDS: Final = 2.0
 _PURGE_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 5.0
@@ -283,6 +284,7 @@ class Store:
         self._waiting: deque[int] = deque()
         self._group: list[int] = []
         self._batches = 0
+        self._abandoned = False
         self._resend_timer: asyncio.TimerHandle | None = None
         self._tasks = BackgroundTasks()
         self.write_seconds = Histogram(SECONDS)
@@ -439,6 +441,10 @@ class Store:
             self._heard_at = now
         self._count += 1
         number = write.number = self._count
+        if self._abandoned:
+            write.resolved = True
+            write.complete(Deposed(_ANOTHER_LEADS))
+            return
         write.known_revision = self._newest
         write.requested_at = now
         self._pending[number] = write
@@ -514,8 +520,13 @@ class Store:
             await self.resend(_RESEND_SECONDS)
         return _RESEND_SECONDS / 4
 
-    def abandon(self) -> None:
-        """Give up on the unacknowledged writes, since another planner leads: their outcome is `Deposed`."""
+    def abandon(self, *, for_good: bool = False) -> None:
+        """Give up on the unacknowledged writes, since another planner leads: their outcome is `Deposed`.
+
+        Args:
+            for_good: further writes are not sent, with the same outcome: this planner ends.
+        """
+        self._abandoned = self._abandoned or for_good
         writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
         self._waiting.clear()
@@ -523,7 +534,7 @@ class Store:
         self._settled.set()
         for write in writes:
             write.resolved = True
-            write.complete(Deposed("another planner leads"))
+            write.complete(Deposed(_ANOTHER_LEADS))
 
     async def settled(self) -> None:
         """Wait until no write is in flight."""

@@ -116,10 +116,11 @@ class PlannerProcess:
     def start(self) -> None:
         """As `corral plan` would, with its log in a file."""
         code = (
-            "import asyncio, ctypes, signal, sys, logging, uvloop, msgspec\n"
+            "import asyncio, ctypes, faulthandler, signal, sys, logging, uvloop, msgspec\n"
             "ctypes.CDLL(None).prctl(1, 9)  # never outlive the test\n"
             "from corral.planner.service import Settings, plan\n"
             "logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(name)s %(message)s')\n"
+            "faulthandler.register(signal.SIGUSR2)\n"
             "def stacks():\n"
             "    for task in asyncio.all_tasks():\n"
             "        print(task.get_name(), task.cancelling(), flush=True)\n"
@@ -149,8 +150,9 @@ class PlannerProcess:
         os.kill(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
 
     def print_stacks(self) -> None:
-        """Have it print into its log where its tasks are, if it runs."""
+        """Have it print into its log where its threads are, and its tasks if its event loop goes on."""
         if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR2)
             self.process.send_signal(signal.SIGUSR1)
             time.sleep(1.0)
 
