@@ -110,6 +110,7 @@ class Reclaimer:
         self._choices_at = 0.0
         """Time when the candidates were listed."""
         self._restored = False
+        ledger.notices_checked = not state.active
         self._failed_at: dict[Group, float] = {}
 
     @property
@@ -187,6 +188,25 @@ class Reclaimer:
             if holding is not None:
                 node = self._state.node_of(lease.owner)
                 self._claim(queued, Candidate(lease.lease_id, node, holding.amounts, 0.0, 0.0))
+        for queued, claim in list(self._claims.items()):
+            if not self._is_whole(queued, claim):
+                self._end_claim(queued)
+        self._ledger.notices_checked = True
+
+    def _is_whole(self, queued: QueuedRequest, claim: Claim) -> bool:
+        """True if a request could start without the leases of its claim: a planner may have ended while it gave notice.
+
+        Also true where that is not known, since a host was not heard for long.
+        """
+        for lease_id in claim.victims:
+            record = self._ledger.table.get(lease_id)
+            for grant in () if record is None else record.lease.grants:
+                device = self._fleet.devices.get(grant.device)
+                if device is not None and device.blocked & STALE:
+                    return True
+        victims = claim.victims.values()
+        choice = Reclaim(self._fleet, self._state.use, claim.node, claim.node, victims, lambda _: 0.0, Pending())
+        return choice.choose(queued.entry.ask) is not None
 
     def _claim(self, queued: QueuedRequest, *victims: Candidate) -> None:
         claim = self._claims.get(queued)

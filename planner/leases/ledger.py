@@ -103,6 +103,8 @@ class Ledger:
         self._tasks = BackgroundTasks()
         self._limits: list[tuple[float, str]] = []
         """Deadline (`lifecycle.deadline`) and id of leases that have one, soonest first; it may have moved since."""
+        self.notices_checked = True
+        """Whether leases end by notices for a claimant: those of an earlier term are looked through first."""
         self.on_end: Callable[[LeaseRecord], None] = lambda _: None
         """Called with the record of each lease that ends, before its devices are free."""
         self.on_notice: Callable[[Lease], None] = lambda _: None
@@ -302,9 +304,12 @@ class Ledger:
         while self._limits and self._limits[0][0] <= now.timestamp():
             _, lease_id = heappop(self._limits)
             record = self.table.get(lease_id)
-            if record is not None and _reached(record.lease, now):
+            if record is None or (reached := _reached(record.lease, now)) is None:
+                continue
+            notice = record.lease.preemption
+            if self.notices_checked or reached[1] is not LeaseState.EVICTED or notice is None or not notice.claimant:
                 self.start_change(lease_id, step)
-                heappush(self._limits, (now.timestamp() + _RETRY_SECONDS, lease_id))  # the write may fail
+            heappush(self._limits, (now.timestamp() + _RETRY_SECONDS, lease_id))  # the write may fail
 
     def end_lost(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
         """End the leases on a lost host, except those that are renewed: their work is running."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker.reclaimer import IDLE_SECONDS
+from corral.schemas import subjects
 from nats.aio.client import Client
-from support.planner_rig import FakeHosts, PlannerProcess, ask, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, queued, until_ready
 
 VISION = {"name": "vision", "guarantee": {"gpus": {"*": 3}}, "members": ["ann"]}
 NLP = {"name": "nlp", "guarantee": {"gpus": {"*": 1}}, "members": ["bob"]}
@@ -139,6 +141,43 @@ async def test_a_device_that_is_lost_before_it_is_seen_idle_is_not_waited_for(
     hosts.silent.clear()
     granted = (await asked)["lease"]["grants"][0]
     assert granted["device"] == second["grants"][0]["device"]
+    await hosts.stop()
+
+
+async def test_a_notice_that_frees_nothing_alone_is_withdrawn_by_the_next_leader(
+    nc: Client, planner: PlannerProcess
+) -> None:
+    """A planner that is killed while it gives notice to two leases has given it to one."""
+    hosts = FakeHosts(nc, hosts=1, devices=1)
+    await hosts.start()
+    planner.start()
+    await until_ready(nc, 1)
+    vision = {**VISION, "guarantee": {"gpus": {"*": 1}}}
+    assert (await ask(nc, "set_groups", {"set": [vision]}))["revision"] == 1
+    half = {"owner": "bob", "gpu_share": 0.5, "preemptible": True, "grace_seconds": 1, "ttl_seconds": 600}
+    first = (await ask(nc, "request", half))["lease"]["lease_id"]
+    assert (await ask(nc, "request", {**half, "min_run_seconds": 600}))["type"] == "assignment"
+    want = {"owner": "ann", "wait_seconds": 600, "request_id": "one", "ttl_seconds": 600}
+    asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
+    await queued(nc, 1)
+    planner.kill()
+    key = f"$KV.{subjects.PLANNER_BUCKET}.lease.{first}"
+    kept = await nc.jetstream().get_last_msg(f"KV_{subjects.PLANNER_BUCKET}", key)
+    record = json.loads(kept.data or b"")
+    record["lease"]["preemption"] = {
+        "notified_at": record["lease"]["granted_at"],
+        "ends_at": record["lease"]["granted_at"],
+        "reason": "group vision is guaranteed what it asks for",
+        "claimant": "one",
+        "claimant_owner": "ann",
+        "claimant_group": "vision",
+    }
+    await nc.jetstream().publish(key, json.dumps(record).encode())
+    planner.start()
+    await until_ready(nc)
+    await noticed(nc, "bob", 0)
+    assert len(await active(nc, "bob")) == 2
+    asked.cancel()
     await hosts.stop()
 
 
