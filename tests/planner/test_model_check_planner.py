@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import math
@@ -60,9 +61,10 @@ from support.planner_model import (
     check,
     close,
     connect_clients,
+    stamp,
     time_of,
 )
-from support.planner_rig import GIB, FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
+from support.planner_rig import GIB, FakeHosts, PlannerProcess, ask, lease_events, persist, stream, until_ready
 from support.queue_model import (
     OVERDUE_SECONDS,
     SILENCE_SECONDS,
@@ -84,6 +86,7 @@ from support.stalling_proxy import StallingProxy
 
 ROUNDS_MOST = 6
 CALM_SECONDS = 8.0
+USAGE_SECONDS = 3.0
 
 
 async def torment(
@@ -161,6 +164,17 @@ async def leave_one_by_one(
     await asyncio.gather(*going)
 
 
+async def ask_usage(nc: Client, groups: GroupHistory) -> None:
+    """Ask for the use of groups, again and again, for ever."""
+    while True:
+        await asyncio.sleep(USAGE_SECONDS)
+        asked_at = time.time()
+        with contextlib.suppress(nats.errors.Error, OSError):
+            answer = await ask(nc, "groups", {}, timeout=1.0)
+            if answer["type"] == "groups":
+                groups.usage.append((asked_at, time.time(), answer))
+
+
 async def model_check(
     server: EmbeddedServer, folder: Path, *, clients: int, seconds: float, seed: int, to_the_end: bool
 ) -> None:
@@ -201,7 +215,9 @@ async def model_check(
             GroupClient(rest[number % len(rest)], owner, (history, groups), entries, rng.getrandbits(32))
             for number, owner in enumerate(OWNERS)
         ]
-        watching = asyncio.create_task(watch_outages(nc, waits.outages))
+        watching = [
+            asyncio.create_task(each) for each in (watch_outages(nc, waits.outages), ask_usage(rest[0], groups))
+        ]
         done: list[str] = []
         # Faults can take most of a short round, and more of it on a slow machine: then there is another.
         for turn in range(ROUNDS_MOST):
@@ -227,12 +243,14 @@ async def model_check(
             active = (await persist(nc, "leases", {}))["leases"]
         left = await left_over(nc, 3 * SILENCE_SECONDS)
         await asyncio.sleep(1.0)
-        watching.cancel()
+        for each in watching:
+            each.cancel()
         for planner in planners:
             planner.stop()
         bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
-        events = [event for _, event in await lease_events(nc)]
+        # One that was lost with the bus, or a connection, is sent again, and is behind later ones of its lease then.
+        events = sorted((event for _, event in await lease_events(nc)), key=lambda event: stamp(event["time"]))
 
         def disturbed(since: float, until: float) -> bool:
             return seconds_away(waits.outages, since, until, RECOVERY_SECONDS) > 0
@@ -263,7 +281,10 @@ async def model_check(
         print(
             f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
             f"{len(history.windows)} windows, {len(done)} faults, {dict(history.errors)}, "
-            f"{sum(event['kind'] == 'preempting' for event in events)} notices, "
+            f"{sum(event['kind'] == 'preempting' for event in events)} notices for "
+            f"{len({event['lease']['preemption']['claimant'] for event in events if event['kind'] == 'preempting'})}, "
+            f"{sum(event['lease']['owner'] in OWNERS for event in events if event['kind'] == 'granted')} grants to "
+            f"groups, {len(groups.usage)} times asked for usage, "
             f"{sum(event['kind'].startswith('resize_') for event in events)} notices of a resize, "
             f"{sum(event['kind'] == 'resized' for event in events)} resizes, {len(elastic.closed)} times closed, "
             f"{len(waits.asked)} in the queue, {sum(one.excused for one in waits.asked.values())} of them unheard"

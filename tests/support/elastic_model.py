@@ -441,7 +441,7 @@ def check_elastic(
 
     Args:
         history: of the clients.
-        events: of leases, in the order of the stream.
+        events: of leases, in the order of their times.
         active: leases that are listed in the end.
         outages: in which a planner may have stood still.
     """

@@ -27,10 +27,10 @@ PRICE = 2.0
 HALF_LIFE_SECONDS = 60.0
 GROUPS: dict[str, dict[str, Any]] = {
     "lab": {"guarantee": 5, "limit": 6},
-    "lab/vision": {"guarantee": 3, "limit": 4, "members": ["vision0", "vision1"]},
+    "lab/vision": {"guarantee": 3, "limit": 3, "members": ["vision0", "vision1"]},
     "lab/nlp": {"guarantee": 2, "weight": 2.0, "members": ["nlp0"]},
-    "ops": {"guarantee": 2, "borrowing_limit": 2, "members": ["ops0", "ops1"]},
-    "guests": {"limit": 7, "weight": 0.5, "members": [f"guest{number}" for number in range(6)]},
+    "ops": {"guarantee": 2, "borrowing_limit": 1, "members": ["ops0", "ops1"]},
+    "guests": {"limit": 6, "weight": 0.5, "members": [f"guest{number}" for number in range(6)]},
 }
 """Devices of `MODEL` by kind of quota."""
 OWNERS = [owner for group in GROUPS.values() for owner in group.get("members", ())]
@@ -138,7 +138,7 @@ class GroupClient(RandomClient):
             "wait_seconds": 8,
             "preemptible": guest or self.random.random() < 0.6,
             "grace_seconds": self.random.choice([0, 0.5, 1, 20, 20]),
-            "min_run_seconds": self.random.choice([0, 0, 1, 2]),
+            "min_run_seconds": self.random.choice([0, 0, 1, 8]),
             "checkpoint": True,
         }
         if self.random.random() < 0.2:
@@ -244,7 +244,7 @@ class Story:
 
 
 def stories_of(events: Iterable[dict[str, Any]]) -> dict[str, Story]:
-    """Leases by id, from their events in the order of the stream."""
+    """Leases by id, from their events in the order of their times."""
     found: dict[str, Story] = {}
     notice: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -287,7 +287,7 @@ def check_groups(
 
     Args:
         history: of the clients.
-        events: of leases, in the order of the stream.
+        events: of leases, in the order of their times.
         outages: in which a planner may have stood still.
         fleet: what it has in all: devices counted by price, cores, bytes of RAM.
     """

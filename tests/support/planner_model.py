@@ -290,7 +290,7 @@ def check(
 
     Args:
         history: of the clients.
-        events: lease events in the order of the stream.
+        events: lease events in the order of their times.
         active: leases that are listed in the end.
         lost_hosts: that were silent for too long: their leases end with that, and no others do.
         left: devices that windows could not count on any more, each with the time.
@@ -377,7 +377,7 @@ def devices_of(lease: dict[str, Any]) -> set[str]:
 
 
 def spans_of(events: Iterable[dict[str, Any]], active: Iterable[dict[str, Any]]) -> list[Span]:
-    """What leases held and when, from their events in the order of the stream, and those that are listed in the end."""
+    """What leases held and when, from their events in the order of their times, and those that are listed."""
     by_lease: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         by_lease[event["lease"]["lease_id"]].append(event)

@@ -349,7 +349,7 @@ def check_queue(
 
     Args:
         waits: of the clients.
-        lease_events: in the order of the stream.
+        lease_events: in the order of their times.
         events: of requests, each once.
         left: what still waits in the end, though no client does.
         silence_seconds: of the planners.
