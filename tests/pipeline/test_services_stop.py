@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +67,7 @@ async def test_services_end_in_order_whatever_the_bus_does(
     if state == "absent":
         # They wait for a server to begin with, or end since there is none.
         ended = {"plan", "export"}
-        wait_for(lambda: all((code := forked.code(pids[name])) == NO_SERVER for name in ended))
+        wait_for(lambda: all(forked.code(pids[name]) == NO_SERVER for name in ended))
         pids = {name: pid for name, pid in pids.items() if name not in ended}
         wait_for(lambda: all("bus" in logs[name].read_text() for name in pids))
     else:
@@ -89,14 +88,9 @@ async def test_services_end_in_order_whatever_the_bus_does(
             held.callback(listening.accept()[0].close)
     for pid in pids.values():
         os.kill(pid, signal.SIGTERM)
-    codes: dict[str, int] = {}
-    end = time.monotonic() + BOUND_SECONDS
-    while len(codes) < len(pids) and time.monotonic() < end:
-        for name in pids.keys() - codes.keys():
-            if (code := forked.code(pids[name])) is not None:
-                codes[name] = code
-        time.sleep(0.05)
+    wait_for(lambda: all(forked.code(pid) is not None for pid in pids.values()), BOUND_SECONDS)
     held.close()
     if state == "stopped":
         os.kill(server.process.pid, signal.SIGCONT)
+    codes = {name: forked.code(pid) for name, pid in pids.items()}
     assert codes == dict.fromkeys(pids, 0), {name: log.read_text()[-2000:] for name, log in logs.items()}

@@ -62,6 +62,7 @@ class ForkedServices:
     """A process that has imported all services, and forks them."""
 
     def __init__(self) -> None:
+        self._codes: dict[int, int | None] = {}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE, *(f"corral.{name}" for name in _MODULES)],
             env=environment(OPENBLAS_NUM_THREADS="1"),
@@ -76,8 +77,10 @@ class ForkedServices:
         return int(self._ask(asked))
 
     def code(self, pid: int) -> int | None:
-        """Exit code of a process that has ended, once; None while it runs."""
-        return json.loads(self._ask({"pid": pid}))
+        """Exit code of a process; None while it runs."""
+        if self._codes.get(pid) is None:
+            self._codes[pid] = json.loads(self._ask({"pid": pid}))
+        return self._codes[pid]
 
     def close(self) -> None:
         """End it, and what it has forked."""
