@@ -59,7 +59,7 @@ class Planner:
         self._made = 0
         self._tasks: list[Coroutine[Any, Any, None]] = []
         # The reclaimer's clock is this one.
-        reclaimer.time = SimpleNamespace(time=lambda: self.now, perf_counter=lambda: 0.0)
+        reclaimer.time = SimpleNamespace(time=lambda: self.now, perf_counter=lambda: 0.0, thread_time=lambda: 0.0)
         reclaimer.preemptible_from = lambda lease: lease.granted_at
         self.reclaimer = reclaimer.Reclaimer(
             self.fleet, self._ledger(), self.state, self.line, self.queue, self._tasks.append, lambda: None
@@ -154,9 +154,9 @@ class _Queued:
     arrived_at: float
 
 
-def baseline() -> None:
-    """Kueue's load where nothing but the work itself takes time."""
-    load, noticed = LOADS["baseline"], list[str]()
+def kueue(name: str) -> None:
+    """One of Kueue's loads where nothing but the work itself takes time."""
+    load, noticed = LOADS[name], list[str]()
     planner = Planner(load.cohorts * load.queues * QUOTA // 8, groups(load)["replace"], noticed.append)
     works, ends, waits = workloads(load)[::-1], list[tuple[float, str]](), dict[str, float]()
     left = len(works)
@@ -194,7 +194,7 @@ def baseline() -> None:
                 ask(queued.payload, queued.arrived_at, lease)
             noticed.clear()
     least, floors = floor(load)
-    print("Kueue's baseline, where decisions and messages take no time; mean time to admission by class")
+    print(f"Kueue's {name}, where decisions and messages take no time; mean time to admission by class")
     first_fit = " / ".join(f"{statistics.fmean(each):.2f}" for each in floors.values())
     print(f"  first-fit by priority   {least:.1f} s; {first_fit} s")
     means = [statistics.fmean(wait for name, wait in waits.items() if f"-{kind.name}-" in name) for kind in load.kinds]
@@ -268,4 +268,5 @@ if __name__ == "__main__":
     plain()
     reclaiming("of different prices", 5e-4)
     reclaiming("of equal prices", 0.0)
-    baseline()
+    kueue("baseline")
+    kueue("large-scale")

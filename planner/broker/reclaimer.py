@@ -22,7 +22,7 @@ from ..groups.use import Amounts, Pending
 from ..leases.ledger import Ledger
 from ..leases.lifecycle import Refused, preemptible_from
 from ..queue.line import Group, Line
-from ..queue.reclaim import Candidate, Reclaim, price_of
+from ..queue.reclaim import Candidate, Reclaim, price_of, ranked
 from .queue import QueuedRequest, WaitingQueue
 
 log = logging.getLogger("corral.planner.broker.reclaimer")
@@ -38,6 +38,8 @@ _TURN_SECONDS: Final = 0.02
 """Time for which leases are chosen at once: requests and renewals come in between."""
 _CANDIDATES_SECONDS: Final = 1.0
 """Time for which a list of candidates is used: another would differ little, and take long with many leases."""
+_MAX_LISTING: Final = 0.05
+"""Part of a core that these lists may take: with very many leases and groups that ask, one is used for longer."""
 _RETRY_SECONDS: Final = 1.0
 """Time after which leases are looked for again, for requests that found none."""
 
@@ -104,11 +106,15 @@ class Reclaimer:
         """Amounts that groups are about to get by claims."""
         self._given = Pending()
         """Amounts that groups are about to give up by claims."""
-        self._choices: dict[tuple[Node, Node, Node | None], Reclaim] = {}
+        self._candidates: list[Candidate] = []
+        """Leases that may be preempted, in the order in which they are, as of `_listed_at`."""
+        self._listed_at = 0.0
+        self._listing_seconds = 0.0
+        """Processor time that the list took, and the choices that were made ready with it."""
+        self._choices: dict[Node, Reclaim] = {}
+        """Choices by the group around those in whose guarantee there is room."""
         self._until = 0.0
         """End of the turn, by the performance counter."""
-        self._choices_at = 0.0
-        """Time when the candidates were listed."""
         self._restored = False
         ledger.notices_checked = not state.active
         self._failed_at: dict[Group, float] = {}
@@ -135,7 +141,7 @@ class Reclaimer:
         for queued in list(self._claims):
             self._end_claim(queued)
         self._failed_at.clear()
-        self._choices.clear()
+        self._listed_at = 0.0
 
     def ended(self, lease_id: str) -> None:
         """Note that a lease ended."""
@@ -219,6 +225,8 @@ class Reclaimer:
             claim.victims[each.lease_id] = each
             self._claim_on[each.lease_id] = claim
             self._given.add(each.node, each.amounts)
+        for choice in self._choices.values():  # another group must not wait for the same leases
+            choice.leave_out(each.lease_id for each in victims)
 
     def _expected(self, ask: Ask, victims: Iterable[Candidate]) -> Amounts:
         """Expected amounts of a request: devices of a model that its victims hold."""
@@ -261,9 +269,9 @@ class Reclaimer:
             levels = self._levels(node, ask)
             for within, narrowed in levels:
                 if group.limited is not None:
-                    chosen = self._make_room(node, within, group.limited, narrowed, now)
+                    chosen = self._make_room(within, group.limited, narrowed, now)
                 else:
-                    chosen = self._choice(node, within, None, now).choose(narrowed)
+                    chosen = self._choice(within, now).choose(narrowed, within)
                 if chosen:
                     break
             if not chosen:
@@ -298,34 +306,33 @@ class Reclaimer:
         barred = tuple(sorted({*ask.barred, *models}))
         return self._fleet.ask(ask.key._replace(barred=barred)) if models else ask
 
-    def _make_room(self, node: Node, within: Node, limited: Node, ask: Ask, now: float) -> list[Candidate] | None:
+    def _make_room(self, within: Node, limited: Node, ask: Ask, now: float) -> list[Candidate] | None:
         """Choose leases within a group whose limit is reached, so that a request has room under it."""
         model = next(iter(models_of(self._fleet, ask)), None)
         if model is None or within is limited or within in limited.path:
             return None
         excess = self._state.use.excess(limited, model, devices_of(ask))
         needed = excess + self._awaited.total(limited) - self._given.total(limited)
-        return self._choice(node, within, limited, now).make_room(needed) if needed > 0 else None
+        return self._choice(within, now).make_room(needed, within, limited) if needed > 0 else None
 
-    def _choice(self, node: Node, within: Node, limited: Node | None, now: float) -> Reclaim:
-        """Choice among the leases outside of `within`; and inside of `limited`, if that is given."""
-        if now - self._choices_at > _CANDIDATES_SECONDS:
+    def _choice(self, within: Node, now: float) -> Reclaim:
+        """Choice among the leases outside of a group."""
+        began = time.thread_time()
+        if now - self._listed_at > max(_CANDIDATES_SECONDS, self._listing_seconds / _MAX_LISTING):
+            self._candidates = ranked(self._list_candidates(now), lambda of: self._state.share(of, now))
             self._choices.clear()
-            self._choices_at = now
-        found = self._choices.get((node, within, limited))
+            self._listed_at, self._listing_seconds = now, 0.0
+        assert within.parent is not None
+        found = self._choices.get(within.parent)
         if found is None:
-            found = self._choices[node, within, limited] = Reclaim(
-                self._fleet,
-                self._state.use,
-                node,
-                within,
-                [each for each in self._candidates(now) if limited is None or limited in each.node.path],
-                lambda of: self._state.share(of, now),
-                self._given,
+            candidates = (each for each in self._candidates if each.lease_id not in self._claim_on)
+            found = self._choices[within.parent] = Reclaim(
+                self._fleet, self._state.use, within.parent, candidates, self._given
             )
+        self._listing_seconds += time.thread_time() - began
         return found
 
-    def _candidates(self, now: float) -> list[Candidate]:
+    def _list_candidates(self, now: float) -> list[Candidate]:
         found: list[Candidate] = []
         for lease_id, holding in self._state.use.holdings.items():
             if not holding.preemptible or lease_id in self._claim_on:

@@ -56,14 +56,19 @@ class Holding(NamedTuple):
 
 
 class Pending:
-    """Amounts that groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM."""
+    """Amounts that groups are about to get, or to give up: devices by pattern of their guarantees, cores and RAM.
 
-    __slots__ = ("_cores", "_devices", "_totals")
+    Args:
+        base: amounts that count as well; None for none. What is added here is not added to them.
+    """
 
-    def __init__(self, other: Pending | None = None) -> None:
-        self._totals: dict[Node, int] = dict(other._totals) if other is not None else {}
-        self._devices: dict[tuple[Node, int], int] = dict(other._devices) if other is not None else {}
-        self._cores: dict[Node, tuple[int, int]] = dict(other._cores) if other is not None else {}
+    __slots__ = ("_base", "_cores", "_devices", "_totals")
+
+    def __init__(self, base: Pending | None = None) -> None:
+        self._base = base
+        self._totals: dict[Node, int] = {}
+        self._devices: dict[tuple[Node, int], int] = {}
+        self._cores: dict[Node, tuple[int, int]] = {}
 
     def add(self, node: Node, amounts: Amounts, sign: int = 1) -> None:
         """Count what a lease of a group holds, for the groups around it as well; with sign -1 no more."""
@@ -72,21 +77,27 @@ class Pending:
                 at = each.guarantee.first(model)
                 if at is not None:
                     self._devices[each, at] = self._devices.get((each, at), 0) + sign * share
-            self._totals[each] = self.total(each) + sign * sum(amounts.devices.values())
-            cpus_milli, memory_bytes = self.cores(each)
+            self._totals[each] = self._totals.get(each, 0) + sign * sum(amounts.devices.values())
+            cpus_milli, memory_bytes = self._cores.get(each, (0, 0))
             self._cores[each] = (cpus_milli + sign * amounts.cpus_milli, memory_bytes + sign * amounts.memory_bytes)
 
     def devices(self, node: Node, at: int) -> int:
         """Billionths of devices under a pattern of a group's guarantee."""
-        return self._devices.get((node, at), 0)
+        own = self._devices.get((node, at), 0)
+        return own if self._base is None else own + self._base.devices(node, at)
 
     def total(self, node: Node) -> int:
         """Billionths of devices of all models."""
-        return self._totals.get(node, 0)
+        own = self._totals.get(node, 0)
+        return own if self._base is None else own + self._base.total(node)
 
     def cores(self, node: Node) -> tuple[int, int]:
         """Thousandths of cores, and bytes of RAM."""
-        return self._cores.get(node, (0, 0))
+        own = self._cores.get(node, (0, 0))
+        if self._base is None:
+            return own
+        below = self._base.cores(node)
+        return own[0] + below[0], own[1] + below[1]
 
 
 _NOTHING: Final = Pending()

@@ -55,70 +55,104 @@ def price_of(lease: Lease, devices: float, now: float) -> float:
     return devices * max(0.0, now - since.timestamp())
 
 
+def ranked(candidates: Sequence[Candidate], share: Callable[[Node], float]) -> list[Candidate]:
+    """Candidates in the order in which they are taken.
+
+    Args:
+        candidates: preemptible leases.
+        share: use of a group for its weight.
+    """
+    shares: dict[Node, tuple[float, ...]] = {}
+    for each in candidates:
+        if each.node not in shares:
+            shares[each.node] = tuple(-share(node) for node in each.node.path)
+    return sorted(
+        candidates,
+        key=lambda each: (shares[each.node], each.node.name, each.price, -each.granted_at, each.lease_id),
+    )
+
+
 class Reclaim:
-    """Choice of leases to take back, for several requests of one group, one after the other.
+    """Choice of leases to take back, for requests of the groups within one group, one after the other.
+
+    The groups that ask share it: where none of two has a lease, which leases are protected from them is the same.
 
     Args:
         fleet: live state.
         use: of the groups.
-        claimant: group that asks.
-        within: group, that or one around it, in whose guarantee there is room: leases within it are not taken.
-        candidates: preemptible leases.
-        share: use of a group for its weight.
+        around: group around those in whose guarantee there is room; the root around the outermost.
+        candidates: preemptible leases in the order of `ranked`.
         given: what groups give up already; the caller adds what is chosen.
     """
 
     def __init__(
-        self,
-        fleet: Fleet,
-        use: GroupUse,
-        claimant: Node,
-        within: Node,
-        candidates: Iterable[Candidate],
-        share: Callable[[Node], float],
-        given: Pending,
+        self, fleet: Fleet, use: GroupUse, around: Node, candidates: Iterable[Candidate], given: Pending
     ) -> None:
         self._fleet = fleet
         self._use = use
-        self._claimant = claimant
-        able = [each for each in candidates if within not in each.node.path and not self._protected(each, given)]
-        self._ranked = _sorted(able, share)
-        self._able = {each.lease_id: (rank, each) for rank, each in enumerate(self._ranked)}
-        groups = list(dict.fromkeys(each.node for each in self._ranked))
-        self._group = {node: number for number, node in enumerate(groups)}
-        self._ranks = Ends(fleet)
-        self._horizons = Horizons(fleet, self._ranks, stay=PRESENT)
+        self._around = around
         self._given = given
-        for rank, each in enumerate(self._ranked):
-            self._ranks.expect(each.lease_id, float(rank))
+        self._ranked = [each for each in candidates if not self._protected(each, given)]
+        self._able = {each.lease_id: (rank, each) for rank, each in enumerate(self._ranked)}
+        self._of: dict[Node, list[Candidate]] = {}
+        """The same by group, for the groups around that as well."""
+        for each in self._ranked:
+            for node in each.node.path:
+                self._of.setdefault(node, []).append(each)
+        groups = dict.fromkeys(each.node for each in self._ranked)
+        self._group = {node: number for number, node in enumerate(groups)}
+        self._gone: set[str] = set()
+        """Leases that are not chosen, or not chosen again."""
+        self._failed: set[Ask] = set()
+        self._no_room: dict[Node, int] = {}
+        """Devices for which there was no room under the limit of a group."""
+        self._ranks = Ends(fleet)
+        self._horizons: Horizons | None = None
 
-    def choose(self, ask: Ask) -> list[Candidate] | None:
+    def choose(self, ask: Ask, within: Node) -> list[Candidate] | None:
         """Choose the leases to take back for a request; None if no choice lets it start. They are not chosen again.
 
         Leases without which their group is below its guarantee are taken only where others do not do.
+
+        Args:
+            ask: the request.
+            within: group, that of its owner or one around it, in whose guarantee there is room: no lease within it is
+                taken.
         """
+        if ask in self._failed:
+            return None
+        self._rank_all()
+        own = [each for each in self._of.get(within, ()) if each.lease_id not in self._gone]
+        self._hide(own)
+        chosen: list[Candidate] | None = None
         for keep in (True, False):
             chosen, kept = self._choose_above(ask, keep)
             if chosen is not None or not kept:
-                return chosen
-        return None
+                break
+        self._unhide(own)
+        if chosen is None and not own:
+            self._failed.add(ask)
+        return chosen
 
-    def make_room(self, devices: int) -> list[Candidate] | None:
+    def make_room(self, devices: int, within: Node, limited: Node) -> list[Candidate] | None:
         """Choose leases that hold so many devices together; None if there are not enough. They are not chosen again.
 
         Args:
             devices: billionths of devices.
+            within: see `choose`.
+            limited: group around that: only leases within it are taken, which makes room under its limit.
         """
+        if devices >= self._no_room.get(limited, devices + 1):
+            return None
         for keep in (True, False):
             removed, chosen, held = Pending(self._given), list[Candidate](), 0
-            for each in self._ranked:
-                if self._ranks.ends_at(each.lease_id) == math.inf or self._protected(each, removed):
+            for each in self._of.get(limited, ()):
+                if each.lease_id in self._gone or within in each.node.path or self._protected(each, removed):
                     continue
-                after = Pending(removed)
-                after.add(each.node, each.amounts)
-                if keep and self._use.falls_below(each.node, each.amounts, self._claimant, after):
+                removed.add(each.node, each.amounts)
+                if keep and self._falls_below(each, removed):
+                    removed.add(each.node, each.amounts, -1)
                     continue
-                removed = after
                 chosen.append(each)
                 held += sum(each.amounts.devices.values())
                 if held >= devices:
@@ -130,9 +164,35 @@ class Reclaim:
                 if left >= devices:
                     chosen.remove(each)
                     held = left
-            self._leave_out(chosen)
+            self.leave_out(each.lease_id for each in chosen)
             return chosen
+        if within not in self._of:
+            self._no_room[limited] = devices
         return None
+
+    def leave_out(self, leases: Iterable[str]) -> None:
+        """Choose some leases no more: they are taken back already."""
+        for lease_id in leases:
+            if lease_id in self._able and lease_id not in self._gone:
+                self._gone.add(lease_id)
+                if self._horizons is not None:
+                    self._ranks.expect(lease_id, math.inf)
+
+    def _rank_all(self) -> None:
+        """Make ready to choose devices: the place of a lease in the order is its end."""
+        if self._horizons is None:
+            self._horizons = Horizons(self._fleet, self._ranks, stay=PRESENT)
+            for lease_id, (rank, _) in self._able.items():
+                if lease_id not in self._gone:
+                    self._ranks.expect(lease_id, float(rank))
+
+    def _hide(self, candidates: Iterable[Candidate]) -> None:
+        for each in candidates:
+            self._ranks.expect(each.lease_id, math.inf)
+
+    def _unhide(self, candidates: Iterable[Candidate]) -> None:
+        for each in candidates:
+            self._ranks.expect(each.lease_id, float(self._able[each.lease_id][0]))
 
     def _choose_above(self, ask: Ask, keep: bool) -> tuple[list[Candidate] | None, bool]:
         """Choose leases of groups above their guarantee; with `keep`, of such that are not below it without them.
@@ -152,33 +212,30 @@ class Reclaim:
                 if self._protected(each, removed):
                     beyond.append(each)
                     continue
-                after = Pending(removed)
-                after.add(each.node, each.amounts)
-                if keep and self._use.falls_below(each.node, each.amounts, self._claimant, after):
+                removed.add(each.node, each.amounts)
+                if keep and self._falls_below(each, removed):
+                    removed.add(each.node, each.amounts, -1)
                     beyond.append(each)
                     kept = True
-                else:
-                    removed = after
             if not beyond:
                 break
             spared += beyond
-            self._leave_out(beyond)
+            self._hide(beyond)
             chosen = None
-        for each in spared:  # another request may do with fewer, or other ones
-            self._ranks.expect(each.lease_id, float(self._able[each.lease_id][0]))
-        self._leave_out(chosen or ())
+        self._unhide(spared)  # another request may do with fewer, or other ones
+        self.leave_out(each.lease_id for each in chosen or ())
         return chosen, kept
 
     def _protected(self, each: Candidate, removed: Pending) -> bool:
-        return self._use.protects(each.node, each.amounts, self._claimant, removed)
+        return self._use.protects(each.node, each.amounts, self._around, removed)
 
-    def _leave_out(self, leases: Iterable[Candidate]) -> None:
-        for each in leases:
-            self._ranks.expect(each.lease_id, math.inf)
+    def _falls_below(self, each: Candidate, removed: Pending) -> bool:
+        return self._use.falls_below(each.node, each.amounts, self._around, removed)
 
     def _choose(self, ask: Ask) -> list[Candidate] | None:
         if ask.gpus and ask.placement is Placement.SAME_HOST:
             return self._on_one_host(ask)
+        assert self._horizons is not None
         plan = self._horizons.plan(ask, "")
         if plan is None or plan.starts_at == math.inf:
             return None
@@ -188,6 +245,7 @@ class Reclaim:
     def _on_one_host(self, ask: Ask) -> list[Candidate] | None:
         best: list[Candidate] | None = None
         least: tuple[int, float, int] | None = None
+        assert self._horizons is not None
         for host, units in self._horizons.hosts(ask):
             chosen = [device.uuid for _, _, device in units[: ask.gpus]]
             last = units[ask.gpus - 1][0]
@@ -281,14 +339,3 @@ class Reclaim:
             amounts = self._fleet.leases[lease].hosts.get(name, (0, 0))
             cpus, memory = cpus + amounts[0], memory + amounts[1]
         return cpus, memory
-
-
-def _sorted(candidates: Sequence[Candidate], share: Callable[[Node], float]) -> list[Candidate]:
-    shares: dict[Node, tuple[float, ...]] = {}
-    for each in candidates:
-        if each.node not in shares:
-            shares[each.node] = tuple(-share(node) for node in each.node.path)
-    return sorted(
-        candidates,
-        key=lambda each: (shares[each.node], each.node.name, each.price, -each.granted_at, each.lease_id),
-    )

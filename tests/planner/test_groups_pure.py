@@ -18,7 +18,7 @@ from corral.planner.placement.decide import Policies
 from corral.planner.queue.durations import given
 from corral.planner.queue.line import Entry, Line
 from corral.planner.queue.line import Group as LineGroup
-from corral.planner.queue.reclaim import Candidate, Reclaim
+from corral.planner.queue.reclaim import Candidate, Reclaim, ranked
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
@@ -131,14 +131,14 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
     assert world.serve() == []
     ((group, ask),) = world.line.owed
     assert group.entries == [ann]
-    use, nodes = world.state.use, world.state.tree.nodes
+    nodes = world.state.tree.nodes
     candidates = [
         Candidate(lease, nodes["nlp"], Amounts({"H100": WHOLE_SHARE}), 100.0 - 10 * number, 10.0 * number)
         for number, lease in enumerate(world.running)
     ]
     given_up = Pending()
-    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, given_up)
-    chosen = reclaim.choose(ask)
+    reclaim = reclaim_of(world, candidates, given_up)
+    chosen = reclaim.choose(ask, nodes["vision"])
     assert chosen is not None
     # The four that lose least.
     assert {each.lease_id for each in chosen} == set(list(world.running)[4:])
@@ -147,7 +147,7 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
     for each in chosen:
         given_up.add(each.node, each.amounts)
     for _ in range(3):
-        found = reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1)))
+        found = reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1)), nodes["vision"])
         more.append(found and len(found))
         for each in found or ():
             given_up.add(each.node, each.amounts)
@@ -156,6 +156,12 @@ def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> 
     for each in chosen:
         world.end(each.lease_id)
     assert world.serve() == ["ann"]
+
+
+def reclaim_of(world: World, candidates: list[Candidate], given_up: Pending | None = None) -> Reclaim:
+    """Choice among leases for the outermost groups."""
+    root = world.state.tree.root
+    return Reclaim(world.fleet, world.state.use, root, ranked(candidates, lambda _: 1.0), given_up or Pending())
 
 
 def taken(world: World, claimant: str, ask: Ask, *owners: str) -> list[str]:
@@ -167,7 +173,7 @@ def taken(world: World, claimant: str, ask: Ask, *owners: str) -> list[str]:
         if not owners or entry.request.owner in owners
     ]
     node = nodes[claimant]
-    chosen = Reclaim(world.fleet, use, node, node, candidates, lambda _: 1.0, Pending()).choose(ask)
+    chosen = reclaim_of(world, candidates).choose(ask, node)
     return [world.running[each.lease_id].request.owner for each in chosen or ()]
 
 
@@ -260,8 +266,8 @@ def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
     ]
     ann = world.ask("ann", gpus=4)
     world.serve()
-    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
-    chosen = reclaim.choose(ann.group.ask)
+    reclaim = reclaim_of(world, candidates)
+    chosen = reclaim.choose(ann.group.ask, nodes["vision"])
     assert chosen is not None
     assert [prices[each.lease_id] for each in chosen] == [100.0]  # rather than four of 30
 
@@ -284,8 +290,8 @@ def test_no_lease_is_taken_back_that_a_later_one_makes_needless() -> None:
     ann = world.ask("ann", gpus=2)
     world.serve()
     for count, expected in ((2, [two]), (3, [one, two])):
-        reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
-        chosen = reclaim.choose(world.fleet.ask(ann.group.ask.key._replace(gpus=count)))
+        reclaim = reclaim_of(world, candidates)
+        chosen = reclaim.choose(world.fleet.ask(ann.group.ask.key._replace(gpus=count)), nodes["vision"])
         assert chosen is not None
         assert [each.lease_id for each in chosen] == expected
 
@@ -314,8 +320,8 @@ def test_several_hosts_are_taken_back_in_one_rack_each_with_its_part_of_the_core
         request = WorkRequest(
             owner="ann", gpus=len(expected), cpus=4.0 * len(expected), placement=placement, within=within
         )
-        reclaim = Reclaim(fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0, Pending())
-        chosen = reclaim.choose(fleet.ask(ask_key(request)))
+        reclaim = reclaim_of(world, candidates)
+        chosen = reclaim.choose(fleet.ask(ask_key(request)), nodes["vision"])
         assert chosen is not None
         assert sorted(at[each.lease_id] for each in chosen) == expected
 
@@ -683,11 +689,11 @@ def test_what_a_group_is_owed_under_the_limit_of_another_is_taken_back_within_th
         for at, (lease, entry) in enumerate(world.running.items())
         if entry.request.owner == "bob"
     ]
-    reclaim = Reclaim(world.fleet, use, nodes["lab/x"], nodes["lab/x"], candidates, lambda _: 1.0, Pending())
-    chosen = reclaim.make_room(2 * WHOLE_SHARE)
+    reclaim = Reclaim(world.fleet, use, nodes["lab"], candidates, Pending())
+    chosen = reclaim.make_room(2 * WHOLE_SHARE, nodes["lab/x"], nodes["lab"])
     assert chosen is not None
     assert len(chosen) == 2
-    assert reclaim.make_room(3 * WHOLE_SHARE) is None
+    assert reclaim.make_room(3 * WHOLE_SHARE, nodes["lab/x"], nodes["lab"]) is None
     for each in chosen:
         world.end(each.lease_id)
     assert world.serve() == ["ann"]

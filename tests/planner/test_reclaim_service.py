@@ -93,6 +93,29 @@ async def test_borrowers_give_back_and_nobody_else(nc: Client, planner: PlannerP
     await hosts.stop()
 
 
+async def test_two_groups_that_ask_at_once_wait_for_different_leases(nc: Client, planner: PlannerProcess) -> None:
+    hosts = FakeHosts(nc, hosts=1)
+    await hosts.start()
+    planner.start()
+    await until_ready(nc, 4)
+    owners = {"ann": "vision", "eve": "ops"}
+    groups = [{"name": name, "guarantee": {"gpus": {"*": 2}}, "members": [owner]} for owner, name in owners.items()]
+    await ask(nc, "set_groups", {"set": groups})
+    for _ in range(4):
+        await ask(nc, "request", {"owner": "bob", "preemptible": True, "grace_seconds": 60})
+    asked: list[asyncio.Task[dict[str, Any]]] = []
+    victims: list[dict[str, Any]] = []
+    for owner in [*owners, *owners]:
+        want = {"owner": owner, "wait_seconds": 600}
+        asked.append(asyncio.create_task(ask(nc, "request", want, timeout=60)))
+        victims = await noticed(nc, "bob", len(asked))
+    assert sorted(lease["preemption"]["claimant_group"] for lease in victims) == ["ops", "ops", "vision", "vision"]
+    for lease in victims:
+        await ask(nc, "release", {"owner": "bob", "lease_id": lease["lease_id"]})
+    assert [(await each)["type"] for each in asked] == ["assignment"] * 4
+    await hosts.stop()
+
+
 async def test_borrowers_give_back_under_the_limit_of_the_group_around(nc: Client, planner: PlannerProcess) -> None:
     hosts = FakeHosts(nc, hosts=2)
     await hosts.start()
