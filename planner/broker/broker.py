@@ -78,6 +78,8 @@ log = logging.getLogger("corral.planner.broker.broker")
 
 NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
+_MOST_SEARCH_SECONDS: Final = 0.32
+"""Limit on the time of one search along the line for the next request that may start."""
 MAX_EXPLAINED: Final = 16
 """Kinds of requests whose reasons to wait are computed anew for one listing."""
 
@@ -777,10 +779,18 @@ class RequestBroker:
         self._came_free = False
         self._changes.revise()
         turn, turn_began = 0, time.perf_counter()
+        search_seconds = query_costs.TURN_SECONDS
         while not self._closed:
             began = time.perf_counter()
-            start = self.line.next(time.time())
+            over = began + search_seconds
+            start = self.line.next(time.time(), lambda over=over: time.perf_counter() > over)
             self.on_decision(time.perf_counter() - began)
+            if start is None and self.line.paused:
+                # Releases and renewals come in between. With them it may begin anew, and must get further then.
+                await asyncio.sleep(0)
+                turn, turn_began = 0, time.perf_counter()
+                search_seconds = min(2 * search_seconds, _MOST_SEARCH_SECONDS)
+                continue
             if start is None:
                 break
             queued: QueuedRequest = start.entry.payload

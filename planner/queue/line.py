@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from itertools import count as numbers_from
@@ -43,6 +43,8 @@ from .turns import ByGroup, InOrder, Turns
 from .use import Use
 
 MOST_RESERVATIONS: Final = 16
+MOST_UNREADY: Final = 256
+"""Limit on the requests that are not ready for which something is kept: after an outage of the bus thousands may be."""
 LEAST_KEYS_SECONDS: Final = 0.25
 """Least time between two renewals of the keys, however soon requests are overdue."""
 _WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
@@ -248,6 +250,7 @@ class Line:
             without what would be beyond the guarantee.
         ends: expected ends of the running leases.
         unready: paused requests whose turn it was in the last walk along the line.
+        paused: true if the last search was given up before its end.
         changes: number of changes by arrivals, withdrawals and ends of leases.
     """
 
@@ -267,6 +270,7 @@ class Line:
         self._tenants = GroupState() if groups is None else groups
         self.ends = Ends(fleet)
         self.unready: list[Entry] = []
+        self.paused = False
         self._policies = policies
         self._entries: list[Entry] = []
         self._groups: dict[GroupKey, Group] = {}
@@ -537,11 +541,16 @@ class Line:
         while (start := self.next(now)) is not None:
             yield start
 
-    def next(self, now: float) -> Start | None:
+    def next(self, now: float, until: Callable[[], bool] = lambda: False) -> Start | None:
         """The next request that may start now, removed from the line; None if none may.
 
         Those that could but are not `ready` are in `unready`, each with a reservation.
+
+        Args:
+            now: seconds.
+            until: returns true once the search has taken long enough: it is `paused` then, and the next call goes on.
         """
+        self.paused = False
         fleet = self.fleet
         if now > fleet.now:
             advance(fleet, now)
@@ -559,7 +568,7 @@ class Line:
             self._note_opened()
             walk = self._walk = _Walk(self, now)
         try:
-            return self._step(walk, now)
+            return self._step(walk, now, until)
         finally:
             self._show([])
 
@@ -649,10 +658,18 @@ class Line:
             return True
         return sum(count for model, count in self._idle.items() if model_allowed(model, ask)) >= ask.devices
 
-    def _step(self, walk: _Walk, now: float) -> Start | None:
+    def _step(self, walk: _Walk, now: float, until: Callable[[], bool]) -> Start | None:
         """Go on along the line to the next that may start."""
         turns, ahead = walk.turns, walk.ahead
-        while (group := turns.next()) is not None:
+        while True:
+            if until():
+                self.paused = True
+                walk.stop(())
+                return None
+            if (group := turns.next()) is None:
+                break
+            if not group.entries[0].ready and len(self.unready) >= MOST_UNREADY:
+                continue
             if group.limited is not None:
                 walk.owed.append((group, group.ask))
                 continue
@@ -786,11 +803,12 @@ class Line:
         if self._shown == wanted:
             return
         self.fleet.index.quiet = True
+        shown, stays = set(map(id, self._shown)), set(map(id, wanted))
         for held in self._shown:
-            if held.visible is not None and not any(held is other for other in wanted):
+            if held.visible is not None and id(held) not in stays:
                 unreserve(self.fleet, held.visible)
         for held in wanted:
-            if held.visible is not None and not any(held is other for other in self._shown):
+            if held.visible is not None and id(held) not in shown:
                 reserve(self.fleet, held.visible)
         self.fleet.index.quiet = False
         self._shown = wanted

@@ -12,7 +12,7 @@ from corral.planner.placement.decide import Policies
 from corral.planner.placement.feasible import model_allowed
 from corral.planner.queue.backfill import Horizons
 from corral.planner.queue.durations import given
-from corral.planner.queue.line import Entry, Line, Start
+from corral.planner.queue.line import MOST_UNREADY, Entry, Line, Start
 from corral.planner.queue.order import LIMIT_SECONDS, RULES, fifo, shortest
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
@@ -206,6 +206,39 @@ def test_each_kind_of_devices_has_a_first_in_line_of_its_own() -> None:
         assert not any(device.state.idle for device in fleet.devices.values())
     with world.line.protected(None, 0, 50.0, world.now) as fleet:
         assert sum(device.state.idle for device in fleet.devices.values()) == 2
+
+
+def test_a_search_that_takes_too_long_goes_on_with_the_next_call() -> None:
+    world = World(NODES, fifo)
+    for gpus in (6, 5, 5, 1):  # the last one alone fits beside what is kept for the others
+        world.ask(100.0, gpus=gpus, models=["H100"] if gpus > 1 else ["T4"])
+    reference = World(NODES, fifo)
+    for gpus in (6, 5, 5, 1):
+        reference.ask(100.0, gpus=gpus, models=["H100"] if gpus > 1 else ["T4"])
+    found: list[int] = []
+    steps = 0
+    while True:
+        budget = iter([False, True])
+        start = world.line.next(world.now, lambda budget=budget: next(budget))
+        steps += 1
+        if start is None and not world.line.paused:
+            break
+        if start is not None:
+            hold(world.fleet, f"l{start.entry.number}", grants_of(start.picks))
+            world.line.started(f"l{start.entry.number}", start.entry, world.now)
+            found.append(start.entry.number)
+    assert found == [start.entry.number for start in reference.serve()]
+    assert steps > len(found) + 1
+    assert [held.entry.number for held in world.line.held] == [held.entry.number for held in reference.line.held]
+
+
+def test_thousands_that_are_not_ready_keep_no_more_than_some_of_the_fleet() -> None:
+    world = World([Node(f"n{at}", 16_000, 1000, 8, "H100") for at in range(100)], fifo)
+    for _ in range(700):
+        world.line.pause(world.ask(100.0))
+    ready = world.ask(100.0)
+    assert [start.entry for start in world.serve()] == [ready]
+    assert len(world.line.unready) == MOST_UNREADY
 
 
 def test_a_paused_request_keeps_what_it_would_take_until_it_is_resumed() -> None:
