@@ -54,6 +54,7 @@ from .broker.request_log import RequestLog
 from .broker.stored_queue import BODY_PREFIX, QUEUE_PREFIX, decode_stored
 from .durable.bucket import correct_streams
 from .durable.election import LeaderElection
+from .durable.reachable import Reachable
 from .durable.store import (
     ANSWER_PREFIX,
     DRAINS,
@@ -172,6 +173,7 @@ class Planner:
     Args:
         nc: connection for requests, the bucket and answers.
         telemetry_nc: connection for what collectors publish.
+        leader_nc: connection for the leader election: heartbeats must not wait behind requests.
         settings: see `Settings`.
 
     Attributes:
@@ -180,7 +182,7 @@ class Planner:
         max_bytes: size limit of a lease's record.
     """
 
-    def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
+    def __init__(self, nc: Client, telemetry_nc: Client, leader_nc: Client, settings: Settings) -> None:
         self.id = secrets.token_hex(5)
         self.fleet = Fleet(settings.stale_after_seconds)
         self.max_bytes = nc.max_payload - HEADROOM_BYTES
@@ -195,9 +197,11 @@ class Planner:
         self._limiter = Limiter(settings.limits)
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
+        self._election_store = Store(leader_nc)
+        self._reachable = Reachable(nc)
         self._probe = Probe(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
-        self._election = LeaderElection(self._store, self.id, self._leadership)
+        self._election = LeaderElection(self._election_store, self.id, self._leadership, self._reachable.check)
         self._broker: RequestBroker | None = None
         self._jobs: JobBroker | None = None
         self._publisher: LeaseEventPublisher | None = None
@@ -231,6 +235,8 @@ class Planner:
             heed_cancellation()
             try:
                 await self._store.open()
+                await self._election_store.open()
+                await self._reachable.open()
                 self._limiter.events.max_bytes = await correct_streams(self._nc.jetstream())
                 health = await self._store.get(HEALTH)
                 await self._telemetry.start(_health(health.value) if health else None)
@@ -243,11 +249,16 @@ class Planner:
                 with contextlib.suppress(NatsError, OSError, TimeoutError):
                     await self._telemetry.stop()
                     await self._store.close()
+                    await self._election_store.close()
+                    await self._reachable.close()
                 await asyncio.sleep(_START_AGAIN_SECONDS)
         self._tasks = [
             asyncio.create_task(tune_gc(), name="garbage collection"),
             asyncio.create_task(self._telemetry.run(), name="folding telemetry in"),
             asyncio.create_task(run_periodically("resending", self._store.maintain), name="resending"),
+            asyncio.create_task(
+                run_periodically("resending heartbeats", self._election_store.maintain), name="resending heartbeats"
+            ),
             asyncio.create_task(self._election.run(), name="the election"),
             asyncio.create_task(self._metrics.watch_loop(), name="watching the loop"),
         ]
@@ -307,11 +318,18 @@ class Planner:
         await self._probe.close()
         await self._telemetry.stop()
         await self._store.close()
+        await self._election_store.close()
+        await self._reachable.close()
 
     async def reconnected(self) -> None:
         """After a reconnection: check who leads, and send unacknowledged writes again, which may be lost."""
         self._election.deposed()
         await self._store.resend()
+
+    async def leader_reconnected(self) -> None:
+        """After a reconnection of the connection for the election: the same."""
+        self._election.deposed()
+        await self._election_store.resend()
 
     async def telemetry_reconnected(self) -> None:
         """After a reconnection of the telemetry connection: catch up, and count the silence of hosts from now on."""
@@ -663,6 +681,10 @@ async def plan(
         if planner is not None:
             await planner.telemetry_reconnected()
 
+    async def leader_reconnected() -> None:
+        if planner is not None:
+            await planner.leader_reconnected()
+
     closed = asyncio.Event()
     connections = [
         await connect(url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20, closed=closed)
@@ -679,8 +701,12 @@ async def plan(
             closed=closed,
         )
         connections.append(telemetry_nc)
+        leader_nc = await connect(
+            url, name="corral-planner-leader", reconnected_cb=leader_reconnected, wait_seconds=None, closed=closed
+        )
+        connections.append(leader_nc)
         await until_laid_out(connections[0].jetstream())
-        planner = Planner(connections[0], telemetry_nc, settings)
+        planner = Planner(connections[0], telemetry_nc, leader_nc, settings)
         if named is not None:
             named(planner.id)
         await planner.start()

@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS: Final = 0.5
 LEASE_SECONDS: Final = 1.5
 TAKEOVER_SECONDS: Final = 2.5
+_UNREACHABLE_SECONDS: Final = 0.1
 
 
 class Leader(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,10 +61,11 @@ class LeaderElection:
     """Takes part in leader election, and reports the begin and end of each term.
 
     Args:
-        store: the bucket.
+        store: the bucket, over a connection where nothing waits behind requests.
         planner: id of this planner.
         leadership: makes the context of a term, which is entered when this planner becomes the leader, and left when
             the term has ended. The heartbeat goes on while it is entered.
+        reachable: returns true if requests reach this planner. A leader that they do not reach writes no heartbeat.
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
@@ -77,8 +79,10 @@ class LeaderElection:
         store: Store,
         planner: str,
         leadership: Callable[[int], AbstractAsyncContextManager[None]],
+        reachable: Callable[[], Awaitable[bool]],
     ) -> None:
         self._store = store
+        self._reachable = reachable
         self._planner = planner
         self._leadership = leadership
         self._confirmed_at = 0.0
@@ -185,6 +189,9 @@ class LeaderElection:
                 if serving.done():
                     serving.result()
                 self._beat_now.clear()
+                if not await self._reachable():
+                    await asyncio.sleep(_UNREACHABLE_SECONDS)
+                    continue
                 sent_at = elapsed_seconds()
                 try:
                     await self._store.put(HEARTBEAT, heartbeat(time.time()), term)

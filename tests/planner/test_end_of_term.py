@@ -44,9 +44,9 @@ class Asker:
 async def test_who_is_read_while_the_term_ends_does_not_wait_in_a_line_that_nobody_serves(
     server: EmbeddedServer, nc: Nats
 ) -> None:
-    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
+    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry", "leader")]
     await until_laid_out(connections[0].jetstream())
-    planner = Planner(connections[0], connections[1], Settings())
+    planner = Planner(*connections, Settings())
     await planner.start()
     try:
         async with asyncio.timeout(60):
@@ -112,9 +112,12 @@ async def test_a_planner_that_is_deposed_while_its_term_begins_stands_by(server:
         finally:
             ended.set()
 
+    async def reachable() -> bool:
+        return True
+
     store = Store(nc)
     await store.open()
-    election = LeaderElection(store, "first", term)
+    election = LeaderElection(store, "first", term, reachable)
     running_election = asyncio.create_task(election.run())
     try:
         async with asyncio.timeout(30):
@@ -149,9 +152,9 @@ async def test_a_deposed_leader_forwards_a_message_once_while_it_still_hears_its
         elif seen[verb] == 2:
             forwarded.set()
 
-    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
+    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry", "leader")]
     await until_laid_out(connections[0].jetstream())
-    planner = Planner(connections[0], connections[1], Settings())
+    planner = Planner(*connections, Settings())
     await planner.start()
     try:
         async with asyncio.timeout(60):

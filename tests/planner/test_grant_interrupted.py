@@ -65,9 +65,9 @@ def interrupted(
 @pytest.fixture
 async def planner(server: EmbeddedServer, nc: Nats) -> AsyncIterator[Planner]:
     """A leading planner in this process, with eight devices, whose publishing is suspended before and after."""
-    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
+    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry", "leader")]
     await until_laid_out(connections[0].jetstream())
-    planner = Planner(connections[0], connections[1], Settings())
+    planner = Planner(*connections, Settings())
     await planner.start()
     hosts = FakeHosts(nc)
     async with asyncio.timeout(60):

@@ -96,8 +96,8 @@ async def test_whoever_is_told_that_nothing_was_done_holds_nothing(server: Embed
     """A planner stops while grants are on their way: they are answered as they land; those in line stay in it."""
     hosts = FakeHosts(nc)
     await hosts.start()
-    own = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
-    planner = Planner(own[0], own[1], Settings())
+    own = [await connect(server.url, name=name) for name in ("planner", "telemetry", "leader")]
+    planner = Planner(*own, Settings())
     await planner.start()
     await until_ready(nc, 8)
     await ask(nc, "request", {"owner": "all", "gpus": 4, "hosts": ["node0"], "request_id": "all"})
