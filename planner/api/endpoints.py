@@ -11,7 +11,6 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from nats.micro.service import EndpointStats, Service
 from ...bus.permissions import ACROSS
 from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
-from ...schemas import codec, subjects
+from ...schemas import codec, replies, subjects
 from ...schemas.groups import GroupChange, GroupFilter
 from ...schemas.health import ServiceHealth
 from ...schemas.jobs import JobAction, JobFilter, JobSpec, OverrideAction
@@ -53,6 +52,7 @@ from ..broker.job_commands import JobCommands
 from ..broker.jobs import JobBroker
 from ..broker.large_requests import LARGE_BYTES
 from ..broker.pending import Responder
+from ..broker.retry_times import RetryTimes
 from ..broker.stored_queue import StoredRequest
 from ..durable.election import LeaderElection
 from ..fleet import summary
@@ -62,6 +62,7 @@ from ..metrics import PlannerMetrics
 from ..placement.decide import InvalidRequest, Policies, explain
 from .request_context import RequestContext
 from .stored_caller import StoredResponder
+from .turns import Rank, Turns
 
 log = logging.getLogger("corral.planner")
 
@@ -81,8 +82,8 @@ _ACTS: Final = (
 )
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
-_TURNS: Final = 16
-"""Messages of a burst that are handled in one iteration of the event loop."""
+_EXPECTED_RATE: Final = 1000.0
+"""Messages that a busy planner answers each second, until that is measured."""
 _FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
 """Timeout for the answer of another planner: a request may wait in its queue."""
 
@@ -133,10 +134,8 @@ class Endpoints:
         self._service: Service | None = None
         self._tasks = BackgroundTasks()
         self._retiring = BackgroundTasks()
-        self._turns: deque[asyncio.Future[None]] = deque()
-        """Messages that wait for a later iteration of the event loop."""
-        self._turn_began: float | None = None
-        """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
+        self._turns = Turns(self._tasks.start)
+        self._retry_times = {rank: RetryTimes(_EXPECTED_RATE) for rank in Rank}
         self._unanswerable_logged_at = -_LOG_AGAIN_SECONDS
 
     async def standby(self) -> None:
@@ -155,6 +154,7 @@ class Endpoints:
 
     async def abandon(self) -> None:
         """Cancel all running work. Its clients ask again, and the next leader answers."""
+        self._turns.clear()
         await self._tasks.cancel()
         await self._retiring.cancel()
 
@@ -373,14 +373,20 @@ class Endpoints:
             large: answers a message that is too large to be decoded here; None decodes it whatever its size.
         """
 
+        rank = _rank_of(type, kind)
+        retry_times = self._retry_times[rank]
+
         async def handle(request: Request) -> None:
             # A task for each message: the subscription goes on to its next one.
-            self._tasks.start(serve(request))
+            sender = request.subject[owner_from:] if owner_from else _inbox_of(request)
+            if self._turns.add(rank, sender, lambda: serve(request)):
+                retry_times.note_taken()
+            else:
+                await self._refuse_overload(request, retry_times)
 
         async def serve(request: Request) -> None:
             if not self._election.holds_leadership and not await self._confirmed(request):
                 return
-            await self._next_turn()
             owner = request.subject[owner_from:] if owner_from else None
             context = self._context(request, owner if field else None)
             context.owner_field = field
@@ -412,28 +418,21 @@ class Endpoints:
 
         return handle
 
-    async def _next_turn(self) -> None:
-        """Let other tasks run, if messages have been handled for long in this iteration of the event loop.
-
-        The others of a burst wait in line, so that the heartbeat is acknowledged in between.
-        """
-        if self._turn_began is None:
-            self._turn_began = time.perf_counter()
-            asyncio.get_running_loop().call_soon(self._end_turn)
-        elif self._turns or time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS:
-            turn = asyncio.get_running_loop().create_future()
-            self._turns.append(turn)
-            await turn
-
-    def _end_turn(self) -> None:
-        self._turn_began = None
-        for _ in range(min(_TURNS, len(self._turns))):
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
-        if self._turns:
-            self._turn_began = time.perf_counter()
-            asyncio.get_running_loop().call_soon(self._end_turn)
+    async def _refuse_overload(self, request: Request, retry_times: RetryTimes) -> None:
+        """Answer a message unread, since too many wait. A planner that does not lead leaves that to the leader."""
+        if not self._election.term:
+            return
+        context = self._context(request, None)
+        if not context.reply_to:
+            return
+        context.content_type = replies.asked_in(request.headers)
+        after = retry_times.next_seconds(time.monotonic())
+        error = Error(
+            code="too_many_requests",
+            message=f"The planner is overloaded ({len(self._turns)} messages wait): ask again in {after:g} s",
+            retry_after_seconds=after,
+        )
+        await context.answer(error)
 
     def _listing(
         self,
@@ -523,6 +522,18 @@ class Endpoints:
         with contextlib.suppress(NatsError, TimeoutError):
             answer = await self._nc.request(request.subject, body, timeout=_FORWARD_SECONDS, headers=headers)
             await self._nc.publish(reply, answer.data, headers=answer.headers)
+
+
+def _rank_of(type: type[Any], kind: Kind | None) -> Rank:
+    """Rank of the messages of an endpoint: what changes something goes before what asks for devices, or a listing."""
+    if type in (WorkRequest, JobSpec):
+        return Rank.REQUESTS
+    return Rank.LEASES if kind is Kind.LEASES or type in _ACTS else Rank.QUESTIONS
+
+
+def _inbox_of(request: Request) -> str:
+    """Inbox to which the answer to a message is sent, without the last token."""
+    return request._msg.reply.rpartition(".")[0]  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
 
 
 def _error_of(error: Exception, context: RequestContext) -> Error:

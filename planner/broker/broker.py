@@ -420,6 +420,7 @@ class RequestBroker:
             await self._answer(pending, refused)
         else:
             self._add(pending, rejection)
+            self._retry_times.note_taken()
             self.wake.set()  # it may pass those ahead
 
     async def _refuse_queue_full(self, pending: PendingRequest) -> None:

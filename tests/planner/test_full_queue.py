@@ -9,19 +9,24 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect
 from corral.planner.broker import broker, retry_times
-from corral.planner.broker.retry_times import MOST_SECONDS, RetryTimes
+from corral.planner.broker.retry_times import LEAST_SECONDS, MOST_SECONDS, RetryTimes
 from support.published_fleet import devices, planner, until_ready
 
 
-def test_the_more_are_refused_the_later_they_are_to_ask_again() -> None:
+def test_refused_clients_are_told_to_come_back_as_fast_as_they_can_be_taken() -> None:
     times = RetryTimes()
-    assert 1.0 <= times.next_seconds(100.0) <= 1.5
-    after = 0.0
-    for second in range(8):
+    assert LEAST_SECONDS <= times.next_seconds(100.0) <= 1.5 * LEAST_SECONDS
+    afters: list[float] = []
+    for second in range(8):  # a thousand are taken each second, and as many refused
         for _ in range(1000):
-            after = times.next_seconds(101.0 + second)
-    assert after >= MOST_SECONDS
-    assert times.next_seconds(300.0) <= 1.5
+            times.note_taken()
+        afters = [times.next_seconds(101.0 + second) for _ in range(1000)]
+    assert LEAST_SECONDS <= min(afters) <= max(afters) <= 5 * LEAST_SECONDS
+    # All at once: they come back over the time that it takes to take them, not together.
+    afters = sorted(times.next_seconds(109.0) for _ in range(100_000))
+    assert 60 < afters[len(afters) // 2] < 130
+    assert afters[-1] <= MOST_SECONDS
+    assert LEAST_SECONDS <= times.next_seconds(1000.0) <= 1.5 * LEAST_SECONDS
 
 
 async def test_what_a_full_queue_refused_is_granted_once_there_is_room(
