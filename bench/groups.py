@@ -174,7 +174,7 @@ class Client:
         self.waits: dict[str, list[float]] = {kind.name: [] for kind in load.kinds}
         self.asked: dict[str, float] = {}
         self.leases: dict[str, tuple[int, asyncio.TimerHandle]] = {}
-        self.preempted = self.refused = self.waiting = 0
+        self.preempted = self.refused = self.waiting = self.ended_before = 0
         self.started_one = asyncio.Event()
         self.gone: set[str] = set()
         self.inbox = f"_INBOX.bench{id(self)}"
@@ -195,11 +195,19 @@ class Client:
             await self._ask(number)
             if number % 64 == 0:
                 await asyncio.sleep(0)
-        while self.left:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), 10)
-            print(f"  {time.perf_counter() - self.started:.0f} s: {self.left:,} left", flush=True)
+        await self.over.wait()
         return time.perf_counter() - self.started
+
+    async def report(self, planner: int) -> None:
+        """Print the progress every 5 s, until cancelled."""
+        while True:
+            await asyncio.sleep(5)
+            seconds = time.perf_counter() - self.started
+            print(
+                f"  {seconds:3.0f} s: {self.left:6,} left, {self.waiting:5,} wait, {len(self.leases):5,} run, "
+                f"{self.refused:,} refused, planner {cpu_seconds(planner):.0f} CPU-seconds",
+                flush=True,
+            )
 
     async def _ask(self, number: int, requeue_of: str = "") -> None:
         self.waiting += 1
@@ -227,7 +235,10 @@ class Client:
         token = message.subject.rpartition(".")[2]
         answer = json.loads(message.data)
         if token == "release":
-            if answer["type"] != "lease":
+            if answer["type"] == "lease":
+                return
+            self.ended_before += answer["code"] == "ended"  # preempted just then
+            if answer["code"] != "ended":
                 print(answer, flush=True)
             return
         number = int(token)
@@ -237,7 +248,8 @@ class Client:
             self.refused += 1
             if self.refused <= 3:
                 print(answer, flush=True)
-            self.loop.call_later(0.2, lambda: asyncio.ensure_future(self._ask(number)))
+            after = answer.get("retry_after_seconds") or 0.2
+            self.loop.call_later(after, lambda: asyncio.ensure_future(self._ask(number)))
             return
         work, lease = self.works[number], answer["lease"]["lease_id"]
         if lease in self.gone:  # its end came before its grant
@@ -475,9 +487,13 @@ async def main() -> None:
                 return
             await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(groups(load)).encode(), timeout=30)
             client = Client(nc, load)
-            before = cpu_seconds(parts[0].pid or 0)
+            planner, bus = parts[0].pid or 0, int(servers[0].pid_file.read_text())
+            before = [cpu_seconds(pid) for pid in (planner, bus)] + [time.process_time()]
+            reporting = asyncio.create_task(client.report(planner))
             wall = await client.run()
-            used = cpu_seconds(parts[0].pid or 0) - before
+            reporting.cancel()
+            after = [cpu_seconds(pid) for pid in (planner, bus)] + [time.process_time()]
+            used = [late - early for early, late in zip(before, after, strict=True)]
         finally:
             stop.set()
             await nc.close()
@@ -493,7 +509,12 @@ async def main() -> None:
     for label, seconds, found in (("no time for decisions", least, waits), ("Corral", wall, client.waits)):
         means = " / ".join(f"{statistics.fmean(found[kind.name]):.2f}" for kind in load.kinds)
         print(f"  {label:23} {seconds:.1f} s; {means} s")
-    print(f"  preempted {client.preempted:,}, asked again {client.refused:,}, planner {used:.1f} CPU-seconds")
+    print(f"  preempted {client.preempted:,}, refused and asked again {client.refused:,}")
+    each = ", ".join(
+        f"{name} {seconds:.1f} s ({1e3 * seconds / len(client.works):.2f} ms for each workload)"
+        for name, seconds in zip(("planner", "bus", "client"), used, strict=True)
+    )
+    print(f"  processor: {each}")
 
 
 def groups(load: Load) -> dict[str, Any]:
