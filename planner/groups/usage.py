@@ -19,6 +19,7 @@ from .use import Amounts
 AHEAD_SECONDS: Final = 3600.0
 """Time for which present holdings count as held already, so that a burst is shared while it starts."""
 
+_LOG_2: Final = math.log(2)
 Vector = tuple[float, float, float]
 """Priced devices, cores, and bytes of RAM; or these times seconds."""
 _ZERO: Final[Vector] = (0.0, 0.0, 0.0)
@@ -44,7 +45,7 @@ def decay(passed: float, half_life: float) -> tuple[float, float]:
     Use at a constant rate fades while it accrues: the second is the integral of the decay.
     """
     left = 0.5 ** (passed / half_life)
-    return left, half_life / math.log(2) * (1 - left)
+    return left, half_life / _LOG_2 * (1 - left)
 
 
 class PastUse:
@@ -63,7 +64,12 @@ class PastUse:
         if passed <= 0:
             return
         left, gained = decay(passed, half_life)
-        self.done = _mix(self.done, left, self.rate, gained)
+        (devices, cpus, memory), (per_device, per_cpu, per_memory) = self.done, self.rate
+        self.done = (
+            devices * left + per_device * gained,
+            cpus * left + per_cpu * gained,
+            memory * left + per_memory * gained,
+        )
         self.at = now
 
     def add(self, now: float, rate: Vector, half_life: float) -> None:
@@ -72,7 +78,8 @@ class PastUse:
         late = self.at - now
         if late > 0:
             self.done = _mix(self.done, 1.0, rate, decay(late, half_life)[1])
-        self.rate = _mix(self.rate, 1.0, rate, 1.0)
+        before = self.rate
+        self.rate = (before[0] + rate[0], before[1] + rate[1], before[2] + rate[2])
 
 
 class Running(NamedTuple):
@@ -134,9 +141,16 @@ class Usage:
             self._add(running.owner, now, _mix(_ZERO, 0.0, running.rate, -1.0))
 
     def _add(self, owner: str, now: float, rate: Vector) -> None:
-        self._owners.setdefault(owner, PastUse(now)).add(now, rate, self.half_life)
+        half_life = self.half_life
+        own = self._owners.get(owner)
+        if own is None:
+            own = self._owners[owner] = PastUse(now)
+        own.add(now, rate, half_life)
         for each in self._path(owner):
-            self._nodes.setdefault(each, PastUse(now)).add(now, rate, self.half_life)
+            past = self._nodes.get(each)
+            if past is None:
+                past = self._nodes[each] = PastUse(now)
+            past.add(now, rate, half_life)
 
     def _path(self, owner: str) -> Iterable[Node]:
         return (self.tree.root, *self.tree.node_of(owner).path)

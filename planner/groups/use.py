@@ -25,6 +25,7 @@ Barred = tuple[str, ...]
 
 Stamp = tuple[Tree, int]
 _CLASSES_KEPT: Final = 4096
+_PLACES_KEPT: Final = 16_384
 
 
 class Amounts(NamedTuple):
@@ -145,6 +146,10 @@ class NodeUse:
         self.priced = 0.0
 
 
+_Place = tuple[NodeUse, int | None, Sequence[tuple[list[int], int]]]
+"""Use of a group, the pattern of its guarantee that a model counts under, and where it counts for its limits."""
+
+
 class Admission(NamedTuple):
     """Verdict of the quotas on a request.
 
@@ -189,11 +194,16 @@ class GroupUse:
         self._firm: dict[str, int] = {}
         self._known: frozenset[str] = frozenset()
         self._classes: dict[tuple[Node, tuple[str, ...]], list[list[str]]] = {}
+        self._around: dict[Node, list[NodeUse]] = {}
+        """Use of each group and of those around it, the root first."""
+        self._places: dict[tuple[Node, str], tuple[float, Sequence[_Place]]] = {}
         self._set(tree)
 
     def _set(self, tree: Tree) -> None:
         self.tree = tree
         self._uses = {node: NodeUse(node) for node in [tree.root, *tree.nodes.values()]}
+        self._around = {node: [self._uses[each] for each in (tree.root, *node.path)] for node in self._uses}
+        self._places = {}
         self._firm = {}
         self._classes = {}
         self._owed = Owed(tree, self._uses, self._known)
@@ -224,40 +234,58 @@ class GroupUse:
 
     def _count(self, holding: Holding, sign: int) -> None:
         self.version += 1
-        amounts = holding.amounts
+        amounts, firm = holding.amounts, not holding.preemptible
         node = self.tree.node_of(holding.owner)
-        for each in (self.tree.root, *node.path):
-            use = self._uses[each]
+        cpus, memory = sign * amounts.cpus_milli, sign * amounts.memory_bytes
+        for use in self._around[node]:
             use.version += 1
-            use.cpus_milli += sign * amounts.cpus_milli
-            use.memory_bytes += sign * amounts.memory_bytes
-            if not holding.preemptible:
-                cpus_milli, memory_bytes = use.firm_cores
-                use.firm_cores = (
-                    cpus_milli + sign * amounts.cpus_milli,
-                    memory_bytes + sign * amounts.memory_bytes,
-                )
-            for model, share in amounts.devices.items():
-                share *= sign
+            if cpus or memory:
+                use.cpus_milli += cpus
+                use.memory_bytes += memory
+                if firm:
+                    use.firm_cores = (use.firm_cores[0] + cpus, use.firm_cores[1] + memory)
+        for model, share in amounts.devices.items():
+            share *= sign
+            price, places = self._places_of(node, model)
+            for use, at, limits in places:
                 _add(use.devices, model, share)
-                use.priced += self.tree.price(model) * share / WHOLE_SHARE
-                if holding.preemptible:
+                use.priced += price * share / WHOLE_SHARE
+                if not firm:
                     use.preemptible += share
-                at = each.guarantee.first(model)
                 if at is not None:
                     use.guaranteed[at] += share
-                    if not holding.preemptible:
+                    if firm:
                         use.firm[at] += share
-                for limit, used in zip(each.limits, use.limited, strict=True):
-                    for number in limit.every(model):
-                        used[number] += share
-        if not holding.preemptible:
+                for used, number in limits:
+                    used[number] += share
+        if firm:
             for model, share in amounts.devices.items():
                 _add(self._firm, model, sign * share)
                 if model not in self._known:
                     self._know(frozenset([model]))
             self._owed.renew(node)
             self._owed_cores.renew(node)
+
+    def _places_of(self, node: Node, model: str) -> tuple[float, Sequence[_Place]]:
+        """The price of a model, and where devices of it count that a group holds."""
+        found = self._places.get((node, model))
+        if found is None:
+            places = [
+                (
+                    use,
+                    each.guarantee.first(model),
+                    [
+                        (used, number)
+                        for limit, used in zip(each.limits, use.limited, strict=True)
+                        for number in limit.every(model)
+                    ],
+                )
+                for each, use in zip((self.tree.root, *node.path), self._around[node], strict=True)
+            ]
+            if len(self._places) >= _PLACES_KEPT:
+                self._places.clear()
+            found = self._places[node, model] = (self.tree.price(model), places)
+        return found
 
     def note_capacity(self, capacity: Mapping[str, int], cores: tuple[int, int] | None = None) -> None:
         """Note what the fleet has.
