@@ -57,6 +57,7 @@ from servers import cpu_seconds, start
 
 QUOTA = 20
 BORROWS = 100
+PLAIN_TURNS = 10
 MOST_WAITING = 9_000
 """Workloads that a client has in the planner's queue, which takes 10,000 at most; the rest is submitted as these start.
 
@@ -430,28 +431,40 @@ def line_alone(name: str, load: Load, steps: int = 500, waiting: int = 10) -> No
 async def plain(url: str, nc: Any, planner: int) -> None:
     """A plain request by one client, and by 64, with and without groups, in turns.
 
+    The processor time of the planner counts, since it hardly depends on other load: the median over the turns, and
+    that of the ratios of two turns that follow each other.
+
     Args:
         url: of the bus.
         nc: connection to it.
-        planner: id of the planner's process, whose processor time is printed: it depends less on other load.
+        planner: id of the planner's process.
     """
     print(HEADER)
-    used: dict[tuple[str, int], list[float]] = {}
-    for turn in range(3):
-        for groups_on in (False, True):
-            tree = {"replace": {"groups": _teams() if groups_on else []}}
-            await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(tree).encode(), timeout=30)
-            label = "100 groups" if groups_on else "no groups"
-            for clients in (1, 64):
-                before, started = cpu_seconds(planner), time.perf_counter()
-                rate, _, _ = await drive(
-                    f"grant and release, {label}, {turn + 1}", url, clients, 3.0, grant_and_release
-                )
-                requests = rate * (time.perf_counter() - started)
-                used.setdefault((label, clients), []).append(1e6 * (cpu_seconds(planner) - before) / requests)
-    for (label, clients), found in used.items():
-        each = ", ".join(f"{micros:.0f}" for micros in found)
-        print(f"processor time of the planner for each request or release, {label}, {clients} clients: {each} µs")
+    used: dict[tuple[int, bool], list[float]] = {}
+    for turn in range(2 * PLAIN_TURNS):
+        groups_on = turn % 4 in (1, 2)  # off, on, on, off: neither is always the first of two
+        tree = {"replace": {"groups": _teams() if groups_on else []}}
+        await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(tree).encode(), timeout=30)
+        label = "100 groups" if groups_on else "no groups"
+        for clients in (1, 64):
+            before, started = _thread_seconds(planner), time.perf_counter()
+            rate, _, _ = await drive(f"grant and release, {label}, {turn}", url, clients, 1.5, grant_and_release)
+            requests = rate * (time.perf_counter() - started)
+            used.setdefault((clients, groups_on), []).append(1e6 * (_thread_seconds(planner) - before) / requests)
+    for clients in (1, 64):
+        off, on = used[clients, False], used[clients, True]
+        ratios = statistics.quantiles([with_groups / without for with_groups, without in zip(on, off, strict=True)])
+        print(
+            f"processor time of the planner for each request or release, {clients} clients: "
+            f"{statistics.median(off):.0f} µs without groups, {statistics.median(on):.0f} with 100; "
+            f"ratio {ratios[1]:.3f}, quartiles "
+            f"{ratios[0]:.3f} and {ratios[2]:.3f}"
+        )
+
+
+def _thread_seconds(pid: int) -> float:
+    """Time on the processor of a process's main thread, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def _teams() -> list[dict[str, Any]]:
