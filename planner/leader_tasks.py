@@ -47,6 +47,9 @@ _SERVICE_SECONDS: Final = 5.0
 _LOGGED_OUTAGE_SECONDS: Final = 3.0
 _WAITING_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
+_LONG_SEARCH_SECONDS: Final = 0.005
+_MOST_LEFT: Final = 2.0
+"""Limit on the pause after a long search, in units of its processor time: there may be nobody else."""
 _DURATIONS_SECONDS: Final = 600.0
 _DURATIONS_RETRY_SECONDS: Final = 60.0
 _DURATIONS_TIMEOUT_SECONDS: Final = 10.0
@@ -175,8 +178,20 @@ class LeaderTasks:
                 await self._broker.wake.wait()
         self._broker.wake.clear()
         if len(self._broker.queue) or self._broker.reclaimer.pending:
-            await self._broker.serve_queue()
+            searched = await self._broker.serve_queue()
+            await self._leave_time(searched)
         return 0.0
+
+    async def _leave_time(self, seconds: float) -> None:
+        """Let others have as much of the processor as a long search took, and no more than that if there are none.
+
+        Each message may have the queue served: thousands that wait would take all of it, and be served no sooner.
+        """
+        if seconds < _LONG_SEARCH_SECONDS:
+            return
+        busy_until, until = time.thread_time() + seconds, time.monotonic() + _MOST_LEFT * seconds
+        while time.thread_time() < busy_until and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(seconds / 4)
 
     async def _tend_jobs(self) -> float:
         if self._serves():

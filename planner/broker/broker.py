@@ -79,7 +79,7 @@ log = logging.getLogger("corral.planner.broker.broker")
 NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
 _MOST_SEARCH_SECONDS: Final = 0.32
-"""Limit on the time of one search along the line for the next request that may start."""
+"""Limit on the processor time of one search along the line for the next request that may start."""
 MAX_EXPLAINED: Final = 16
 """Kinds of requests whose reasons to wait are computed anew for one listing."""
 
@@ -757,11 +757,14 @@ class RequestBroker:
     def _dequeue(self, entry: QueuedRequest) -> None:
         self.queue.remove(entry)
 
-    async def serve_queue(self) -> None:
+    async def serve_queue(self) -> float:
         """Serve the queue: reject expired requests, and grant those that may start now.
 
         A request whose client was silent, and was not found by a probe, is told to ask again first; what it would take
         is kept for it meanwhile.
+
+        Returns:
+            Processor time that the choice of requests and of leases to take back took, in seconds.
         """
         now = steady_time()  # setting the clock must not expire requests
         for entry in self.queue.expired(now):
@@ -769,27 +772,36 @@ class RequestBroker:
             message = f"nothing came free within {now - entry.since:.1f} s: {entry.rejection.message}"
             rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
             self._tasks.start(self._reject(entry.payload, rejection))
-        await self._start_ready()
+        searched = await self._start_ready()
+        began = time.thread_time()
         self.resizer.serve()
         if self.group_accounts.active or self.reclaimer.pending:
             self.reclaimer.serve()
+        searched += time.thread_time() - began
         await self.clients.ask_those_in_turn()
+        return searched
 
-    async def _start_ready(self) -> None:
-        """Grant queued requests that may start now."""
-        self._came_free = False
+    async def _start_ready(self) -> float:
+        """Grant queued requests that may start now.
+
+        Returns:
+            Processor time of the first search, which looks at all kinds of requests, and of those without a start.
+        """
+        self._came_free, idle, starts = False, 0.0, 0
         self._changes.revise()
-        turn, turn_began = 0, time.perf_counter()
+        turn, turn_began = 0, time.thread_time()
         search_seconds = query_costs.TURN_SECONDS
         while not self._closed:
-            began = time.perf_counter()
-            over = began + search_seconds
-            start = self.line.next(time.time(), lambda over=over: time.perf_counter() > over)
+            began, searching = time.perf_counter(), time.thread_time()
+            over = searching + search_seconds
+            start = self.line.next(time.time(), lambda over=over: time.thread_time() > over)
+            idle += 0.0 if start is not None and starts else time.thread_time() - searching
+            starts += 1
             self.on_decision(time.perf_counter() - began)
             if start is None and self.line.paused:
                 # Releases and renewals come in between. With them it may begin anew, and must get further then.
                 await asyncio.sleep(0)
-                turn, turn_began = 0, time.perf_counter()
+                turn, turn_began = 0, time.thread_time()
                 search_seconds = min(2 * search_seconds, _MOST_SEARCH_SECONDS)
                 continue
             if start is None:
@@ -809,9 +821,10 @@ class RequestBroker:
                 continue
             self._tasks.start(self._grant(pending, placement, reservation))
             turn += 1
-            if turn >= 32 or time.perf_counter() - turn_began > query_costs.TURN_SECONDS:
+            if turn >= 32 or time.thread_time() - turn_began > query_costs.TURN_SECONDS:
                 await asyncio.sleep(0)  # requests come in between
-                turn, turn_began = 0, time.perf_counter()
+                turn, turn_began = 0, time.thread_time()
+        return idle
 
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""

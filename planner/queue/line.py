@@ -43,6 +43,8 @@ from .turns import ByGroup, InOrder, Turns
 from .use import Use
 
 MOST_RESERVATIONS: Final = 16
+_STEPS: Final = 8
+"""Kinds of requests that are tried before the time of a search is looked at."""
 MOST_UNREADY: Final = 256
 """Limit on the requests that are not ready for which something is kept: after an outage of the bus thousands may be."""
 LEAST_KEYS_SECONDS: Final = 0.25
@@ -661,8 +663,8 @@ class Line:
     def _step(self, walk: _Walk, now: float, until: Callable[[], bool]) -> Start | None:
         """Go on along the line to the next that may start."""
         turns, ahead = walk.turns, walk.ahead
-        while True:
-            if until():
+        for step in numbers_from():
+            if step % _STEPS == _STEPS - 1 and until():
                 self.paused = True
                 walk.stop(())
                 return None

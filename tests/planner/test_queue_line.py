@@ -209,17 +209,15 @@ def test_each_kind_of_devices_has_a_first_in_line_of_its_own() -> None:
 
 
 def test_a_search_that_takes_too_long_goes_on_with_the_next_call() -> None:
-    world = World(NODES, fifo)
-    for gpus in (6, 5, 5, 1):  # the last one alone fits beside what is kept for the others
-        world.ask(100.0, gpus=gpus, models=["H100"] if gpus > 1 else ["T4"])
-    reference = World(NODES, fifo)
-    for gpus in (6, 5, 5, 1):
-        reference.ask(100.0, gpus=gpus, models=["H100"] if gpus > 1 else ["T4"])
+    world, reference = World(NODES, fifo), World(NODES, fifo)
+    for each in (world, reference):
+        for memory in range(1, 21):  # of as many kinds; the last one alone fits beside what is kept for the others
+            each.ask(100.0, gpus=6, host_memory_bytes=memory, models=["H100"])
+        each.ask(100.0, models=["T4"])
     found: list[int] = []
     steps = 0
     while True:
-        budget = iter([False, True])
-        start = world.line.next(world.now, lambda budget=budget: next(budget))
+        start = world.line.next(world.now, lambda: True)
         steps += 1
         if start is None and not world.line.paused:
             break
