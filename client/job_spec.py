@@ -108,7 +108,8 @@ def job_spec(owner: str, work: Work, arguments: Sequence[Any], fields: JobFields
     hosts = own.get("host_count", 1)
     body["hosts"] = hosts
     given.setdefault("name", name_of(work))
-    given["gpus"] = _gpus(given.get("gpus"), given.pop("gpus_per_host", None), hosts)
+    if not given.get("devices"):
+        given["gpus"] = _gpus(given.get("gpus"), given.pop("gpus_per_host", None), hosts)
     given.setdefault("placement", "spread" if isinstance(hosts, int) and hosts > 1 else "same_host")
     body["request"] = work_request(owner, cast("RequestFields", given))
     return validated(body)

@@ -45,6 +45,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_ARRAY_FIRST": ("–", "Smallest index of the array."),
     "CORRAL_ARRAY_LAST": ("–", "Greatest index of the array."),
     "CORRAL_ARRAY_COUNT": ("–", "Number of tasks of the array."),
+    "CORRAL_ADDRESSES": ("–", "Network addresses of the task's hosts, in the order of their ranks, with commas."),
     "CORRAL_HOSTS": ("–", "Names of the task's hosts, in the order of their ranks, with commas."),
     "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),

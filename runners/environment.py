@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Final
 
 from ..schemas.jobs import JobSpec
@@ -51,6 +52,7 @@ def _job(run: Run, spec: JobSpec) -> dict[str, str]:
         "CORRAL_JOB_NAME": spec.request.name,
         "CORRAL_ATTEMPT": str(run.attempt),
         "CORRAL_HOSTS": ",".join(run.hosts),
+        "CORRAL_ADDRESSES": ",".join(address or host for host, address in zip_longest(run.hosts, run.addresses)),
     }
     if run.index is not None:
         values |= {

@@ -104,7 +104,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         after: jobs that must end first.
         retries: number of times that a task that failed is started again.
         requeue: a task whose lease was preempted, or whose host was lost, is queued again, in its place.
-        hosts: number of hosts of each task. All of them start it, or none; each has the same number of devices.
+        hosts: number of hosts of each task. All of them start it, or none; each has the same number of devices, unless
+            the request names them: a task then waits until all of these are free, without a place in the queue.
         tasks_per_host: number of processes that are started on each host.
         held: it is not started before it is released.
         preempt_signal: signal for the processes at the notice of a preemption, such as `SIGUSR1`; empty for none.

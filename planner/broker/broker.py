@@ -282,9 +282,23 @@ class RequestBroker:
             request = replace(request, requeue_of=None)
         pending = PendingRequest("", request, caller, False, None, self._new_uid(), asked_at, asked_at)
         pending.unattended = True
+        if request.devices:
+            await self._try_named(pending)
+            return
         self._add_pending(pending)
         self.forecaster.arrived(request, time.time())
         await self._enqueue(pending, _not_tried(request))
+
+    async def _try_named(self, pending: PendingRequest) -> None:
+        """Grant a task the devices that it names, or answer why they can't be had now: no others would do."""
+        decision = self._decide(pending)
+        if isinstance(decision, Placed):
+            self._add_pending(pending)
+            self.forecaster.arrived(pending.request, time.time())
+            await self._grant(pending, decision, self._reserve(pending.request, decision))
+            return
+        for caller in pending.callers:  # no event for the history: it is tried again
+            await caller.answer(decision)
 
     def leave(self, owner: str, request_id: str) -> None:
         """Withdraw the request of a task of a job from the queue; one that is being granted already stays so."""

@@ -155,9 +155,24 @@ class JobCommands:
         """
         request = placed_request(spec)
         check_request(self._fleet, request, self._policies)
+        if request.devices:
+            self._check_named(spec)
+            return
         if self._fleet.hosts and not could_ever_fit(self._fleet, ask_of(self._fleet, request)):
             text = "This fleet could not hold a task of the job even when idle: `corral explain` says why"
             raise InvalidJob(text, "$.request", "impossible")
+
+    def _check_named(self, spec: JobSpec) -> None:
+        """Check that the devices that a job names are there, and on as many hosts as it says."""
+        if not self._fleet.hosts:
+            return
+        known = [self._fleet.devices.get(uuid) for uuid in spec.request.devices]
+        if missing := [uuid for uuid, device in zip(spec.request.devices, known, strict=True) if device is None]:
+            raise InvalidJob(f"There is no device {missing[0]}", "$.request.devices", "impossible")
+        hosts = len({device.host for device in known if device is not None})
+        if hosts != spec.hosts:
+            text = f"The named devices are on {hosts} hosts, and hosts is {spec.hosts}: set it to their number"
+            raise InvalidJob(text, "$.hosts")
 
     async def _new_id(self) -> str:
         """New id of a job; they are reserved in blocks, durably."""
@@ -193,6 +208,8 @@ class JobCommands:
 
     def _why_first(self, job: Job) -> str:
         """Return why no task of a job starts: the reason of the first in the queue, as all ask for the same."""
+        if job.stored.spec.request.devices:
+            return self._jobs.why_not.get(job.job_id, "")
         if not job.in_line:
             return ""
         index = min(job.in_line)

@@ -49,7 +49,7 @@ LATER_SECONDS: Final = 2.0
 """Time after which the record of a task that was started is written: until then its lease says so."""
 TICK_SECONDS: Final = 0.5
 _AGAIN_SECONDS: Final = 1.0
-"""Time after which a task enters the queue again that was refused."""
+"""Time after which a task enters the queue again that was refused, or that names devices which it can't have now."""
 _RENEW_PART: Final = 1 / 3
 _FORGET_SECONDS: Final = 60.0
 
@@ -72,6 +72,7 @@ class JobBroker:
         table: the jobs.
         runners: of the hosts.
         events: publishes what has changed.
+        why_not: why jobs can't have the devices that they name, by id.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class JobBroker:
         self._planner = planner
         self._bucket_bytes = bucket_bytes
         self._tasks = BackgroundTasks()
+        self.why_not: dict[str, str] = {}
         self._later: dict[tuple[str, int], float] = {}
         self._in_line: dict[str, int] = {}
         """Number of tasks in the queue, by owner."""
@@ -168,6 +170,7 @@ class JobBroker:
             gone = to_forget(self.table.jobs.values(), now, self._bucket_bytes)
             for job_id in gone:
                 self.table.forget(job_id)
+                self.why_not.pop(job_id, None)
             self.records.forget(gone)
         self.carry_out()
 
@@ -287,13 +290,16 @@ class JobBroker:
         if job is not None:
             self._left(job.owner)
         if isinstance(reply, Assignment):
+            self.why_not.pop(attempt.job_id, None)
             self.table.granted(attempt, reply.lease, time.time())
         elif isinstance(reply, Error) and reply.code == "ended" and job is not None:
             self.table.spent(attempt)
         elif job is not None:
             job.left_line(attempt.task)
             timed_out = isinstance(reply, Rejection) and reply.code is RejectionCode.TIMED_OUT
-            if not timed_out:
+            if isinstance(reply, Rejection) and job.stored.spec.request.devices:
+                self.why_not[job.job_id] = reply.message
+            elif not timed_out:
                 log.warning("task %s_%d waits again: %s", attempt.job_id, attempt.task, _words(reply))
             pause = 0.0 if timed_out else _AGAIN_SECONDS
             asyncio.get_running_loop().call_later(pause, self._refill_soon, [job.job_id])

@@ -84,6 +84,8 @@ def _check_request(spec: JobSpec) -> None:
         raise InvalidJob("Jobs keep the devices that they start with: leave gpus_max out", "$.request.gpus_max")
     if RUNNER_LABEL in request.host_labels:
         raise InvalidJob(f"The planner sets {RUNNER_LABEL}: leave it out", "$.request.host_labels")
+    if request.devices:
+        return  # they say on which hosts, and how many on each
     if spec.hosts == 1:
         if request.placement is not Placement.SAME_HOST:
             text = f"placement is {request.placement.value}: say on how many hosts, with hosts"
@@ -146,7 +148,7 @@ def notice_signal(spec: JobSpec) -> int:
 def placed_request(spec: JobSpec) -> WorkRequest:
     """Request of each task of a job, with its hosts: all but that they have runners."""
     request = spec.request
-    if spec.hosts == 1:
+    if spec.hosts == 1 or request.devices:
         return request
     return replace(request, placement=Placement.SPREAD, gpus_per_host=request.gpus // spec.hosts)
 
@@ -163,7 +165,8 @@ def request_of(spec: JobSpec, attempt: Attempt, requeue_of: str) -> WorkRequest:
     return replace(
         request,
         request_id=request_id(attempt),
-        wait_seconds=float(MAX_WAIT_SECONDS),
+        # Devices that are named are not waited for in the queue, but tried again.
+        wait_seconds=0.0 if request.devices else float(MAX_WAIT_SECONDS),
         ttl_seconds=TTL_SECONDS,
         host_labels={**request.host_labels, RUNNER_LABEL: "yes"},
         requeue_of=requeue_of or None,

@@ -98,7 +98,9 @@ def _details(reasons: list[Reason]) -> str:
 
 def _rejection(fleet: Fleet, ask: Ask, request: WorkRequest, reasons: list[Reason]) -> Rejection:
     known = all(reason.code != "unknown" for reason in reasons)
-    fits = known and could_ever_fit(fleet, ask)
+    # Whether they are on one host does not matter, as they are named.
+    one = ask.key._replace(gpus=1, placement=Placement.SAME_HOST, within=(), prefer_within="", per_host=1)
+    fits = known and could_ever_fit(fleet, fleet.ask(one))
     merged: dict[str, list[Reason]] = {}
     for reason in reasons:
         merged.setdefault(reason.code, []).append(reason)

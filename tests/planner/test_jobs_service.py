@@ -381,3 +381,35 @@ async def test_bad_messages_are_refused_with_the_field(
         assert (await ask(nc, "submit.ann", base))["code"] == "too_many_requests"
         shown = await ask(nc, "job_override.opal", {"action": {"job_id": job["job_id"], "verb": "cancel"}})
         assert shown["changed"] == 1
+
+
+async def test_a_job_gets_the_devices_that_it_names_once_all_of_them_are_free(
+    server: EmbeddedServer, nc: Bus, runners: list[FakeRunner]
+) -> None:
+    three = ["GPU-node0-1", "GPU-node0-0", "GPU-node1-1"]
+    named: dict[str, Any] = {"request": {"gpus": 3, "devices": three, "placement": "fewest_hosts"}, "hosts": 2}
+    async with running(server.url):
+        await until_ready(nc, 4)
+        first = await submit(nc, "forever", gpus=3, **named)
+        job = await until_state(nc, first["job_id"], "running")
+        [lease] = (await ask(nc, "leases", {"states": ["active"]}))["leases"]
+        assert [grant["device"] for grant in lease["grants"]] == three
+        assert [(part["host"], part.get("rank", 0)) for part in job["tasks"][0]["parts"]] == [
+            ("node0", 0),
+            ("node1", 1),
+        ]
+        second = await submit(nc, "true", gpus=3, **named)
+        waits = await until(nc, second["job_id"], lambda found: "GPU-node0-1: leased" in found["job"]["message"])
+        assert waits["job"]["state"] == "pending"
+        # The rest of the fleet is for others meanwhile, also those behind it.
+        await until_state(nc, (await submit(nc, "true"))["job_id"], "done")
+        await act(nc, first["job_id"], "cancel")
+        await until_state(nc, second["job_id"], "done")
+        await no_leases(nc)
+        refused = {"owner": "ann", "gpus": 1, "devices": ["GPU-x"], "placement": "fewest_hosts"}
+        for request, hosts, said in (
+            (refused, 1, "no device GPU-x"),
+            (named["request"] | {"owner": "ann"}, 3, "on 2 hosts"),
+        ):
+            answer = await ask(nc, "submit", {"request": request, "command": ["true"], "hosts": hosts})
+            assert said in answer["message"]

@@ -192,6 +192,7 @@ async def test_a_script_gets_its_arguments_and_the_environment_of_the_job_alone(
         "CORRAL_OWNER": "alice",
         "CORRAL_ATTEMPT": "2",
         "CORRAL_HOSTS": "node-7",
+        "CORRAL_ADDRESSES": "node-7",
         "CORRAL_ARRAY_INDEX": "7",
         "CORRAL_ARRAY_FIRST": "3",
         "CORRAL_ARRAY_LAST": "9",
