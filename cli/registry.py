@@ -45,7 +45,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
     "fit": Entry("work.fit:fit", _WORK, "Find out whether the free GPUs can serve a model, how, and how fast."),
-    "serve": Entry("work.fit:serve", _WORK, "Lease the GPUs of a plan to serve a model; print the commands for it."),
+    "serve": Entry(
+        "work.serve:serve", _WORK, "Lease the GPUs of a plan for a model; print its commands, or start them."
+    ),
     "queue": Entry("work.commands:queue", _WORK, "List queued requests."),
     "withdraw": Entry("work.commands:withdraw", _WORK, "Withdraw queued requests."),
     "submit": Entry("work.submit:submit", _JOBS, "Submit a script or a command as a job, and go home.", True),

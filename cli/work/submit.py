@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -21,6 +21,7 @@ from .. import exits, render
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
 from .directives import Directives, read_directives
 from .job_output import print_logs
+from .job_variables import variables
 from .request_options import with_request_options
 
 _JOB = "Job"
@@ -251,7 +252,7 @@ def submit(
         "retries": retries,
         "requeue": requeue,
         "held": hold,
-        "env": _variables(env or []),
+        "env": variables(env or []),
     }
     given: dict[str, Any] = {
         "gpus": None if gpus is None else parse_gpus(gpus),
@@ -414,19 +415,6 @@ def _remark(found: Directives, file: str, ignore_unknown: bool) -> None:
         )
     for line in lines:
         say(f"corral: ignored: {line}")
-
-
-def _variables(given: Sequence[str]) -> Mapping[str, str]:
-    """Variables of `--env`: `K=V`, or a name whose value is taken from this environment."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise exits.CommandError(f"--env {text!r}: expected NAME=VALUE, or NAME alone", exits.USAGE)
-        if not equals and name not in os.environ:
-            raise exits.CommandError(f"--env {name}: it is not set here: write {name}=VALUE", exits.USAGE)
-        found[name] = value if equals else os.environ[name]
-    return found
 
 
 def _in_words(parse: Any, value: Any) -> Any:

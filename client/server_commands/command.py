@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from ...schemas.models.serving import ServePlan, ServeStage, ServeWork, StageDevice
 
-FIRST_PORT = 8000
+FIRST_PORT: Final = 8000
+"""HTTP port of the first server."""
 
 
 class HostCommand(Struct, frozen=True, kw_only=True):
@@ -20,11 +21,17 @@ class HostCommand(Struct, frozen=True, kw_only=True):
         host: the host's name.
         environment: variables to set for it.
         arguments: the program and its arguments.
+        copy: number of the copy of the model that it belongs to, from 0.
+        needs: addresses with ports that must accept connections before it starts.
+        port: HTTP port at which it serves requests; null if it serves none.
     """
 
     host: str
     arguments: list[str]
     environment: dict[str, str] = {}
+    copy: int = 0
+    needs: list[str] = []
+    port: int | None = None
 
     @property
     def line(self) -> str:
@@ -59,16 +66,31 @@ class Task(NamedTuple):
         work: what it serves.
         path: path or name of the model, as the server loads it.
         addresses: network addresses of hosts, where known.
+        port: HTTP port of the first server; those of further ones follow.
+        listen: address at which servers listen for requests; empty for their default.
+        inner_ports: ports between the processes of a copy, from its first; empty for the servers' usual ones.
     """
 
     plan: ServePlan
     work: ServeWork
     path: str
     addresses: Mapping[str, str]
+    port: int = FIRST_PORT
+    listen: str = ""
+    inner_ports: Callable[[int], str] | None = None
 
     def address(self, host: str) -> str:
         """Network address of a host; its name where none is known."""
         return self.addresses.get(host) or host
+
+    def inner_port(self, at: int, usual: int) -> str:
+        """Port between the processes of a copy: the one of a number, or the usual one."""
+        return str(usual) if self.inner_ports is None else self.inner_ports(at)
+
+    @property
+    def listening(self) -> list[str]:
+        """Option for the address at which a server listens, the same for vLLM and llama.cpp."""
+        return ["--host", self.listen] if self.listen else []
 
     @property
     def unconverted(self) -> str:

@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from ...schemas.models.serving import ServeStage
-from .command import FIRST_PORT, HostCommand, Offer, Task, by_host, copies, devices_of, visible
+from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
 
-VERSION: Final = "b11434"
+VERSION: Final = "0.5"
+RPC_SERVER: Final = "ggml-rpc-server"
+OLD_RPC_SERVER: Final = "rpc-server"
+"""Its name in builds of 2025 and before."""
 _RPC_PORT: Final = 50052
 _ALL_LAYERS: Final = 999
 
@@ -24,18 +27,25 @@ def offer(task: Task) -> Offer:
         return Offer(server="llama.cpp", version=VERSION, refusal=refusal)
     commands: list[HostCommand] = []
     notes: list[str] = []
+    started = 0  # RPC servers of other copies, which may be on the same hosts
     for number, stages in enumerate(copies(task.plan) or []):
         hosts = by_host(stages)
         assert hosts is not None
         remote = [device for _, run in hosts[:-1] for device in devices_of(run)]
-        ports = {device.device: _RPC_PORT + at for at, device in enumerate(remote)}
+        ports = {device.device: task.inner_port(at, _RPC_PORT + started + at) for at, device in enumerate(remote)}
+        started += len(remote)
         for device in remote:
-            arguments = ["rpc-server", "--host", "0.0.0.0", "--port", str(ports[device.device])]
-            commands.append(HostCommand(host=device.host, environment=visible([device]), arguments=arguments))
+            arguments = [RPC_SERVER, "--host", "0.0.0.0", "--port", ports[device.device]]
+            commands.append(
+                HostCommand(host=device.host, environment=visible([device]), arguments=arguments, copy=number)
+            )
         endpoints = [f"{task.address(device.host)}:{ports[device.device]}" for device in remote]
         commands.append(_server(task, stages, endpoints, hosts[-1], number))
         if remote:
-            notes = ["an RPC server has no authentication: keep it in a network of its own"]
+            notes = [
+                f"an RPC server has no authentication: keep it in a network of its own; older builds call it "
+                f"{OLD_RPC_SERVER}"
+            ]
     if task.plan.replicas > 1:
         notes.append(f"{task.plan.replicas} servers: a load balancer shares the requests")
     return Offer(server="llama.cpp", version=VERSION, commands=commands, notes=notes)
@@ -72,11 +82,19 @@ def _server(
         "--gpu-layers", str(_ALL_LAYERS),
         "--ctx-size", str(work.context_tokens * sequences),
         "--parallel", str(sequences),
-        "--port", str(FIRST_PORT + number),
+        *task.listening,
+        "--port", str(task.port + number),
     ]  # fmt: skip
     if endpoints:
         arguments += ["--rpc", ",".join(endpoints)]
     if len(stages) > 1:
         arguments += ["--split-mode", "layer", "--tensor-split", ",".join(str(part) for part in split(stages))]
     host, run = last
-    return HostCommand(host=host, environment=visible(devices_of(run)), arguments=arguments)
+    return HostCommand(
+        host=host,
+        environment=visible(devices_of(run)),
+        arguments=arguments,
+        copy=number,
+        needs=endpoints,
+        port=task.port + number,
+    )

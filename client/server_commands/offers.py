@@ -7,7 +7,7 @@ from typing import Final
 
 from ...schemas.models.serving import ServePlan, ServeWork
 from . import accelerate, exo, llama_cpp, vllm
-from .command import Offer, Task
+from .command import FIRST_PORT, Offer, Task
 
 SERVERS: Final[dict[str, Callable[[Task], Offer]]] = {
     "vllm": vllm.offer,
@@ -19,7 +19,14 @@ SERVERS: Final[dict[str, Callable[[Task], Offer]]] = {
 
 
 def offer(
-    server: str, plan: ServePlan, work: ServeWork, path: str, addresses: Mapping[str, str] | None = None
+    server: str,
+    plan: ServePlan,
+    work: ServeWork,
+    path: str,
+    addresses: Mapping[str, str] | None = None,
+    *,
+    port: int = FIRST_PORT,
+    listen: str = "",
 ) -> Offer:
     """Commands that start a server as a plan says, or the reason why it can't express the plan.
 
@@ -29,5 +36,7 @@ def offer(
         work: what it serves.
         path: path or name of the model, as the server loads it.
         addresses: network addresses of hosts, where known.
+        port: HTTP port of the first server; those of further copies of the model follow.
+        listen: address at which servers listen for requests; empty for their default.
     """
-    return SERVERS[server](Task(plan, work, path, addresses or {}))
+    return SERVERS[server](Task(plan, work, path, addresses or {}, port, listen))

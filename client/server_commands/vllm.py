@@ -12,7 +12,7 @@ from typing import Final
 
 from ...schemas.models.quantization import DTYPE_BITS
 from ...schemas.models.serving import ServeStage
-from .command import FIRST_PORT, HostCommand, Offer, Task, by_host, copies, devices_of, visible
+from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
 
 VERSION: Final = "0.12"
 _MASTER_PORT: Final = 29501
@@ -95,10 +95,11 @@ def _start(task: Task, stages: list[ServeStage], number: int) -> list[HostComman
     for rank, (host, run) in enumerate(hosts):
         several = [
             "--nnodes", str(len(hosts)), "--node-rank", str(rank),
-            "--master-addr", task.address(hosts[0][0]), "--master-port", str(_MASTER_PORT + number),
+            "--master-addr", task.address(hosts[0][0]), "--master-port", task.inner_port(0, _MASTER_PORT + number),
             *(["--headless"] if rank else []),
         ] if len(hosts) > 1 else []  # fmt: skip
-        port = [] if rank else ["--port", str(FIRST_PORT + number)]
+        port = None if rank else task.port + number
+        words = [*arguments, *several, *([] if port is None else [*task.listening, "--port", str(port)])]
         environment = visible(devices_of(run)) | partition
-        commands.append(HostCommand(host=host, environment=environment, arguments=[*arguments, *several, *port]))
+        commands.append(HostCommand(host=host, environment=environment, arguments=words, copy=number, port=port))
     return commands

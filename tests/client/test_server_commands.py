@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.client import InvalidRequest
 from corral.client.server_commands import SERVERS, offer
 from corral.client.server_commands.accelerate import device_map
 from corral.client.server_commands.command import Offer, Task
 from corral.client.server_commands.exo import proportional
+from corral.client.server_commands.jobs import ServedCopy, ServeJob, serve_jobs, served_copy
 from corral.client.server_commands.llama_cpp import split
 from corral.schemas.models.description import Attention, ModelDescription, Quantization
 from corral.schemas.models.serving import PlanKind, ServePlan, ServeRoute, ServeStage, ServeWork, StageDevice
@@ -152,7 +157,11 @@ def test_llama_cpp_gives_each_device_the_layers_of_its_stage(layers: list[int]) 
 def test_llama_cpp_has_remote_devices_before_its_own() -> None:
     plan = chain(stage(0, 10, "a0"), stage(10, 10, "a1"), stage(20, 12, "b0"))
     remote = made("llama.cpp", plan, "/models/llama.gguf")
-    assert [command.arguments[0] for command in remote.commands] == ["rpc-server", "rpc-server", "llama-server"]
+    assert [command.arguments[0] for command in remote.commands] == [
+        "ggml-rpc-server",
+        "ggml-rpc-server",
+        "llama-server",
+    ]
     assert [command.host for command in remote.commands] == ["a", "a", "b"]
     line = remote.commands[-1].line
     assert "--rpc a.example:50052,a.example:50053" in line
@@ -187,3 +196,50 @@ def test_accelerate_itself_accepts_the_device_map() -> None:
         model = transformers.LlamaForCausalLM(config)
     plan = chain(stage(0, 20, "a0"), stage(20, 12, "a1"))
     accelerate.utils.check_device_map(model, device_map(Task(plan, WORK, "/models/llama", {})))
+
+
+def listening(program: str) -> str:
+    """A program that prints its arguments and what it sees, and ends with 0, or accepts connections for ever."""
+    ends = "exec sleep 30" if program == "ggml-rpc-server" else "exit 0"
+    return f'#!/bin/sh\necho "{program} $* | $CUDA_VISIBLE_DEVICES $VLLM_PP_LAYER_PARTITION"\n{ends}\n'
+
+
+def executed(job: ServeJob, rank: int, folder: Path, port: int = 15000) -> subprocess.CompletedProcess[str]:
+    """Execute the script of a job, as the runner of one of its hosts does."""
+    for program in ("vllm", "llama-server", "ggml-rpc-server"):
+        (folder / program).write_text(listening(program))
+        (folder / program).chmod(0o755)
+    (folder / "script").write_text(job.script)
+    variables = {"PATH": f"{folder}:/usr/bin:/bin", "NODE_RANK": str(rank), "MASTER_PORT": str(port)}
+    variables["CORRAL_ADDRESSES"] = "127.0.0.1,b.example"
+    return subprocess.run(
+        ["bash", str(folder / "script")], env=variables, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_the_script_of_a_job_starts_the_commands_of_its_host(tmp_path: Path) -> None:
+    plan = chain(stage(0, 20, "a0"), stage(20, 12, "b0"))
+    [job] = serve_jobs("vllm", plan, WORK, "/models/a model")
+    assert (job.devices, job.hosts, job.serving_host, job.port) == (["GPU-a0", "GPU-b0"], ["a", "b"], "a", 8000)
+    done = executed(job, 1, tmp_path)
+    assert "vllm serve /models/a model --tensor" in done.stdout
+    assert "--node-rank 1 --master-addr 127.0.0.1 --master-port 15000 --headless | GPU-b0 20,12" in done.stdout
+    # The others would wait for ever for one that has ended, even if it ended well.
+    assert (done.returncode, "ended with exit code 0" in done.stderr) == (1, True)
+    assert served_copy(job.script) == ServedCopy(server="vllm", work=WORK, stages=plan.stages)
+    with socket.create_server(("127.0.0.1", 0)) as rpc:
+        remote = chain(stage(0, 10, "a0"), stage(10, 22, "b0"))
+        [job] = serve_jobs("llama.cpp", remote, WORK, "/m.gguf", port=9000, listen="0.0.0.0")
+        done = executed(job, 1, tmp_path, rpc.getsockname()[1])
+        assert f"--rpc 127.0.0.1:{rpc.getsockname()[1]} " in done.stdout
+        assert "--host 0.0.0.0 --port 9000" in done.stdout
+
+
+def test_each_copy_has_a_job_and_what_serves_nothing_has_none() -> None:
+    jobs = serve_jobs("vllm", copies(stage(0, 32, "a0"), stage(0, 32, "b0")), WORK, "/models/llama")
+    assert [(job.devices, job.hosts) for job in jobs] == [(["GPU-a0"], ["a"]), (["GPU-b0"], ["b"])]
+    assert [job.port for job in jobs] == [8000, 8001]
+    assert len({job.name for job in jobs}) == 2
+    for server, said in (("accelerate", "serves no requests"), ("llama.cpp", "GGUF")):
+        with pytest.raises(InvalidRequest, match=said):
+            serve_jobs(server, chain(stage(0, 32, "a0")), WORK, "/models/llama")
