@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..schemas.models.description import AttentionKind, ModelDescription
-from ..schemas.models.serving import PlanKind, ServePlan
+from ..schemas.models.serving import ExpectedService, PlanKind, ServePlan
+from ..schemas.units import short_time
 
 _ATTENTION = {
     AttentionKind.MULTI_HEAD: "multi-head attention",
@@ -56,4 +57,14 @@ def devices(plan: ServePlan) -> str:
 
 def milliseconds(seconds: float | None) -> str:
     """A time in milliseconds, or in seconds from 1 s; a dash if it is unknown."""
-    return "–" if seconds is None else f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return "–" if seconds is None else short_time(seconds)
+
+
+def expected_words(found: ExpectedService) -> str:
+    """Service of a plan in simulation, in words."""
+    coarse = f", {found.step_tokens} tokens at a time: it may be off by a third" if found.step_tokens > 1 else ""
+    return (
+        f"{found.tokens_per_second:.0f} tokens/s, {milliseconds(found.token_seconds)} per token, first token after "
+        f"{milliseconds(found.first_token_seconds)}, with prompts of {found.prompt_tokens} tokens and outputs of "
+        f"{found.output_tokens} (simulated with these rates{coarse})"
+    )

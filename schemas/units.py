@@ -94,6 +94,11 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
 
 
+def short_time(seconds: float) -> str:
+    """Format a time in milliseconds, or in seconds from 1 s."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
 def exact_bytes(amount: int) -> str:
     """Write bytes as a whole number of the largest binary unit that divides them, such as `2TiB`, for `parse_bytes`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

@@ -10,7 +10,7 @@ from ...client.server_commands.command import FIRST_PORT
 from ...schemas.models.serving import FitVerdict
 from .. import exits
 from ..options import AsJson, NatsUrl, Timeout, console, print_json
-from .fit_report import Choose, Listen, Load, Port, Server, Where, ask, check_server, chosen
+from .fit_report import Choose, Listen, Load, Measured, Port, Server, Where, ask, check_server, chosen
 from .fit_tables import fit_lines, offer_lines, plan_lines
 from .model_options import Asked, with_model_options
 
@@ -23,6 +23,7 @@ def fit(
     load: Load = None,
     port: Port = FIRST_PORT,
     listen: Listen = "",
+    measured: Measured = True,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 30.0,
@@ -39,7 +40,7 @@ def fit(
       corral fit ./config.json --with-more '4xNVIDIA H100 80GB HBM3'
     """
     check_server(server)
-    report = ask(asked(), choose, server, Where(load, port, listen), nats, timeout)
+    report = ask(asked(), choose, server, Where(load, port, listen), nats, timeout, measured=measured)
     if json:
         print_json(report)
     else:

@@ -9,11 +9,13 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
+from ...client import CorralError
+from ...client.measured.find import measured_rates
 from ...client.server_commands import SERVERS, offer
 from ...client.server_commands.command import FIRST_PORT, Offer
 from ...schemas.models.serving import ServeFit, ServePlan, ServeWork
 from .. import exits
-from ..options import connected, run
+from ..options import connected, run, say
 from .model_options import Asked
 
 _COMMANDS = "Commands"
@@ -44,6 +46,16 @@ Listen = Annotated[
         metavar="ADDRESS",
         help="Address at which servers take requests: 0.0.0.0 for all. Default: theirs.",
         rich_help_panel=_COMMANDS,
+    ),
+]
+
+
+Measured = Annotated[
+    bool,
+    typer.Option(
+        "--measured/--no-measured",
+        help="Use rates that your own jobs have measured for this model, and AIConfigurator's tables if installed.",
+        rich_help_panel="Devices",
     ),
 ]
 
@@ -88,14 +100,42 @@ def check_server(server: str | None) -> None:
         raise exits.CommandError(f"--server {server!r}: there are {', '.join(SERVERS)}", exits.USAGE)
 
 
-def ask(question: Asked, choose: int, server: str | None, where: Where, nats: str | None, timeout: float) -> FitReport:
-    """Ask the planner, and make the commands of the chosen plan."""
+def ask(
+    question: Asked,
+    choose: int,
+    server: str | None,
+    where: Where,
+    nats: str | None,
+    timeout: float,
+    *,
+    measured: bool = True,
+) -> FitReport:
+    """Ask the planner, and make the commands of the chosen plan.
 
-    async def work() -> ServeFit:
+    Args:
+        question: what is asked.
+        choose: number of the plan.
+        server: whose commands; None for all.
+        where: names in the commands.
+        nats: URL of the bus; None for the default.
+        timeout: for each answer.
+        measured: use rates that were measured, behind those of a profile.
+    """
+
+    async def work() -> tuple[ServeWork, ServeFit]:
         async with connected(nats, timeout=timeout) as client:
-            return await client.fit_work(question.work, with_more=question.more, **question.fields)
+            asked = question.work
+            if measured:
+                try:
+                    products = list((await client.fleet()).models)
+                    rates = await measured_rates(client, asked, products)
+                    asked = msgspec.structs.replace(asked, rates=[*asked.rates, *rates])
+                except CorralError as error:
+                    say(f"corral: measured rates are left out: {error}")
+            return asked, await client.fit_work(asked, with_more=question.more, **question.fields)
 
-    report = FitReport(model=loaded_path(question.path), work=question.work, fit=run(work()))
+    asked, found = run(work())
+    report = FitReport(model=loaded_path(question.path), work=asked, fit=found)
     if report.fit.plans:
         report.offers = offers(report, chosen(report.fit, choose), server, where)
     return report

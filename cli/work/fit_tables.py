@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from ...client.server_commands.command import Offer
-from ...client.serving_text import devices, kind, layers, milliseconds, model_line
-from ...schemas.models.serving import ExpectedService, FitVerdict, ServeFit, ServePlan, ServeWork
+from ...client.serving_text import devices, expected_words, kind, layers, milliseconds, model_line
+from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
 from ...schemas.units import format_bytes
 from .. import render
 
@@ -41,8 +41,8 @@ def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
 def plans_table(plans: Sequence[ServePlan]) -> RenderableType:
     """Table of plans, one per line."""
     made = render.table(
-        "#", "PLAN", "GPUS", "LAYERS", "TOKENS/S", "PER TOKEN", "FIRST TOKEN", "SEQUENCES", "DEVICES",
-        right=("#", "GPUS", "TOKENS/S", "PER TOKEN", "FIRST TOKEN", "SEQUENCES"),
+        "#", "PLAN", "GPUS", "LAYERS", "TOKENS/S", "ROOFLINE", "PER TOKEN", "FIRST TOKEN", "SEQUENCES", "DEVICES",
+        right=("#", "GPUS", "TOKENS/S", "ROOFLINE", "PER TOKEN", "FIRST TOKEN", "SEQUENCES"),
     )  # fmt: skip
     for number, plan in enumerate(plans, 1):
         made.add_row(
@@ -50,9 +50,10 @@ def plans_table(plans: Sequence[ServePlan]) -> RenderableType:
             kind(plan) + (" [yellow]![/]" if plan.warnings else ""),
             str(len(plan.devices)),
             escape(layers(plan)),
+            render.number(plan.expected and plan.expected.tokens_per_second, digits=1),
             render.number(plan.tokens_per_second, digits=1),
-            milliseconds(plan.token_seconds),
-            milliseconds(plan.first_token_seconds),
+            milliseconds(plan.expected.token_seconds if plan.expected else plan.token_seconds),
+            milliseconds(plan.expected.first_token_seconds if plan.expected else plan.first_token_seconds),
             str(plan.sequences),
             escape(devices(plan)),
         )
@@ -84,15 +85,6 @@ def plan_lines(plan: ServePlan) -> Iterable[RenderableType]:
     if plan.expected is not None:
         yield f"expected: {expected_words(plan.expected)}"
     yield f"[dim]rests on {escape('; '.join(plan.rests_on))}[/]"
-
-
-def expected_words(found: ExpectedService) -> str:
-    """Service of a plan in simulation, in words."""
-    return (
-        f"{found.tokens_per_second:.0f} tokens/s, {milliseconds(found.token_seconds)} per token, first token after "
-        f"{milliseconds(found.first_token_seconds)}, with prompts of {found.prompt_tokens} tokens and outputs of "
-        f"{found.output_tokens} (simulated with these rates)"
-    )
 
 
 def offer_lines(offers: Iterable[Offer]) -> Iterable[str]:

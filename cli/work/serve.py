@@ -23,6 +23,7 @@ from .fit_report import (
     FitReport,
     Listen,
     Load,
+    Measured,
     Port,
     Server,
     Where,
@@ -52,6 +53,7 @@ def serve(
     load: Load = None,
     port: Port = FIRST_PORT,
     listen: Listen = "",
+    measured: Measured = True,
     ttl: Annotated[
         str | None,
         typer.Option("--ttl", metavar="TIME", help="Time to live of the lease, unless renewed. Default: 1h."),
@@ -107,7 +109,7 @@ def serve(
     check_server(server)
     _check_options(start, ttl, {"--max": limit, "--retries": retries, "--env": env, "--cd": cd, "--image": image})
     where = Where(load, port, listen)
-    report = read(plan) if plan is not None else ask(asked(), choose, server, where, nats, timeout)
+    report = ask(asked(), choose, server, where, nats, timeout, measured=measured) if plan is None else read(plan)
     if not report.fit.plans:
         raise exits.CommandError(report.fit.message, exits.REJECTED)
     one = chosen(report.fit, choose)

@@ -15,7 +15,7 @@ from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visi
 VERSION: Final = "0.5"
 RPC_SERVER: Final = "ggml-rpc-server"
 OLD_RPC_SERVER: Final = "rpc-server"
-"""Its name in builds of 2025 and before."""
+"""Its name in older builds."""
 _RPC_PORT: Final = 50052
 _ALL_LAYERS: Final = 999
 

@@ -10,7 +10,7 @@ from nicegui.events import GenericEventArguments
 
 from ...client.server_commands import SERVERS, offer
 from ...client.server_commands.command import Offer
-from ...client.serving_text import devices, kind, layers, milliseconds, model_line
+from ...client.serving_text import devices, expected_words, kind, layers, milliseconds, model_line
 from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
 from ...schemas.units import format_bytes
 from ..html import tag
@@ -22,8 +22,19 @@ _TITLES: Final = {
 }
 MAX_COMMANDS: Final = 16
 """Most commands of a server that are shown."""
-_HEADS: Final = ("#", "Plan", "GPUs", "Layers", "Tokens/s", "Per token", "First token", "Sequences", "Devices")
-_NUMERIC: Final = (2, 4, 5, 6, 7)
+_HEADS: Final = (
+    "#",
+    "Plan",
+    "GPUs",
+    "Layers",
+    "Tokens/s",
+    "Roofline",
+    "Per token",
+    "First token",
+    "Sequences",
+    "Devices",
+)
+_NUMERIC: Final = (2, 4, 5, 6, 7, 8)
 
 
 def verdict(work: ServeWork, fit: ServeFit) -> None:
@@ -75,23 +86,30 @@ def plans(found: Sequence[ServePlan], chosen: int, choose: Callable[[int], Any])
 
 
 def _cells(plan: ServePlan) -> tuple[str, ...]:
-    rate = plan.tokens_per_second
+    served = plan.expected
     return (
         kind(plan) + (" !" if plan.warnings else ""),
         str(len(plan.devices)),
         layers(plan),
-        "–" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
-        milliseconds(plan.token_seconds),
-        milliseconds(plan.first_token_seconds),
+        _rate(None if served is None else served.tokens_per_second),
+        _rate(plan.tokens_per_second),
+        milliseconds(plan.token_seconds if served is None else served.token_seconds),
+        milliseconds(plan.first_token_seconds if served is None else served.first_token_seconds),
         f"{plan.sequences:,}",
         devices(plan),
     )
+
+
+def _rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def rests_on(plan: ServePlan) -> None:
     """Show the limits that a plan breaks, and what its figures rest on."""
     for warning in plan.warnings:
         tag("div", "note fit-warning", warning)
+    if plan.expected is not None:
+        tag("div", "note", f"Expected: {expected_words(plan.expected)}.")
     if plan.rests_on:
         tag("div", "note", f"Its figures rest on {'; '.join(plan.rests_on)}.")
 

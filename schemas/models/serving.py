@@ -156,6 +156,8 @@ class ExpectedService(Struct, frozen=True, kw_only=True):
         first_token_seconds: median time from a request to its first token, with waiting.
         prompt_tokens: length of each prompt.
         output_tokens: mean length of outputs, which are of eight lengths up to what the context leaves.
+        step_tokens: tokens of a request that each step of the simulation generates: with more than one, to save time,
+            tokens per second may be off by a third, and first tokens come too late.
     """
 
     tokens_per_second: float
@@ -163,6 +165,7 @@ class ExpectedService(Struct, frozen=True, kw_only=True):
     first_token_seconds: float
     prompt_tokens: int
     output_tokens: int
+    step_tokens: int = 1
 
 
 class PlanKind(StrEnum):

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,17 @@ seen = {"name": name, "words": words, "pid": os.getpid(), "visible": os.environ[
 folder = os.path.dirname(os.path.dirname(os.path.abspath(sys.argv[0])))
 file = f"{folder}/seen/{os.getpid()}"
 open(file + ".new", "w").write(json.dumps(seen)); os.rename(file + ".new", file)
+print("Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 50.0 tokens/s, Running: 4 reqs,", flush=True)
 if serving: server.serve_forever()
 while True: time.sleep(60)
 """
+
+
+FIT = (
+    *("fit", "--params", "14B", "--layers", "40", "--hidden", "5120", "--heads", "40", "--kv-heads", "8"),
+    *("--no-tensor-parallel", "--json"),
+)
+"""A model that needs all four GPUs, a stage on each."""
 
 
 def free_port() -> int:
@@ -132,11 +141,7 @@ async def world(server: EmbeddedServer, nc: Bus, runners: list[RunnerProcess], t
     await until_ready(nc, 4)
     made = World(nc, server.url, tmp_path)
     await made.until("fleet", {}, lambda found: found["runner_hosts"] == 2)
-    # A model that needs all four, one stage on each.
-    done = await made.corral(
-        *("fit", "--params", "14B", "--layers", "40", "--hidden", "5120", "--heads", "40", "--kv-heads", "8"),
-        *("--no-tensor-parallel", "--json"),
-    )
+    done = await made.corral(*FIT)
     assert done.returncode == 0, done.stderr
     (tmp_path / "plans.json").write_text(done.stdout)
     yield made
@@ -162,6 +167,12 @@ async def test_a_pipeline_of_vllm_over_two_hosts_starts_together_and_ends_togeth
     again = await world.start("--load", "/models/some", "--server", "vllm")
     assert again.returncode == 4
     assert "leased" in again.stdout
+    # What it prints is the measurement for the next one.
+    rates: list[Any] = []
+    async with asyncio.timeout(60):
+        while not rates:
+            rates = json.loads((await world.corral(*FIT)).stdout)["work"]["rates"]
+    assert [rate["source"].partition(" of ")[0] for rate in rates] == ["vllm in job 1"]
     # A server that ends without an error leaves the other alone, which would wait for ever.
     os.kill(by_rank["1"]["pid"], signal.SIGTERM)
     ended = await world.until_state(job["job_id"], "failed")
@@ -186,3 +197,83 @@ async def test_llama_cpp_starts_once_the_rpc_servers_of_the_other_host_listen(wo
     assert cancelled.returncode == 0
     await world.until_state(job["job_id"], "cancelled")
     assert all(is_gone(one["pid"]) for one in found)
+
+
+def tiny_gguf(file: Path) -> None:
+    """A model of random weights whose tokens are bytes."""
+    numpy, gguf = pytest.importorskip("numpy"), pytest.importorskip("gguf")
+    hidden, layers, wide, tokens = 64, 8, 128, ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    writer = gguf.GGUFWriter(file, "llama")
+    for add, value in (
+        (writer.add_block_count, layers), (writer.add_context_length, 512), (writer.add_embedding_length, hidden),
+        (writer.add_feed_forward_length, wide), (writer.add_head_count, 4), (writer.add_head_count_kv, 4),
+        (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_rope_dimension_count, hidden // 4),
+        (writer.add_vocab_size, len(tokens)), (writer.add_tokenizer_model, "llama"), (writer.add_token_list, tokens),
+        (writer.add_token_scores, [0.0] * len(tokens)), (writer.add_token_types, [2, 3, 3, *[6] * 256]),
+        (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_unk_token_id, 0),
+    ):  # fmt: skip
+        add(value)
+    random = numpy.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("token_embd", "output"), (len(tokens), hidden))
+    shapes["output_norm"] = (hidden,)
+    for at in range(layers):
+        shapes |= {f"blk.{at}.{name}": (hidden, hidden) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+        shapes |= {f"blk.{at}.{name}": (hidden,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{at}.{name}": (wide, hidden) for name in ("ffn_gate", "ffn_up")}
+        shapes[f"blk.{at}.ffn_down"] = (hidden, wide)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.05).astype(numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+async def test_llama_cpp_itself_serves_a_model_over_two_hosts(world: World, tmp_path: Path) -> None:
+    """With its real programs, which compute on the CPU."""
+    programs = os.environ.get("CORRAL_LLAMA_CPP")
+    if programs is None:
+        pytest.skip("CORRAL_LLAMA_CPP names no folder with llama-server and ggml-rpc-server (built with -DGGML_RPC=ON)")
+    for name in ("llama-server", "ggml-rpc-server"):
+        (tmp_path / "bin" / name).unlink()
+        (tmp_path / "bin" / name).symlink_to(Path(programs) / name)
+    model = tmp_path / "tiny.gguf"
+    tiny_gguf(model)
+    fitted = await world.corral("fit", str(model), "--context", "256", "--sequences", "2", "--json")
+    report = json.loads(fitted.stdout)
+    first, *_ = report["fit"]["plans"]
+    [device] = first["stages"][0]["devices"]
+    halves = [
+        {**first["stages"][0], "first_layer": at * 4, "layers": 4,
+         "devices": [{**device, "host": f"node{at}", "device": f"GPU-node{at}-0"}]}
+        for at in range(2)
+    ]  # fmt: skip
+    ways = [{"origin": -1, "target": 0}, {"origin": 0, "target": 1}, {"origin": 1, "target": -1}]
+    report["fit"]["plans"] = [{**first, "kind": "pipeline", "stages": halves, "routes": ways}]
+    (tmp_path / "plans.json").write_text(json.dumps(report))
+    done = await world.start("--retries", "0")
+    assert done.returncode == 0, done.stderr
+    [job] = json.loads(done.stdout)["jobs"]
+    body = json.dumps({"prompt": "abc", "n_predict": 32, "ignore_eos": True}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{world.port}/completion", body)
+
+    def ask_it() -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.loads(answer.read())
+        except OSError:  # it still loads
+            return None
+
+    answer = None
+    async with asyncio.timeout(120):
+        while answer is None:
+            [listed] = (await ask(world.nc, "jobs", {"job_ids": [job["job_id"]]}))["jobs"]
+            assert listed["job"]["state"] != "failed"
+            answer = await asyncio.to_thread(ask_it)
+    assert answer["tokens_predicted"] == 32
+    rates: list[Any] = []
+    async with asyncio.timeout(60):
+        while not rates:
+            again = await world.corral("fit", str(model), "--context", "256", "--json")
+            rates = json.loads(again.stdout)["work"]["rates"]
+    assert rates[0]["source"].startswith("llama.cpp in job 1 of")

@@ -16,8 +16,8 @@ from ..serving.place import place
 from .capacity import cluster_of, placed_cluster
 from .costs import Costs, Unit
 
-MOST_UNITS: Final = 64
-"""Units up to which a flow is searched; beyond, the links between all pairs take too long."""
+MOST_UNITS: Final = 256
+"""Units up to which a flow is searched: all that a plan considers; the links between all pairs take a second."""
 _STEPS: Final = 200_000
 _SECONDS_OF_ONE: Final = 0.025
 """Processor time of the search for each unit: small fleets need little."""

@@ -80,8 +80,14 @@ def data_sheet(info: DeviceInfo) -> Rates:
     operations = info.sm_count * info.sm_clock_max_megahertz * 1e6 * per_clock
     name = info.name.lower()
     links = next((rate for part, rate in _NVLINK if part in name), 0.0)
-    source = f"{info.name}: peak rates of the data sheet" + (f", NVLink at {links / 1e9:g} GB/s" if links else "")
-    return Rates(info.memory_bandwidth_bytes_per_second, operations, source, links)
+    found = Rates(
+        info.memory_bandwidth_bytes_per_second, operations, f"{info.name}: peak rates of the data sheet", links
+    )
+    return found._replace(source=found.source + _linked(found))
+
+
+def _linked(rates: Rates) -> str:
+    return f", NVLink at {rates.link_bytes_per_second / 1e9:g} GB/s" if rates.link_bytes_per_second else ""
 
 
 def rates_of(info: DeviceInfo, measured: Sequence[DeviceRate]) -> Rates:
@@ -92,7 +98,7 @@ def rates_of(info: DeviceInfo, measured: Sequence[DeviceRate]) -> Rates:
             return Rates(
                 rate.memory_bytes_per_second,
                 rate.operations_per_second or peak.operations_per_second,
-                f"{info.name}: measured" + (f" ({rate.source})" if rate.source else ""),
+                f"{info.name}: measured" + (f" ({rate.source})" if rate.source else "") + _linked(peak),
                 peak.link_bytes_per_second,
             )
     return peak
