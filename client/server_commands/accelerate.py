@@ -72,8 +72,8 @@ def offer(task: Task) -> Offer:
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
-    if task.unconverted:
-        return task.unconverted
+    if task.unconverted or task.small_cache:
+        return task.unconverted or task.small_cache
     if task.gguf:
         return "accelerate loads Hugging Face folders"
     if chains is None or len(chains) != 1:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ...schemas.models.serving import ServePlan, ServeStage, ServeWork, StageDevice
+from ...schemas.models.sizes import dtype_bytes
 
 FIRST_PORT: Final = 8000
 """HTTP port of the first server."""
@@ -100,6 +101,13 @@ class Task(NamedTuple):
             return ""
         planned = model.dtype if model.quantization is None else model.quantization.method
         return f"the files have {model.converted_from}, and the plan {planned}: convert them, and plan for the result"
+
+    @property
+    def small_cache(self) -> str:
+        """Return why a server without an option for it can't keep the KV cache as planned; empty if it can."""
+        if not self.work.kv_dtype or dtype_bytes(self.work.kv_dtype) >= dtype_bytes(self.work.model.dtype):
+            return ""
+        return f"the KV cache is planned as {self.work.kv_dtype}, and only vLLM's command sets that"
 
     @property
     def gguf(self) -> bool:

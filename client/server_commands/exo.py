@@ -46,8 +46,8 @@ def offer(task: Task) -> Offer:
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
-    if task.unconverted:
-        return task.unconverted
+    if task.unconverted or task.small_cache:
+        return task.unconverted or task.small_cache
     if chains is None or len(chains) != 1:
         return "exo runs one ring of whole stages, and this plan has several ways"
     [stages] = chains

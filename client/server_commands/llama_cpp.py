@@ -53,8 +53,8 @@ def offer(task: Task) -> Offer:
 
 def _refusal(task: Task) -> str:
     chains = copies(task.plan)
-    if task.unconverted:
-        return task.unconverted
+    if task.unconverted or task.small_cache:
+        return task.unconverted or task.small_cache
     if not task.gguf:
         return "llama.cpp loads GGUF files: convert_hf_to_gguf.py makes one"
     if chains is None:

@@ -14,7 +14,7 @@ from ...schemas.models.quantization import DTYPE_BITS
 from ...schemas.models.serving import ServeStage
 from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
 
-VERSION: Final = "0.12"
+VERSION: Final = "0.33"
 _MASTER_PORT: Final = 29501
 
 

@@ -115,6 +115,10 @@ def test_weights_in_another_format_than_the_files_are_converted_or_refused() -> 
     for server in SERVERS:
         path = "/models/llama.gguf" if server == "llama.cpp" else "/models/llama"
         assert "the files have bfloat16, and the plan int4" in made(server, plan, path, int4).refusal
+    small = replace(WORK, kv_dtype="float8_e4m3fn")
+    assert "--kv-cache-dtype fp8" in made("vllm", plan, work=small).commands[0].line
+    for server in ("llama.cpp", "exo", "accelerate"):
+        assert "only vLLM's command sets" in made(server, plan, "/m.gguf", small).refusal
     fp8 = other(converted_from="bfloat16", quantization=Quantization(method="fp8", bits_per_weight=8))
     assert "--quantization fp8" in made("vllm", plan, work=fp8).commands[0].line
     assert (
