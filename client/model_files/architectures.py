@@ -21,6 +21,8 @@ class Architecture(NamedTuple):
         tied: true if head and embedding are one where the configuration does not say.
         norm_bias: true if norms have biases.
         linear_bias: true if all linear layers have biases.
+        sinks: true if each head has a weight that takes attention from all tokens.
+        expert_bias: true if routers and experts have biases.
         windowed: windows of attention: `all` layers, `half`, five of six (`most`), or `none`.
         defaults: numbers that published configurations leave out, from the class of the configuration.
     """
@@ -32,6 +34,8 @@ class Architecture(NamedTuple):
     tied: bool = False
     norm_bias: bool = False
     linear_bias: bool = False
+    sinks: bool = False
+    expert_bias: bool = False
     windowed: str = "none"
     defaults: Mapping[str, int] = MappingProxyType({})
 
@@ -62,6 +66,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
     "Qwen2MoeForCausalLM": Architecture(bias=True),
     "Qwen3ForCausalLM": Architecture(head_norms=True),
     "Qwen3MoeForCausalLM": Architecture(head_norms=True),
+    "GptOssForCausalLM": Architecture(sinks=True, expert_bias=True, windowed="half"),
     "GemmaForCausalLM": Architecture(tied=True),
     "Gemma2ForCausalLM": Architecture(norms_per_layer=4, tied=True, windowed="half"),
     "Gemma3ForCausalLM": _GEMMA3,
@@ -91,6 +96,7 @@ GGUF_ARCHITECTURES: Final[dict[str, str]] = {
     "gemma3": "Gemma3ForCausalLM",
     "phi2": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 from ...schemas.models.description import Attention, Experts, HeaderBytes, Latent, ModelDescription, Quantization
@@ -13,6 +14,10 @@ from .numbers import InvalidModelFile, Table, checked, layer_count, positive, ta
 
 _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """4 bits, an 8-bit scale for 64 weights, and a float for 256 scales (QLoRA, Dettmers et al. 2023)."""
+_MODELOPT_BITS = {"FP8": 8.0, "NVFP4": 4 + 8 / 16}
+"""Bits of a weight; NVFP4 has an 8-bit scale for 16 weights (NVIDIA's ModelOpt)."""
+_PLAIN_MODULES = re.compile(r"lm_head|embed|norm|vision|visual|mtp|(?:gate|router)(?:\.\w+)?\*?$")
+"""Modules that are not quantized in the formulas either: head, embedding, routers, encoders."""
 _MXFP4_BITS = 4 + 8 / 32
 """4 bits, and an 8-bit exponent for 32 weights (OCP Microscaling Formats 1.0)."""
 
@@ -73,7 +78,7 @@ def _described(
 ) -> ModelDescription:
     hidden = positive(config, "hidden_size", "n_embd", "d_model")
     layers = layer_count(positive(config, "num_hidden_layers", "n_layer", "num_layers"))
-    experts = _experts(config)
+    experts = _experts(config, known)
     intermediate = whole(config, "intermediate_size", "n_inner", "ffn_dim", default=0)
     if not intermediate and experts is None:
         intermediate = 4 * hidden
@@ -150,6 +155,7 @@ def _attention(config: Table, known: Architecture, hidden: int, layers: int) -> 
         bias=bias or known.linear_bias,
         output_bias=known.linear_bias or (truth(config, "attention_bias") and not known.bias),
         head_norms=known.head_norms,
+        sinks=known.sinks,
         window_tokens=window if known.windowed != "none" else 0,
         windowed_layers=_windowed(config, known, layers) if window else 0,
     )
@@ -163,7 +169,7 @@ def _windowed(config: Table, known: Architecture, layers: int) -> int:
     return {"all": layers, "half": layers // 2, "most": layers - layers // every}.get(known.windowed, 0)
 
 
-def _experts(config: Table) -> Experts | None:
+def _experts(config: Table, known: Architecture) -> Experts | None:
     count = whole(config, "num_local_experts", "num_experts", "n_routed_experts", default=0)
     if count <= 1:
         return None
@@ -175,7 +181,8 @@ def _experts(config: Table) -> Experts | None:
         intermediate_size=size,
         shared_intermediate_size=shared or whole(config, "shared_expert_intermediate_size", default=0),
         dense_layers=whole(config, "first_k_dense_replace", default=0),
-        selection_bias=text(config, "topk_method") == "noaux_tc",
+        selection_bias=text(config, "topk_method") == "noaux_tc" or known.expert_bias,
+        bias=known.expert_bias,
         shared_gate=whole(config, "shared_expert_intermediate_size", default=0) > 0,
     )
 
@@ -211,13 +218,40 @@ def quantization(table: Table) -> Quantization | None:
     if method == "bitsandbytes":
         return Quantization(method=method, bits_per_weight=8 if truth(table, "load_in_8bit") else _NF4_BITS)
     if method == "mxfp4":
-        return Quantization(method=method, bits_per_weight=_MXFP4_BITS)
+        return Quantization(method=method, bits_per_weight=_MXFP4_BITS, experts_only=True)
     if method == "compressed-tensors":
         return _compressed(table)
+    if method == "modelopt":
+        return modelopt(table)
     raise InvalidModelFile(
-        f"quant_method {method!r} is not known (gptq, awq, fp8, bitsandbytes, mxfp4 and compressed-tensors are): give "
+        f"quant_method {method!r} is not known (gptq, awq, fp8, bitsandbytes, mxfp4, modelopt and compressed-tensors "
+        "are): give "
         "the folder with its safetensors, whose headers are counted"
     )
+
+
+def modelopt(table: Table) -> Quantization:
+    """Quantization by NVIDIA's ModelOpt: from `quantization_config`, or `quantization` of `hf_quant_config.json`.
+
+    Raises:
+        InvalidModelFile: the algorithm is not known, or it leaves out more than head, routers and encoders.
+    """
+    algorithm = text(table, "quant_algo").upper()
+    bits = _MODELOPT_BITS.get(algorithm)
+    if bits is None:
+        raise InvalidModelFile(
+            f"quant_algo {algorithm!r} is not known ({' and '.join(_MODELOPT_BITS)} are): give the folder with its "
+            "safetensors, whose headers are counted"
+        )
+    left_out = table.get("exclude_modules") or table.get("ignore") or []
+    names = [str(name) for name in cast("list[Any]", left_out)] if isinstance(left_out, list) else []
+    more = [name for name in names if not _PLAIN_MODULES.search(name)]
+    if more:
+        raise InvalidModelFile(
+            f"{algorithm} leaves {len(more)} modules as they are, such as {more[0][:80]!r}: give the folder with its "
+            "safetensors, whose headers are counted"
+        )
+    return Quantization(method=algorithm.lower(), bits_per_weight=bits)
 
 
 def _compressed(table: Table) -> Quantization:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -14,6 +15,7 @@ from .config_json import describe
 from .numbers import UNREADABLE, InvalidModelFile, Table, layer_count, positive, table_of
 
 CONFIG: Final = "config.json"
+MODELOPT: Final = "hf_quant_config.json"
 _CONFIG_BYTES: Final = 16 * 2**20
 _TOLERANCE: Final = 0.02
 """Part by which an index may differ from the formulas before its bytes count instead."""
@@ -42,7 +44,7 @@ def read_model(path: str | Path) -> ModelDescription:
         return describe_gguf(place)
     if place.suffix == ".safetensors" or place.name.endswith(".safetensors.index.json"):
         return _with_files(place.parent, [place] if place.suffix == ".safetensors" else None)
-    config = _config(place)
+    config = _with_modelopt(place.parent, _config(place)) if place.name == CONFIG else _config(place)
     if place.name == CONFIG and (safetensors.INDEX in _names(place.parent) or any(place.parent.glob("*.safetensors"))):
         return _with_files(place.parent, None)
     return describe(config, place.parent.name if place.name == CONFIG else place.stem)
@@ -89,11 +91,28 @@ def _config(file: Path) -> Table:
     return _decoded(data, str(file))
 
 
+def _with_modelopt(folder: Path, config: Table) -> Table:
+    """A configuration with the quantization that NVIDIA's ModelOpt writes to a file of its own."""
+    file = folder / MODELOPT
+    if table_of(config, "quantization_config") or not file.is_file():
+        return config
+    found = table_of(_config(file), "quantization")
+    return {**config, "quantization_config": {**found, "quant_method": "modelopt"}} if found else config
+
+
 def _decoded(data: str | bytes, what: str) -> Table:
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except UNREADABLE as error:
-        raise InvalidModelFile(f"{what} is no JSON object, or is truncated: {error}") from None
+        problem = error
+    try:
+        # transformers writes Infinity and NaN, which Python's own reader takes.
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidModelFile(f"{what} is no JSON object, or is truncated: {problem}")
+    return cast("Table", found)
 
 
 def _with_files(folder: Path, files: list[Path] | None) -> ModelDescription:
@@ -101,7 +120,7 @@ def _with_files(folder: Path, files: list[Path] | None) -> ModelDescription:
     file = folder / CONFIG
     if not file.is_file():
         raise InvalidModelFile(f"{CONFIG} is not beside the safetensors files in {folder}: it says what headers don't")
-    config, name = _config(file), folder.resolve().name
+    config, name = _with_modelopt(folder, _config(file)), folder.resolve().name
     found = [part for part in (files or safetensors.files_of(folder)) if part.is_file()]
     index = folder / safetensors.INDEX
     if files is None and index.is_file() and len(found) < len(safetensors.files_of(folder)):

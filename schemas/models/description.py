@@ -62,6 +62,7 @@ class Attention(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         head_norms: true if queries and keys are normalized, with `head_dim` weights each.
         window_tokens: tokens that a layer with a sliding window keeps; 0 if none has one.
         windowed_layers: number of layers with such a window.
+        sinks: true if each head has a weight that takes attention from all tokens (gpt-oss).
     """
 
     heads: Positive
@@ -73,6 +74,7 @@ class Attention(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     head_norms: bool = False
     window_tokens: Size = 0
     windowed_layers: Size = 0
+    sinks: bool = False
 
     @property
     def kind(self) -> AttentionKind:
@@ -95,6 +97,7 @@ class Experts(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         dense_layers: number of layers, from the first, that have one dense block instead.
         selection_bias: true if the router has one bias for each expert.
         shared_gate: true if the shared experts have a gate of `hidden_size` weights.
+        bias: true if the matrices of each expert have biases.
     """
 
     count: Positive
@@ -104,6 +107,7 @@ class Experts(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     dense_layers: Size = 0
     selection_bias: bool = False
     shared_gate: bool = False
+    bias: bool = False
 
 
 class Quantization(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -113,11 +117,13 @@ class Quantization(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         method: such as `fp8`, `gptq`, `awq` or `q4_k`.
         bits_per_weight: with scales and zero points.
         everything: true if embedding and output head are quantized, too.
+        experts_only: true if the matrices of routed experts alone are quantized.
     """
 
     method: Text
     bits_per_weight: Annotated[float, Meta(gt=0, le=64)]
     everything: bool = False
+    experts_only: bool = False
 
 
 class HeaderBytes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

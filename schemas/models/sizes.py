@@ -76,7 +76,8 @@ def attention_weights(attention: Attention, hidden: int) -> tuple[int, int]:
         return query + keys + heads * latent.value_dim * hidden, latent.query_rank + latent.kv_rank
     wide, narrow = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     plain = (wide + 2 * narrow) * attention.bias + hidden * attention.output_bias
-    return 2 * hidden * wide + 2 * hidden * narrow, plain + 2 * attention.head_dim * attention.head_norms
+    plain += 2 * attention.head_dim * attention.head_norms + attention.heads * attention.sinks
+    return 2 * hidden * wide + 2 * hidden * narrow, plain
 
 
 def layer_weights(model: ModelDescription, layer: int) -> LayerWeights:
@@ -89,6 +90,8 @@ def layer_weights(model: ModelDescription, layer: int) -> LayerWeights:
         bias = model.intermediate_size * (matrices - 1) + hidden if model.feed_forward_bias else 0
         return LayerWeights(linear + matrices * hidden * model.intermediate_size, 0, plain + bias)
     plain += hidden * experts.count + experts.count * experts.selection_bias + hidden * experts.shared_gate
+    if experts.bias:
+        plain += experts.count * (experts.intermediate_size * (matrices - 1) + hidden)
     return LayerWeights(
         linear + matrices * hidden * experts.shared_intermediate_size,
         matrices * hidden * experts.intermediate_size,
@@ -106,11 +109,19 @@ def linear_bytes(model: ModelDescription) -> float:
     return dtype_bytes(model.dtype) if model.quantization is None else model.quantization.bits_per_weight / 8
 
 
+def _shared_bytes(model: ModelDescription) -> float:
+    """Bytes of one weight of the linear layers that every token uses."""
+    packed = model.quantization
+    return dtype_bytes(model.dtype) if packed is not None and packed.experts_only else linear_bytes(model)
+
+
 def _layer_bytes(model: ModelDescription, layer: int) -> int:
     weights = layer_weights(model, layer)
     experts = model.experts.count if model.experts is not None else 0
     return round(
-        (weights.shared + experts * weights.expert) * linear_bytes(model) + weights.plain * dtype_bytes(model.dtype)
+        weights.shared * _shared_bytes(model)
+        + experts * weights.expert * linear_bytes(model)
+        + weights.plain * dtype_bytes(model.dtype)
     )
 
 
@@ -158,8 +169,8 @@ def read_bytes(model: ModelDescription, layer: int, batch: float) -> float:
     weights = layer_weights(model, layer)
     if experts is None or not weights.expert:
         return stored
-    routed = experts.count * weights.expert
-    share = routed / (routed + weights.shared + weights.plain)
+    routed = experts.count * weights.expert * linear_bytes(model)
+    share = routed / (routed + weights.shared * _shared_bytes(model) + weights.plain * dtype_bytes(model.dtype))
     used = 1 - (1 - experts.per_token / experts.count) ** batch
     return stored * (1 - share + share * used)
 

@@ -83,6 +83,34 @@ def test_each_architecture_has_the_parameters_that_transformers_builds(entry: di
     assert counted == pytest.approx(entry["parameters"], rel=0.001)
 
 
+def test_quantization_in_a_file_of_its_own_counts(tmp_path: Path) -> None:
+    config = {
+        **next(one["config"] for one in KNOWN if one["name"] == "Llama-3.1-70B"),
+        "time_step_limit": [0.0, float("inf")],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "Infinity" in (tmp_path / "config.json").read_text()
+    plain = sizes(read_model(tmp_path)).total
+
+    def quantized(algorithm: str, *left_out: str) -> ModelDescription:
+        found = {"quant_algo": algorithm, "exclude_modules": list(left_out)}
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": found}))
+        return read_model(tmp_path / "config.json")
+
+    # Embedding and head keep their 2 bytes.
+    ends = 2 * 2 * 128256 * 8192
+    fp8 = quantized("FP8", "lm_head")
+    assert sizes(fp8).total == pytest.approx((plain - ends) / 2 + ends, rel=1e-3)
+    assert fp8.quantization is not None
+    assert sizes(quantized("NVFP4", "lm_head", "model.layers.0.mlp.gate")).total < 0.36 * plain
+    for algorithm, left_out, said in (
+        ("NVFP4", "model.layers.0.self_attn*", "leaves 1 modules as they are"),
+        ("MIXED_PRECISION", "lm_head", "is not known"),
+    ):
+        with pytest.raises(InvalidModelFile, match=said):
+            quantized(algorithm, left_out)
+
+
 def test_caches_are_as_the_papers_have_them() -> None:
     # Llama 2 and 3 technical reports; DeepSeek-V2, table 1: 576 numbers a token and layer.
     assert known("Llama-3.1-70B").attention.kind is AttentionKind.GROUPED_QUERY
