@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
 from ...client.server_commands.command import FIRST_PORT
@@ -12,12 +10,12 @@ from .. import exits
 from ..options import AsJson, NatsUrl, Timeout, console, print_json
 from .fit_report import Choose, Listen, Load, Measured, Port, Server, Where, ask, check_server, chosen
 from .fit_tables import fit_lines, offer_lines, plan_lines
-from .model_options import Asked, with_model_options
+from .model_options import Asking, with_model_options
 
 
 @with_model_options
 def fit(
-    asked: Callable[[], Asked],
+    asked: Asking,
     choose: Choose = 1,
     server: Server = None,
     load: Load = None,

@@ -173,7 +173,9 @@ def chosen(found: ServeFit, number: int) -> ServePlan:
         CommandError: there are fewer.
     """
     if number > len(found.plans):
-        raise exits.CommandError(f"--choose {number}: there are {len(found.plans)} plans", exits.USAGE)
+        count = len(found.plans)
+        there = f"there are {count} plans" if count > 1 else "there is one plan"
+        raise exits.CommandError(f"--choose {number}: {there}", exits.USAGE)
     return found.plans[number - 1]
 
 

@@ -28,7 +28,8 @@ def fit_lines(work: ServeWork, fit: ServeFit) -> Iterable[RenderableType]:
         f"{format_bytes(fit.working_bytes)} for intermediate results on each GPU[/]"
     )
     fits = fit.verdict is not FitVerdict.NO
-    yield f"[bold {'green' if fits else 'red'}]{'Fits' if fits else 'Does not fit'}[/]: {escape(fit.message)}"
+    said = fit.message.removeprefix("it does not fit: ").removeprefix("it fits ")
+    yield f"[bold {'green' if fits else 'red'}]{'Fits' if fits else 'Does not fit:'}[/] {escape(said)}"
     if fit.nearest:
         yield f"  nearest: {escape(fit.nearest)}"
     if fit.plans:

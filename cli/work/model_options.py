@@ -39,6 +39,22 @@ class Asked(NamedTuple):
     more: list[operations.Addition]
 
 
+class Asking:
+    """Values of the options, from which a question is built when it is called."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+
+    def __call__(self) -> Asked:
+        """Build the question, and read the model for it."""
+        return asked_for(self._given)
+
+    @property
+    def names_model(self) -> bool:
+        """True if a model is given, by a file or by numbers."""
+        return self._given["model"] is not None or self._given["params"] is not None
+
+
 def _options(
     model: Annotated[
         str | None,
@@ -149,7 +165,7 @@ _PARAMETERS: Final = [
 
 
 def with_model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with these options; it is called with them as `asked`, a function that returns `Asked`."""
+    """Decorate a command with these options; it is called with them as `asked`."""
     own = get_type_hints(function, include_extras=True)
     parameters = [
         parameter.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -161,7 +177,7 @@ def with_model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         given = {name: values.pop(name) for name in names}
-        return function(asked=lambda: asked_for(given), **values)
+        return function(asked=Asking(given), **values)
 
     shared = _PARAMETERS
     command.__signature__ = inspect.Signature([*shared, *parameters])  # pyright: ignore[reportAttributeAccessIssue]

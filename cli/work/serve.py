@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -36,14 +35,14 @@ from .fit_report import (
 )
 from .fit_tables import offer_lines, plan_lines
 from .job_variables import variables
-from .model_options import Asked, with_model_options
+from .model_options import Asking, with_model_options
 
 _STARTING: Final = "Starting it"
 
 
 @with_model_options
 def serve(
-    asked: Callable[[], Asked],
+    asked: Asking,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="FILE", help="Plans from `corral fit --json`, instead of a model."),
@@ -108,6 +107,8 @@ def serve(
     """
     check_server(server)
     _check_options(start, ttl, {"--max": limit, "--retries": retries, "--env": env, "--cd": cd, "--image": image})
+    if plan is not None and asked.names_model:
+        raise exits.CommandError("--plan has its model: leave out the other one", exits.USAGE)
     where = Where(load, port, listen)
     report = ask(asked(), choose, server, where, nats, timeout, measured=measured) if plan is None else read(plan)
     if not report.fit.plans:

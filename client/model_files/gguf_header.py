@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 _BLOCK: Final = re.compile(r"blk\.(\d{1,5})\.")
+_MAGIC: Final = b"GGUF"
 _SPLIT: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -102,7 +103,19 @@ def _open(file: Path) -> GGUFReader:
         raise InvalidModelFile(f"{file} can't be read: {error.strerror or error}") from None
     # The library meets a truncated or malformed header as whatever its arrays raise then.
     except Exception as error:
-        raise InvalidModelFile(f"{file} is truncated or no GGUF file: {type(error).__name__}: {error}"[:400]) from None
+        raise InvalidModelFile(_unreadable(file, error)) from None
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    """Message about a file that the library can't read."""
+    with file.open("rb") as source:
+        magic = source.read(len(_MAGIC))
+    if magic != _MAGIC:
+        return f"{file} is no GGUF file: it begins with {magic!r}"
+    return (
+        f"{file} is truncated or malformed: its header, or a tensor that it names, goes beyond its "
+        f"{file.stat().st_size} bytes ({type(error).__name__}: {error})"[:600]
+    )
 
 
 def _value(reader: GGUFReader, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -16,6 +17,7 @@ from .numbers import UNREADABLE, InvalidModelFile, Table, layer_count, positive,
 
 CONFIG: Final = "config.json"
 MODELOPT: Final = "hf_quant_config.json"
+_HUB: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIG_BYTES: Final = 16 * 2**20
 _TOLERANCE: Final = 0.02
 """Part by which an index may differ from the formulas before its bytes count instead."""
@@ -34,9 +36,10 @@ def read_model(path: str | Path) -> ModelDescription:
     if place.is_dir():
         return _folder(place)
     if not place.is_file():
+        hub = " Names on Hugging Face are not looked up: download its config.json." if _HUB.fullmatch(str(path)) else ""
         raise InvalidModelFile(
-            f"{place} does not exist: give a folder with config.json, a config.json, safetensors or GGUF file, or "
-            "--params 70B --layers 80"
+            f"{place} {'is no file' if place.exists() else 'does not exist'}: give a folder with config.json, a "
+            f"config.json, safetensors or GGUF file, or --params 70B --layers 80.{hub}"
         )
     if place.suffix == ".gguf":
         from .gguf_header import describe_gguf

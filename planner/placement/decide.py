@@ -241,16 +241,7 @@ def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fle
     added: list[str] = []
     try:
         for number, addition in enumerate(additions):
-            like = next(
-                (d for d in fleet.devices.values() if d.info.name.lower() == addition.model.lower() and not d.parent),
-                None,
-            )
-            if like is None:
-                names = sorted({device.info.name for device in fleet.devices.values()})
-                raise InvalidRequest(
-                    f"model {addition.model!r} is not in the fleet, which has: {', '.join(names) or 'no devices'}",
-                    f"$.with_more[{number}].model",
-                )
+            like = _like(fleet, addition.model, f"$.with_more[{number}].model")
             host = fleet.hosts[like.host]
             left = addition.devices
             while left > 0:
@@ -263,6 +254,22 @@ def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fle
     finally:
         for name in added:
             apply(fleet, HostForgotten(name))
+
+
+def _like(fleet: Fleet, model: str, field: str) -> Device:
+    """A device of a model, named in full or by a part of its name that no other model has.
+
+    Raises:
+        InvalidRequest: there is none, or several models have it.
+    """
+    wanted = model.lower()
+    whole = {device.info.name: device for device in fleet.devices.values() if not device.parent}
+    found = [name for name in whole if name.lower() == wanted] or [name for name in whole if wanted in name.lower()]
+    if len(found) != 1:
+        what = "several models are called" if found else "no model of the fleet is called"
+        names = ", ".join(sorted(found or whole)) or "no devices"
+        raise InvalidRequest(f"{what} {model!r}: there {'is' if len(found or whole) < 2 else 'are'} {names}", field)
+    return whole[found[0]]
 
 
 def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memory: int, per_host: int) -> None:
