@@ -62,6 +62,7 @@ async def shoot(browser: Any, base: str, cookies: Any, images: Path, uuid: str) 
             1360,
             620,
         ),
+        ("dashboard-fit.png", "/fit?source=known&known=Llama-3.1-70B&sequences=64&context=8192", True, 1360, 1500),
         ("dashboard-phone.png", "/", True, 390, 844),
     ):
         context = await browser.new_context(

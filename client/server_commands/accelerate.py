@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
+from .command import HostCommand, Offer, Task, by_host, copies, devices_of, vendors_of, visible
 
 VERSION: Final = "1.15"
 _NAMED: Final = frozenset(
@@ -84,6 +84,8 @@ def _refusal(task: Task) -> str:
     hosts = by_host(stages)
     if hosts is None or len(hosts) > 1:
         return "accelerate's device_map is for one process, and this plan has several hosts"
+    if len(vendors_of(stages)) > 1:
+        return "a process is built for the devices of one vendor, and this plan has several"
     architecture = task.work.model.architecture
     if architecture not in _NAMED:
         return f"the names of the modules of {architecture or 'an unnamed architecture'} are not known"

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ...schemas.models.serving import ServePlan, ServeStage, ServeWork, StageDevice
 from ...schemas.models.sizes import dtype_bytes
 
+_AMD: Final = "amd"
 FIRST_PORT: Final = 8000
 """HTTP port of the first server."""
 
@@ -139,8 +140,21 @@ def copies(plan: ServePlan) -> list[list[ServeStage]] | None:
 
 
 def visible(devices: list[StageDevice]) -> dict[str, str]:
-    """Variable that shows a program some devices, in this order."""
-    return {"CUDA_VISIBLE_DEVICES": ",".join(device.device for device in devices)}
+    """Variables that show a program some devices of one vendor, in this order; for AMD as leases have them."""
+    if devices[0].vendor != _AMD:
+        if not any(device.visible_id for device in devices):
+            return {"CUDA_VISIBLE_DEVICES": ",".join(device.device for device in devices)}
+        # A list has uuids or numbers, not both.
+        numbers = ",".join(str(device.index) for device in devices)
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": numbers}
+    named = ",".join(device.visible_id or str(device.index) for device in devices)
+    here = ",".join(str(at) for at in range(len(devices)))
+    return {"ROCR_VISIBLE_DEVICES": named, "HIP_VISIBLE_DEVICES": here, "CUDA_VISIBLE_DEVICES": here}
+
+
+def vendors_of(stages: list[ServeStage]) -> set[str]:
+    """Vendors of the devices of some stages: a program is built for those of one."""
+    return {device.vendor for device in devices_of(stages)}
 
 
 def by_host(stages: list[ServeStage]) -> list[tuple[str, list[ServeStage]]] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...schemas.models.serving import ServeStage
-from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
+from .command import HostCommand, Offer, Task, by_host, copies, devices_of, vendors_of, visible
 
 VERSION: Final = "0.5"
 RPC_SERVER: Final = "ggml-rpc-server"
@@ -63,6 +63,8 @@ def _refusal(task: Task) -> str:
         return "llama.cpp splits by layers here, and this plan has groups of devices that share each layer"
     if any(by_host(stages) is None for stages in chains):
         return "the stages of a host follow each other in llama.cpp, and those of this plan do not"
+    if any(len(vendors_of(run)) > 1 for stages in chains for _, run in (by_host(stages) or [])[-1:]):
+        return "llama-server is built for the devices of one vendor, and its host in this plan has several"
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from ...schemas.models.quantization import DTYPE_BITS
 from ...schemas.models.serving import ServeStage
-from .command import HostCommand, Offer, Task, by_host, copies, devices_of, visible
+from .command import HostCommand, Offer, Task, by_host, copies, devices_of, vendors_of, visible
 
 VERSION: Final = "0.33"
 _MASTER_PORT: Final = 29501
@@ -45,6 +45,8 @@ def _refusal(task: Task) -> str:
         sizes = {len(stage.devices) for stage in stages}
         if len(sizes) > 1:
             return f"--tensor-parallel-size is one number, and the stages have {_listed(sizes)} devices"
+        if len(vendors_of(stages)) > 1:
+            return "the processes of a vLLM server are built for the devices of one vendor, and this plan has several"
         hosts = by_host(stages)
         if hosts is None:
             return "the stages of a host follow each other in vLLM, and those of this plan do not"

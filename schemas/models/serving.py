@@ -96,6 +96,8 @@ class StageDevice(Struct, frozen=True, kw_only=True):
         kv_bytes: KV cache that the asked sequences need.
         left_bytes: what is left for more KV cache.
         total_bytes: all memory of the device, also what is in use by others; 0 if unknown.
+        vendor: of the device, such as `nvidia` or `amd`; empty from an earlier planner.
+        visible_id: value that selects it in the variable of the vendor's runtime, if its driver reports one.
     """
 
     host: str
@@ -108,6 +110,8 @@ class StageDevice(Struct, frozen=True, kw_only=True):
     kv_bytes: int = 0
     left_bytes: int = 0
     total_bytes: int = 0
+    vendor: str = ""
+    visible_id: str = ""
 
 
 class ServeStage(Struct, frozen=True, kw_only=True):

@@ -126,6 +126,27 @@ def test_weights_in_another_format_than_the_files_are_converted_or_refused() -> 
     )
 
 
+def test_devices_of_amd_are_shown_as_its_runtime_wants_and_vendors_are_not_mixed() -> None:
+    def amd(one: ServeStage) -> ServeStage:
+        return replace(
+            one, devices=[replace(each, vendor="amd", visible_id=f"GPU-{each.index}x") for each in one.devices]
+        )
+
+    [command] = made("vllm", chain(amd(stage(0, 32, "a2", "a3")))).commands
+    assert command.environment == {
+        "ROCR_VISIBLE_DEVICES": "GPU-2x,GPU-3x",
+        "HIP_VISIBLE_DEVICES": "0,1",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+    }
+    mixed = chain(amd(stage(0, 16, "a0")), stage(16, 16, "b0"))
+    assert "devices of one vendor" in made("vllm", mixed).refusal
+    # llama.cpp's RPC servers may be built for others than the server.
+    assert made("llama.cpp", mixed, "/m.gguf").commands
+    on_one = chain(amd(stage(0, 16, "a0")), stage(16, 16, "a1"))
+    for server in ("llama.cpp", "accelerate"):
+        assert "of one vendor" in made(server, on_one, "/m.gguf" if server == "llama.cpp" else "/m").refusal
+
+
 def test_vllm_gets_its_share_of_all_memory_and_no_context_beyond_the_model() -> None:
     # Of 20 bytes 16 may be used by the plan: others hold the rest.
     used = [StageDevice(host="a", device="GPU-a0", memory_bytes=16, total_bytes=20)]

@@ -336,6 +336,8 @@ def _stage(
                 kv_bytes=kv,
                 left_bytes=max(0, unit.memory - weights - costs.working - kv),
                 total_bytes=info.memory_bytes,
+                vendor=info.vendor,
+                visible_id=info.visible_id,
             )
             for info in (devices[at].info for at in unit.devices)
         ],

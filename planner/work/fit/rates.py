@@ -30,8 +30,8 @@ From NVIDIA's white papers: V100 125 TFLOP/s = 80 × 1,530 MHz × 1,024; T4 65 =
 1,410 × 2,048; A10 125 = 72 × 1,695 × 1,024; L4 121 = 58 × 2,040 × 1,024; H100 989 = 132 × 1,830 × 4,096; B200 2,250 ≈
 148 × 1,850 × 8,192. Before 7.0 without tensor cores.
 """
-_AMD: Final[dict[str, int]] = {"gfx908": 1024, "gfx90a": 1024, "gfx942": 2048}
-"""The same of one compute unit, by architecture.
+_AMD: Final[dict[str, int]] = {"gfx908": 1024, "gfx90a": 1024, "gfx942": 2048, "cdna 2": 1024, "cdna 3": 2048}
+"""The same of one compute unit, by a part of the architecture's name.
 
 From AMD's data sheets: MI100 184.6 TFLOP/s = 120 × 1,502 MHz × 1,024; MI300X 1,307 = 304 × 2,100 × 2,048.
 """
