@@ -1,293 +1,195 @@
 """Aggregates of samples in buckets, computed in numpy: those of `rollup_columns.from_raw`, in a fraction of its time.
 
-Samples are sorted by device and time. Then each bucket is a run of rows, and each aggregate a reduction over runs.
+See `bucketing.py` for how the values of a bucket are found.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...schemas.metrics import Metric
+from .bucketing import ARROW_TYPES, Array, ArrowArray, Buckets, Indexes, Runs, Samples, Values
 from .protocol import ArrowTable
 from .rollup_columns import BIN_RATIO, FELL, ZERO_BIN, Level, binned, columns, is_linear
 from .rollup_derived import CLOCKS, KNOWN, MASK, REASONS
 
-Array: TypeAlias = NDArray[Any]
-ArrowArray: TypeAlias = Any
-
 _TIME: Final = pa.timestamp("us", "UTC")
-_ARROW: Final = {
-    "FLOAT": pa.float32(),
-    "DOUBLE": pa.float64(),
-    "INTEGER": pa.int32(),
-    "BIGINT": pa.int64(),
-    "UINTEGER": pa.uint32(),
-}
 _SCALE: Final = 1 / math.log(BIN_RATIO)
-_SERIES_BITS: Final = 21
-_TIME_BITS: Final = 42
-"""Bits of a sort key: 2 million devices, and 50 days in microseconds."""
+
+
+class Grown(NamedTuple):
+    """Readings of a counter within buckets.
+
+    Attributes:
+        first: of each bucket; undefined where there is none.
+        last: the same.
+        inner: growth between them; `FELL` if it did not only rise.
+        there: buckets that have a reading; None for all.
+    """
+
+    first: Array
+    last: Array
+    inner: Array
+    there: NDArray[np.bool_] | None
+
+    def take(self, which: Indexes) -> Grown:
+        """Readings of some buckets, in the order of indexes."""
+        there = None if self.there is None else self.there[which]
+        return Grown(self.first[which], self.last[which], self.inner[which], there)
 
 
 class Folded(NamedTuple):
     """Rows of a level, and the counts in bins where the level keeps them.
 
     Attributes:
-        rows: time, series, and the columns of the level, in the order of series and time.
-        bins: time, series, metric (its number), bin and n.
-        rows_of_bins: index of the row that each of these belongs to.
+        rows: time, series, and the columns of the level, in the order of the buckets; the increase of counters is null.
+        bins: time, series, metric (its number), bin and n; those of closed buckets first. None if the level has none.
+        closed_bins: number of those of closed buckets.
+        counters: readings of each counter, by the metric's name.
     """
 
     rows: ArrowTable
     bins: ArrowTable | None
-    rows_of_bins: NDArray[np.int64]
+    closed_bins: int
+    counters: dict[str, Grown]
 
 
-class _Runs(NamedTuple):
-    """Runs of rows, of which each is a bucket of a device.
-
-    Attributes:
-        starts: index of the first row of each.
-        lengths: number of rows of each, at least 1.
-    """
-
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-    @property
-    def lasts(self) -> NDArray[np.int64]:
-        """Index of the last row of each."""
-        return self.starts + self.lengths - 1
-
-
-class _Values(NamedTuple):
-    """Values of a metric that are not null, in the order of the rows.
-
-    Attributes:
-        values: in runs.
-        runs: those that have any value.
-        there: which of all buckets these are; None for all of them.
-        buckets: number of all buckets.
-    """
-
-    values: Array
-    runs: _Runs
-    there: NDArray[np.bool_] | None
-    buckets: int
-
-    def column(self, found: Array, kind: str) -> ArrowArray:
-        """Column of all buckets from an aggregate of those that have a value; the others are null."""
-        target = _ARROW[kind]
-        if self.there is None:
-            return pa.array(found, type=target)
-        full = np.zeros(self.buckets, dtype=found.dtype)
-        full[self.there] = found
-        return pa.array(full, type=target, mask=~self.there)
-
-    def counts(self) -> ArrowArray:
-        """Number of values of each bucket, 0 where there is none."""
-        if self.there is None:
-            return pa.array(self.runs.lengths, type=pa.uint32())
-        full = np.zeros(self.buckets, dtype=np.int64)
-        full[self.there] = self.runs.lengths
-        return pa.array(full, type=pa.uint32())
-
-
-def fold(samples: ArrowTable, metrics: Sequence[Metric], level: Level, numbers: Mapping[str, int]) -> Folded:
+def fold(
+    samples: Samples, metrics: Sequence[Metric], level: Level, numbers: Mapping[str, int], found: Buckets, closed: int
+) -> Folded:
     """Aggregate samples into buckets.
 
     Args:
-        samples: `us` (time in microseconds since the epoch), `series`, and a column for each metric; in any order.
+        samples: all rows of the buckets.
         metrics: to aggregate, in the order of the columns.
         level: whose buckets they are.
         numbers: of the metrics in bins.
+        found: the buckets, in any order.
+        closed: number of the first of these that are closed.
     """
-    times, series = _integers(samples["us"]), _integers(samples["series"])
-    order = _order(times, series)
-    if order is not None:
-        times, series = times[order], series[order]
-    buckets = times // (level.seconds * 1_000_000)
-    runs = _runs((series[1:] != series[:-1]) | (buckets[1:] != buckets[:-1]), len(times))
-    at = pa.array(buckets[runs.starts] * (level.seconds * 1_000_000), type=pa.int64()).cast(_TIME)
-    devices = pa.array(series[runs.starts], type=pa.int32())
-    found: dict[str, ArrowArray] = {"time": at, "series": devices, "samples": pa.array(runs.lengths, type=pa.uint32())}
-    bins: list[tuple[Array, Array, Array, int]] = []
+    width = level.seconds * 1_000_000
+    at = pa.array(found.number * width, type=pa.int64()).cast(_TIME)
+    devices = pa.array(found.series, type=pa.int32())
+    made: dict[str, ArrowArray] = {"time": at, "series": devices, "samples": pa.array(found.lengths, type=pa.uint32())}
+    runs = Runs(samples, found)
+    bins: list[_Bins] = []
+    readings: dict[str, Grown] = {}
     counted = {metric.name for metric in binned(metrics)} if level.bins else set[str]()
     for metric in metrics:
-        values = _values(samples[metric.name], order, runs)
+        values = Values(runs, *samples.column(metric.name))
         if metric.name in counted:
-            p95, which, bin_of, n = _sorted_bins(metric, values)
-            bins.append((which, bin_of, n, numbers[metric.name]))
+            p95, of_it = _sorted_bins(metric, values, numbers[metric.name])
+            bins += of_it
         else:
             p95 = None
-        found |= _aggregates(metric, values, p95)
+        made |= _aggregates(metric, values, p95, readings)
         if metric.name == MASK:
-            found |= _throttled(samples, order, runs)
+            made |= _throttled(samples, runs)
     if level.bins:
-        found[KNOWN] = _known(times, runs)
+        made[KNOWN] = _known(samples.times, found)
     names = columns(metrics, level)
     rows = pa.table(
-        [found["time"], found["series"], *(found[name] for name, _ in names)],
+        [made["time"], made["series"], *(made[name] for name, _ in names)],
         names=["time", "series", *(name for name, _ in names)],
     )
-    which = np.concatenate([part[0] for part in bins]) if bins else np.zeros(0, dtype=np.int64)
-    return Folded(rows, _bins_table(bins, which, at, devices) if level.bins else None, which)
+    if not level.bins:
+        return Folded(rows, None, 0, readings)
+    return Folded(rows, *_bins_table(bins, found.number * width, found.series, closed), readings)
 
 
-def _order(times: NDArray[np.int64], series: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Order of rows by device and time; None if they are in it."""
-    if not len(times):
-        return None
-    first, greatest = int(times.min()), int(series.max())
-    if int(times.max()) - first >= 1 << _TIME_BITS or greatest >= 1 << _SERIES_BITS or int(series.min()) < 0:
-        return np.lexsort((times, series))
-    keys = (series.astype(np.int64) << _TIME_BITS) | (times - first)
-    if bool((keys[1:] >= keys[:-1]).all()):
-        return None
-    return np.argsort(keys)
-
-
-def _runs(begins: NDArray[np.bool_], rows: int) -> _Runs:
-    """Runs of rows, where the second and further rows are flagged that begin one."""
-    if not rows:
-        return _Runs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    starts = np.concatenate((np.zeros(1, dtype=np.int64), np.flatnonzero(begins) + 1))
-    return _Runs(starts, np.diff(starts, append=rows))
-
-
-def _integers(column: Any) -> Array:
-    return _data(column.combine_chunks())
-
-
-def _data(array: Any) -> Array:
-    """Data of an Arrow array of numbers, without a copy; undefined where it is null."""
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
-    dtype = array.type.to_pandas_dtype()
-    if not len(array):
-        return np.zeros(0, dtype=dtype)
-    return np.frombuffer(array.buffers()[1], dtype=dtype, count=len(array), offset=array.offset * dtype().itemsize)
-
-
-def _values(column: Any, order: NDArray[np.int64] | None, runs: _Runs) -> _Values:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
-    count = len(runs.starts)
-    data = _data(array)
-    if not array.null_count:
-        return _Values(data if order is None else data[order], runs, None, count)
-    valid: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
-    if order is not None:
-        data, valid = data[order], valid[order]
-    lengths = np.add.reduceat(valid, runs.starts, dtype=np.int64) if count else runs.lengths
-    there = lengths > 0
-    lengths = lengths[there]
-    return _Values(data[valid], _Runs(np.cumsum(lengths) - lengths, lengths), there, count)
-
-
-def _aggregates(metric: Metric, found: _Values, p95: Array | None) -> dict[str, ArrowArray]:
+def _aggregates(metric: Metric, values: Values, p95: Array | None, readings: dict[str, Grown]) -> dict[str, ArrowArray]:
     """Columns of one metric, as `rollup_columns.columns` names them."""
     name, sql = metric.name, metric.row.unit.sql
-    values, runs = found.values, found.runs
-    columns: dict[str, ArrowArray] = {}
-    some = len(values) > 0
+    found: dict[str, ArrowArray] = {}
     for aggregate in metric.row.rollup:
         match aggregate:
-            case "min" | "max":
-                reduce = np.minimum if aggregate == "min" else np.maximum
-                result = reduce.reduceat(values, runs.starts) if some else values
+            case "min":
+                result = values.reduce(np.minimum)
+            case "max":
+                result = values.reduce(np.maximum)
             case "mean":
-                columns[f"{name}_count"] = found.counts()
-                sums = np.add.reduceat(values, runs.starts, dtype=np.float64) if some else values.astype(np.float64)
-                columns[f"{name}_sum"] = found.column(sums, "DOUBLE")
+                found[f"{name}_count"] = values.counts()
+                found[f"{name}_sum"] = values.column(values.reduce(np.add, np.float64), "DOUBLE")
                 continue
             case "p95":
-                result = _nearest_rank(values, runs) if p95 is None else p95
+                result = _nearest_rank(values) if p95 is None else p95
             case "last":
-                result = values[runs.lasts]
+                result = values.last()
             case "any":
-                result = np.bitwise_or.reduceat(values, runs.starts) if some else values
+                result = values.reduce(np.bitwise_or)
             case "increase":
-                columns |= _grown(name, sql, found)
+                readings[name] = grown = _grown(values)
+                nulls = None if grown.there is None else ~grown.there
+                found[f"{name}_first"] = pa.array(grown.first, type=ARROW_TYPES[sql], mask=nulls)
+                found[f"{name}_inner"] = pa.array(grown.inner, type=ARROW_TYPES[sql], mask=nulls)
+                found[f"{name}_increase"] = pa.nulls(values.buckets, ARROW_TYPES[sql])
                 continue
             case _:
                 raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
-        columns[f"{name}_{aggregate}"] = found.column(result, sql)
-    return columns
+        found[f"{name}_{aggregate}"] = values.column(result, sql)
+    return found
 
 
-def _grown(name: str, sql: str, found: _Values) -> dict[str, ArrowArray]:
-    """First value of a counter, and its growth within the bucket: `FELL` if it did not only rise."""
-    values, runs = found.values, found.runs
-    first, last = values[runs.starts], values[runs.lasts]
+def _grown(values: Values) -> Grown:
+    """First and last value of a counter, and its growth within the bucket: `FELL` if it did not only rise."""
+    first, last = values.first(), values.last()
     inner = last - first
-    if len(values):
-        fell = np.empty(len(values), dtype=np.bool_)
-        np.less(values[1:], values[:-1], out=fell[1:])
-        fell[runs.starts] = False
-        inner[np.logical_or.reduceat(fell, runs.starts)] = FELL
-    return {
-        f"{name}_first": found.column(first, sql),
-        f"{name}_inner": found.column(inner, sql),
-        f"{name}_increase": pa.nulls(found.buckets, _ARROW[sql]),
-    }
+    inner[values.fell()] = FELL
+    return Grown(values.spread(first), values.spread(last), values.spread(inner), values.there)
 
 
-def _ranks(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank(length: int) -> int:
     """Index of the p95 among sorted values, by the nearest rank, as `quantile_disc(…, 0.95)`."""
-    return -(-95 * lengths // 100) - 1
+    return -(-95 * length // 100) - 1
 
 
-def _nearest_rank(values: Array, runs: _Runs) -> Array:
-    """p95 of each run. Of less than 20 values it is the greatest."""
-    if not len(values):
-        return values
-    found = np.maximum.reduceat(values, runs.starts)
-    for length, which, rows in _by_length(values, runs, np.flatnonzero(runs.lengths >= 20)):
-        rank = int(_ranks(np.array([length]))[0])
+def _nearest_rank(values: Values) -> Array:
+    """p95 of each bucket. Of less than 20 values it is the greatest."""
+    found = values.reduce(np.maximum)
+    for which, rows in values.by_length(values.lengths >= 20):
+        rank = _rank(rows.shape[1])
         found[which] = np.partition(rows, rank, axis=1)[:, rank]
     return found
 
 
-def _by_length(values: Array, runs: _Runs, which: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], Array]]:
-    """Runs as matrices, a row each; one matrix for each length."""
-    lengths = runs.lengths[which]
-    found: list[tuple[int, NDArray[np.int64], Array]] = []
-    for length in np.unique(lengths).tolist():
-        same = which[lengths == length]
-        found.append((length, same, values[runs.starts[same][:, None] + np.arange(length)]))
-    return found
+class _Bins(NamedTuple):
+    """Counts in bins: the index of the bucket, the bin, the count, and the number of the metric."""
+
+    which: Indexes
+    bins: Array
+    counts: Indexes
+    metric: int
 
 
-def _sorted_bins(metric: Metric, found: _Values) -> tuple[Array, NDArray[np.int64], Array, NDArray[np.int64]]:
-    """The p95 of each run; and the counts in bins, each with its bucket.
+def _sorted_bins(metric: Metric, values: Values, number: int) -> tuple[Array, list[_Bins]]:
+    """The p95 of each bucket that has a value, and the counts in bins.
 
     Values that stand still, as many metrics do for hours, are not sorted.
     """
-    values, runs = found.values, found.runs
-    number = np.arange(found.buckets) if found.there is None else np.flatnonzero(found.there)
-    if not len(values):
-        return values, number[:0], np.zeros(0, dtype=np.int16), number[:0]
-    p95 = np.maximum.reduceat(values, runs.starts)
-    still = np.minimum.reduceat(values, runs.starts) == p95
-    parts = [(number[still], _bin(metric, p95[still]), runs.lengths[still])]
-    for length, which, rows in _by_length(values, runs, np.flatnonzero(~still)):
+    index = np.arange(values.buckets) if values.there is None else np.flatnonzero(values.there)
+    p95 = values.reduce(np.maximum)
+    still = values.reduce(np.minimum) == p95
+    parts = [_Bins(index[still], _bin(metric, p95[still]), values.lengths[still], number)]
+    for which, rows in values.by_length(~still):
         rows.sort(axis=1)
-        p95[which] = rows[:, int(_ranks(np.array([length]))[0])]
-        bins = _bin(metric, rows)
-        begins = np.ones(bins.shape, dtype=np.bool_)
-        np.not_equal(bins[:, 1:], bins[:, :-1], out=begins[:, 1:])
+        length = rows.shape[1]
+        p95[which] = rows[:, _rank(length)]
+        # The bins of distinct values, since most repeat; then of these the ones with the same bin are one.
+        begins = np.ones(rows.shape, dtype=np.bool_)
+        np.not_equal(rows[:, 1:], rows[:, :-1], out=begins[:, 1:])
         at = np.flatnonzero(begins)
-        parts.append((number[which][at // length], bins.reshape(-1)[at], np.diff(at, append=bins.size)))
-    which, bins, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return p95, which, bins, counts
+        bins, row = _bin(metric, rows.reshape(-1)[at]), at // length
+        apart = np.ones(len(at), dtype=np.bool_)
+        apart[1:] = (bins[1:] != bins[:-1]) | (row[1:] != row[:-1])
+        at, bins, row = at[apart], bins[apart], row[apart]
+        parts.append(_Bins(index[which][row], bins, np.diff(at, append=rows.size), number))
+    return p95, parts
 
 
 def _bin(metric: Metric, values: Array) -> Array:
@@ -303,57 +205,64 @@ def _bin(metric: Metric, values: Array) -> Array:
     return rounded
 
 
-def _bins_table(
-    parts: Sequence[tuple[NDArray[np.int64], Array, NDArray[np.int64], int]],
-    which: NDArray[np.int64],
-    at: Any,
-    devices: Any,
-) -> ArrowTable:
-    names = ["time", "series", "metric", "bin", "n"]
-    kinds = [_TIME, pa.int32(), pa.int16(), pa.int16(), pa.uint32()]
-    if not parts:
-        return pa.table([pa.array([], type=kind) for kind in kinds], names=names)
-    metric = np.repeat(np.array([part[3] for part in parts], dtype=np.int16), [len(part[0]) for part in parts])
-    bins, counts = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
-    found = [at.take(which), devices.take(which), pa.array(metric), pa.array(bins), pa.array(counts, type=pa.uint32())]
-    return pa.table(found, names=names)
+def _bins_table(parts: Sequence[_Bins], times: Indexes, series: Array, closed: int) -> tuple[ArrowTable, int]:
+    """Bins with their keys, those of the first buckets before the others; and how many these are."""
+    parts = parts or [_Bins(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int16), np.zeros(0, dtype=np.int64), 0)]
+    which = np.concatenate([part.which for part in parts])
+    metric = np.repeat(np.array([part.metric for part in parts], dtype=np.int16), [len(part.which) for part in parts])
+    bins, counts = np.concatenate([part.bins for part in parts]), np.concatenate([part.counts for part in parts])
+    early = which < closed
+    first = int(np.count_nonzero(early))
+    if 0 < first < len(which):
+        order = np.concatenate((np.flatnonzero(early), np.flatnonzero(~early)))
+        which, metric, bins, counts = which[order], metric[order], bins[order], counts[order]
+    columns = {
+        "time": pa.array(times[which], type=pa.int64()).cast(_TIME),
+        "series": pa.array(series[which], type=pa.int32()),
+        "metric": pa.array(metric),
+        "bin": pa.array(bins),
+        "n": pa.array(counts, type=pa.uint32()),
+    }
+    return pa.table(columns), first
 
 
-def _known(times: NDArray[np.int64], runs: _Runs) -> Any:
+def _known(times: Indexes, found: Buckets) -> ArrowArray:
     """Seconds that the samples of each bucket stand for: see `rollup_derived.known`."""
-    found = np.zeros(len(runs.starts))
-    for length, which, rows in _by_length(times, runs, np.flatnonzero(runs.lengths > 2)):
+    seconds = np.zeros(len(found.starts))
+    for length in np.unique(found.lengths[found.lengths > 2]).tolist():
+        which = np.flatnonzero(found.lengths == length)
+        rows = times[found.starts[which][:, None] + np.arange(length)]
         steps, rank = np.diff(rows, axis=1), -(-(length - 1) // 2) - 1
-        found[which] = length * np.partition(steps, rank, axis=1)[:, rank] / 1e6
-    return pa.array(found, type=pa.float64(), mask=runs.lengths <= 2)
+        seconds[which] = length * np.partition(steps, rank, axis=1)[:, rank] / 1e6
+    return pa.array(seconds, type=pa.float64(), mask=found.lengths <= 2)
 
 
-def _throttled(samples: ArrowTable, order: NDArray[np.int64] | None, runs: _Runs) -> dict[str, Any]:
+def _throttled(samples: Samples, runs: Runs) -> dict[str, ArrowArray]:
     """Columns of throttled samples: see `rollup_derived.throttling`."""
-    reasons = _sql_null_as_zero(samples[MASK], order)
-    count = len(runs.starts)
-    found: dict[str, Any] = {}
+
+    def number(name: str, null: int) -> Array:
+        data, valid = samples.column(name)
+        return data if valid is None else np.where(valid, data, null)
+
+    def per_bucket(data: Array) -> Array:
+        return Values(runs, data, None).reduce(np.add, np.float64 if data.dtype.kind == "f" else np.int64)
+
+    reasons = number(MASK, 0)
+    count = len(runs.lengths)
+    found: dict[str, ArrowArray] = {}
     for name, bits in REASONS.items():
         held = (reasons & bits) != 0
-        if not held.any():
-            found[name] = pa.array(np.zeros(count, dtype=np.uint32))
-            continue
-        found[name] = pa.array(np.add.reduceat(held, runs.starts, dtype=np.int64), type=pa.uint32())
-    if not all(name in samples.column_names for name in CLOCKS):
+        counts = per_bucket(held) if held.any() else np.zeros(count, dtype=np.int64)
+        found[name] = pa.array(counts, type=pa.uint32())
+    if not all(name in samples.names for name in CLOCKS):
         return found
     held = (reasons & next(iter(REASONS.values()))) != 0
-    clock, most = (_sql_null_as_zero(samples[name], order, -1) for name in CLOCKS)
+    clock, most = (number(name, -1) for name in CLOCKS)
     held &= (clock >= 0) & (most > 0)
     sums, counts = np.zeros(count), np.zeros(count, dtype=np.int64)
     if held.any():
-        percent = np.where(held, 100.0 * clock / np.where(held, most, 1), 0.0)
-        sums = np.add.reduceat(percent, runs.starts)
-        counts = np.add.reduceat(held, runs.starts, dtype=np.int64)
+        sums = per_bucket(np.where(held, 100.0 * clock / np.where(held, most, 1), 0.0))
+        counts = per_bucket(held)
     found["throttled_sm_clock_percent_sum"] = pa.array(sums, mask=counts == 0)
     found["throttled_sm_clock_percent_count"] = pa.array(counts, type=pa.uint32())
     return found
-
-
-def _sql_null_as_zero(column: Any, order: NDArray[np.int64] | None, null: int = 0) -> Array:
-    data = _data(column.fill_null(null).combine_chunks())
-    return data if order is None else data[order]

@@ -17,7 +17,7 @@ around it are processed one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
@@ -35,6 +35,8 @@ _PASSING: Final = PASSING_SECONDS * 1_000_000
 _MINUTE: Final = 60_000_000
 _DAY: Final = 86_400_000_000
 _HOUR: Final = 3_600_000_000
+NOTHING: Final = -(2**63)
+"""In place of growth that is null."""
 
 
 class Tables(Struct, frozen=True):
@@ -152,6 +154,18 @@ def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric],
     for metric, found in zip(counters, odd or (), strict=True):
         if found:
             _go_through(cursor, tables, metric, start - tables.reach)
+
+
+def last_readings(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric]) -> dict[str, Any]:
+    """Last readings of the devices of the staged buckets, as `Readings.learn` takes them. Call it after `join`."""
+    names = ", ".join(f"l.{m.name}_before, l.{m.name}_minute, l.{m.name}_last" for m in counters)
+    odd = " OR ".join(f"{m.name}_odd" for m in counters)
+    return cursor.execute(
+        f"SELECT l.series, epoch_us(l.time) // {tables.width} AS bucket, coalesce(o.upto, 0) AS odd, {names} "
+        "FROM temp.main.linked l LEFT JOIN (SELECT series, epoch_us(max(time)) + "
+        f"{tables.width} AS upto FROM temp.main.grown WHERE {odd} GROUP BY series) o USING (series) "
+        "WHERE l.staged QUALIFY l.time = max(l.time) OVER (PARTITION BY l.series)"
+    ).fetchnumpy()
 
 
 def _mark_falls(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:

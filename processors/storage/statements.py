@@ -26,7 +26,8 @@ def transaction(cursor: DuckDBPyConnection) -> Generator[None]:
 
 def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
     """Names of a table's columns."""
-    return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
+    # Planned, not run: `DESCRIBE` takes milliseconds for a table of hundreds of columns.
+    return {row[0] for row in cursor.execute(f"FROM {table} LIMIT 0").description or ()}
 
 
 def columns_of(cursor: DuckDBPyConnection, definition: str) -> list[tuple[str, str]]:

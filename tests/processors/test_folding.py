@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from corral.processors.storage.bucketing import Samples, buckets
 from corral.processors.storage.folding import fold
 from corral.processors.storage.rollup_columns import (
     FELL,
@@ -59,7 +60,11 @@ def test_numpy_aggregates_as_sql(level: Level) -> None:
 
 def check(level: Level, table: pa.Table) -> None:
     """Compare every column, and all bins."""
-    found = fold(table, METRICS_LIST, level, NUMBERS)
+    taken = Samples(table)
+    every = buckets(taken, level)
+    closed = len(every.number) // 3
+    order = np.random.default_rng(1).permutation(len(every.number))
+    found = fold(taken, METRICS_LIST, level, NUMBERS, every.take(order), closed)
     width = level.seconds * 1_000_000
     connection = duckdb.connect(config={"threads": 1})
     connection.execute("SET TimeZone = 'UTC'")
@@ -80,6 +85,10 @@ def check(level: Level, table: pa.Table) -> None:
     check_falls(rows, table, width)
     if found.bins is None:
         return
+    keys = [set(zip(*(part[name].to_pylist() for name in ("time", "series")), strict=True)) for part in
+            (found.rows[:closed], found.bins[: found.closed_bins], found.bins[found.closed_bins :])]  # fmt: skip
+    assert keys[1] <= keys[0]
+    assert not keys[2] & keys[0]
     for metric in binned(METRICS_LIST):
         counted = connection.execute(
             f"SELECT make_timestamptz(epoch_us(time) // {width} * {width}) AS at, series, {bin_of(metric)} AS bin, "

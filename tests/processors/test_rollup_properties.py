@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA, TIME_TYPE
 from corral.processors.storage import Batch, Database
-from corral.processors.storage.embedded.rollups import HOUR, LEVELS, Level, refresh
+from corral.processors.storage.embedded.rollups import HOUR, LEVELS, MINUTE, TEN_SECONDS, Level, Rollups, refresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.counter_stories import START, tell_stories
@@ -46,18 +46,27 @@ VALUES: dict[str, Any] = {
 }
 
 
-def some_rows(dice: random.Random) -> Rows:
-    """Samples about the turn of an hour, minutes after it, and after gaps of any length; any metric may be null."""
+def some_rows(dice: random.Random, rising: bool) -> Rows:
+    """Samples about the turn of an hour, minutes after it, and after gaps of any length; any metric may be null.
+
+    A counter that rises is the same whenever its samples come.
+    """
     places = [*range(1980, 2020), *range(2055, 2062), *range(2090, 2400, 13), 0, 5700, 300_000]
-    return {
+    found = {
         (dice.choice(places), dice.randint(0, 1)): {
             name: draw(dice) for name, draw in VALUES.items() if dice.random() < 0.8
         }
         for _ in range(dice.randint(0, 25))
     }
+    for (second, _), values in found.items():
+        if rising and "energy_millijoules" in values:
+            values["energy_millijoules"] = 7 * (second + 1)
+    return found
 
 
 numbers = itertools.count(1)
+ROLLUPS = Rollups()
+"""Keeps the last readings of counters over all refreshes of the module, as a processor does."""
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +89,15 @@ def test_rollups_are_what_raw_samples_say_however_often_one_refreshed(
     check_rollups(history, random.Random(dice.random()), refresh_after_commit)
 
 
+def refresh_some(history: Database, dice: random.Random) -> None:
+    """Refresh as a processor does, one that is killed now and then, or one whose levels have got out of step."""
+    if dice.random() < 0.2:
+        ROLLUPS.forget()
+    if dice.random() < 0.3:
+        ROLLUPS.refresh(history.cursor(), [dice.choice([TEN_SECONDS, MINUTE])], sorted(history.days))
+    _refresh(history, ROLLUPS)
+
+
 def check_rollups(history: Database, dice: random.Random, refresh_after_commit: list[bool]) -> None:
     """Store samples of `HOSTS` new hosts in as many commits, and compare each level with a recomputation."""
     example = next(numbers)
@@ -87,16 +105,15 @@ def check_rollups(history: Database, dice: random.Random, refresh_after_commit: 
     stored: dict[str, Rows] = {host: {} for host in hosts}
     for refresh_now in refresh_after_commit:
         tables: list[pa.Table] = []
-        for host in hosts:
-            fresh = {key: found for key, found in some_rows(dice).items() if key not in stored[host]}
+        for at, host in enumerate(hosts):
+            fresh = {key: found for key, found in some_rows(dice, at % 2 == 0).items() if key not in stored[host]}
             stored[host] |= fresh
             tables.append(_table(fresh, [history.series.number(host, f"GPU-{at}") for at in range(2)]))
         sequence = history.watermarks().get("S", 0) + 1
         history.commit(Batch(stream="S", sequence=sequence, samples=pa.concat_tables(tables)))
         if refresh_now:
-            _refresh(history)
-    if not refresh_after_commit[-1]:
-        _refresh(history)
+            refresh_some(history, dice)
+    refresh_some(history, dice)
 
     for level in LEVELS:
         found: dict[str, list[dict[str, Any]]] = {host: [] for host in hosts}
@@ -135,8 +152,8 @@ def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> N
 
 
 def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pass(tmp_path: Path) -> None:
-    storage = new_database(tmp_path)
-    tell_stories(storage, "S", lambda: _refresh(storage))
+    storage, kept = new_database(tmp_path), Rollups()
+    tell_stories(storage, "S", lambda: _refresh(storage, kept))
     storage.close()
 
 
@@ -186,10 +203,9 @@ def _compare(level: Level, found: list[dict[str, Any]], expected: dict[tuple[int
                 assert close, (level.name, name, got, wanted)
 
 
-def _refresh(history: Database) -> None:
-    cursor = history.cursor()
-    for level in LEVELS:
-        refresh(cursor, level, sorted(history.days))
+def _refresh(history: Database, rollups: Rollups | None = None) -> None:
+    """Refresh all levels, as one that has just started if no readings are kept."""
+    (rollups or Rollups()).refresh(history.cursor(), LEVELS, sorted(history.days))
 
 
 def _table(rows: Rows, series: list[int]) -> pa.Table:

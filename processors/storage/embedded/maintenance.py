@@ -30,12 +30,16 @@ from .database import Database
 log = logging.getLogger("corral.storage")
 
 
-ROLLUP_SECONDS: Final = {"10s": 5.0, "1m": 10.0, "1h": 20.0}
+TOGETHER: Final = ((rollups.TEN_SECONDS, rollups.MINUTE), (rollups.HOUR,))
+"""Rollups that are refreshed at once: those of 10 s and 1 min read the same samples."""
+ROLLUP_SECONDS: Final = (6.0, 20.0)
 """Pause between two refreshes of a small fleet's rollups. A refresh takes as long for one row as for a thousand, nearly
 all of it to plan its statements of hundreds of columns."""
+UNREAD_FACTORS: Final = (1, 3)
+"""How many times as long the pauses are while nobody reads: all minutes of an hour are read again for its rollup."""
 CHEAP_SECONDS: Final = 1.0
-LARGE_SECONDS: Final = 60.0
-"""Longest pause while nobody reads the history, if a refresh takes longer than that: the next reader waits for it."""
+LARGE_SECONDS: Final = (60.0, 300.0)
+"""Longest pauses while nobody reads the history, if a refresh takes longer than that: the next reader waits for it."""
 READ_SECONDS: Final = 60.0
 """How long the history counts as read after a query."""
 HOUSEKEEPING_SECONDS: Final = 60.0
@@ -57,6 +61,7 @@ class _Job(Struct):
         work: what to do.
         seconds: pause after it.
         unread_seconds: the same while nobody reads the history.
+        large_seconds: the same if it takes long.
         due: when it is to be done next, on the monotonic clock.
         began: when it was begun last, on that clock.
         asked: when the first reader after a while came, who waits until it was begun after that.
@@ -66,6 +71,7 @@ class _Job(Struct):
     work: Callable[[], object]
     seconds: float
     unread_seconds: float
+    large_seconds: float = math.inf
     due: float = 0.0
     began: float = -math.inf
     asked: float = -math.inf
@@ -103,6 +109,7 @@ class Maintenance:
         self._force = force
         self._deleted_until: dict[str, datetime] = {}
         self.held_back = ""
+        self._rollups = rollups.Rollups()
         self._jobs = self._all_jobs()
         self._stopping = False
         self._read_at = -math.inf
@@ -146,16 +153,17 @@ class Maintenance:
         return self._stopping or all(job.began >= job.asked for job in self._jobs)
 
     def _all_jobs(self) -> list[_Job]:
-        def rollup(level: rollups.Level) -> _Job:
-            seconds = ROLLUP_SECONDS[level.name]
-            unread_seconds = max(seconds, self._unread_seconds or 0.0)
-            return _Job(f"rollup {level.name}", lambda: self.roll_up(level), seconds, unread_seconds)
+        def rollup(at: int) -> _Job:
+            levels, seconds = TOGETHER[at], ROLLUP_SECONDS[at]
+            name = "rollups of " + " and ".join(level.name for level in levels)
+            unread_seconds = max(seconds, UNREAD_FACTORS[at] * (self._unread_seconds or 0.0))
+            return _Job(name, lambda: self.roll_up(*levels), seconds, unread_seconds, LARGE_SECONDS[at])
 
         def every(seconds: float, name: str, work: Callable[[], object]) -> _Job:
             return _Job(name, work, seconds, seconds)
 
         return [
-            *(rollup(level) for level in rollups.LEVELS),
+            *(rollup(at) for at in range(len(TOGETHER))),
             every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
             every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
             every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
@@ -197,20 +205,21 @@ class Maintenance:
                 job.began = began
                 is_read = ended - self._read_at < READ_SECONDS
                 took = ended - began
-                unread_seconds = job.unread_seconds if took < CHEAP_SECONDS else min(LARGE_SECONDS, job.unread_seconds)
+                large_seconds = job.unread_seconds if took < CHEAP_SECONDS else job.large_seconds
+                unread_seconds = min(large_seconds, job.unread_seconds)
                 pause = max(job.seconds, took) if is_read else max(unread_seconds, took)
                 if began < job.asked:
                     pause = 0.0  # the reader came meanwhile
                 job.due = math.inf if done is FINISHED else ended + pause
                 self._changed.notify_all()
 
-    def roll_up(self, level: rollups.Level) -> int:
-        """Bring one rollup up to date; return the number of buckets written."""
+    def roll_up(self, *levels: rollups.Level) -> int:
+        """Bring rollups up to date; return the number of buckets written."""
         cursor = self._database.cursor()
         try:
-            return rollups.refresh(
+            return self._rollups.refresh(
                 cursor,
-                level,
+                levels,
                 sorted(self._database.days),
                 archive.files_by_day(cursor, self._database.archive),
                 self._minutes_from(cursor),
@@ -233,7 +242,7 @@ class Maintenance:
             day = days.pop().replace("-", "")
             files = archive.files_by_day(cursor, self._database.archive).get(day)
             if files:
-                rollups.refresh_archived(cursor, day, files)
+                self._rollups.refresh_archived(cursor, day, files)
                 log.info("recomputed the rollups of %s", day)
             with transaction(cursor):
                 put_meta(cursor, recovery.TO_ROLL_UP, ",".join(days))

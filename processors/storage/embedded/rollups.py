@@ -2,8 +2,9 @@
 
 Rows that have come since the last refresh are found by the batch numbers of the raw rows. Each (device, bucket) among
 them is recomputed from all its raw samples, those of archived days included. So samples may be late, and a crash leaves
-nothing to repair. The newest bucket of each device is in a small separate table (`…_open`), since it is written again
-and again; an older one is written once, and again if a late sample falls into it.
+nothing to repair. The samples are read once for both levels that are made from them, and aggregated in numpy. The
+newest bucket of each device is in a small separate table (`…_open`), since it is written again and again; an older one
+is written once, and again if a late sample falls into it.
 
 Quantiles merge: for 1 min and 1 h the values of each gauge are kept as counts in bins (`…_bins`), and the p95 of an
 hour is that of its minutes' counts added up. The p95 of 10 s and of 1 min is exact (nearest rank, as `quantile_disc`).
@@ -13,55 +14,257 @@ ratio of 1.02, so that it is off by 1% at most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
+from numpy.typing import NDArray
 
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
-from ..folding import Folded, fold
+from ..bucketing import Buckets, Samples, buckets, data_of
+from ..folding import Folded, Grown, fold
 from ..growth import Tables
 from ..protocol import ROW_GROUP_ROWS, ArrowTable
+from ..readings import Readings
 from ..rollup_columns import (
-    BIN_RATIO,
     HOUR,
     LEVELS,
     MINUTE,
     TEMPLATE,
     TEN_SECONDS,
-    ZERO_BIN,
     Level,
     add_columns,
-    binned,
-    columns,
     counters,
     create,
-    from_minutes,
-    is_linear,
 )
 from ..schema import NO_SERIES, day_of, day_table, sql_text
-from ..statements import column_names, put, registered, transaction
+from ..statements import registered, transaction
+from . import hours
+from .hours import done, metrics_with_data, runs, set_done
 
-__all__ = [
-    "HOUR",
-    "LEVELS",
-    "MINUTE",
-    "TEN_SECONDS",
-    "Level",
-    "create",
-    "refresh",
-    "refresh_archived",
-    "runs",
-]
+__all__ = ["HOUR", "LEVELS", "MINUTE", "TEN_SECONDS", "Level", "Rollups", "create", "runs"]
+
+Numbers = NDArray[np.int64]
 
 _HOURS: Final = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {HOUR.table} UNION ALL BY NAME FROM {HOUR.table}_open)"
-ROWS_AT_ONCE: Final = 500_000
-"""Approximate number of raw rows for one step of a refresh: ingest waits for the commit of a step, and quantiles hold
-their values in memory. Smaller steps cost a tenth more CPU time when there is much to catch up on."""
+ROWS_AT_ONCE: Final = 1_300_000
+"""Approximate number of raw rows for one step of a refresh, and ten times that of its 10 s: as many of these as make a
+row group, which DuckDB writes directly rather than through its log. A step of samples with 20 metrics takes some 300 MB
+of memory meanwhile."""
+
+
+class _Touched(NamedTuple):
+    """Buckets of a level that are recomputed, in the order of device and time.
+
+    Attributes:
+        series: device of each.
+        bucket: its number.
+        rows: number of new samples in it.
+    """
+
+    series: Numbers
+    bucket: Numbers
+    rows: Numbers
+
+    def with_buckets(self, others: _Touched) -> _Touched:
+        """Same with others added; a bucket that is in both counts once, with the rows of both."""
+        parts = (np.concatenate(pair) for pair in zip(self, others, strict=True))
+        return _merged(*parts)
+
+    def wider(self, factor: int) -> _Touched:
+        """Buckets of a level with wider ones that these are in."""
+        return _merged(self.series, self.bucket // factor, self.rows)
+
+
+class _Due(NamedTuple):
+    """A level that is refreshed.
+
+    Attributes:
+        level: which.
+        touched: its buckets that are recomputed.
+        open_before: newest bucket of each device that is stored, by the device's number; -1 if there is none.
+        newest: newest bucket of each device then; -1 for devices that have none, or whose open bucket is not touched.
+    """
+
+    level: Level
+    touched: _Touched
+    open_before: Numbers
+    newest: Numbers
+
+
+class Rollups:
+    """Refreshes the rollups of one database, in one thread. Keeps the last readings of counters in memory."""
+
+    def __init__(self) -> None:
+        self._readings = {
+            level.name: Readings(level.seconds * 1_000_000, _tables(level, partial(_within, (), {}), 0).reach)
+            for level in (TEN_SECONDS, MINUTE)
+        }
+
+    def refresh(
+        self,
+        cursor: DuckDBPyConnection,
+        levels: Sequence[Level],
+        days: Sequence[str],
+        archived: Mapping[str, Sequence[Path]] | None = None,
+        minutes_from: datetime | None = None,
+    ) -> int:
+        """Bring rollups up to date with what has been committed. Each step is a transaction that may be repeated.
+
+        Args:
+            cursor: that is not used elsewhere meanwhile.
+            levels: to refresh; hours are made of the minutes that are stored by then.
+            days: that have a raw table.
+            archived: files of archived days, which a late sample may still belong to.
+            minutes_from: rollups of 1 min before it are deleted, so stored hours before it are not recomputed.
+
+        Returns:
+            Number of buckets written.
+        """
+        written = 0
+        if from_samples := [level for level in levels if level is not HOUR]:
+            try:
+                written += self._refresh_from_samples(cursor, from_samples, days, archived or {})
+            except BaseException:
+                self.forget()
+                raise
+        if HOUR in levels:
+            written += hours.refresh(cursor, minutes_from)
+        return written
+
+    def forget(self) -> None:
+        """Forget all readings, since the stored rows have changed otherwise."""
+        for readings in self._readings.values():
+            readings.forget()
+
+    def refresh_archived(self, cursor: DuckDBPyConnection, day: str, files: Sequence[Path]) -> None:
+        """Recompute all rollups of an archived day from its files, after they were lost.
+
+        Args:
+            cursor: that is not used elsewhere meanwhile.
+            day: such as `20261124`.
+            files: all of the day.
+        """
+        self.forget()
+        raw = _source((), {day: files})
+        counts = cursor.execute("SELECT " + ", ".join(f"count({name})" for name in METRICS) + f" FROM {raw}").fetchone()
+        metrics = [metric for metric, count in zip(METRICS.values(), counts or (), strict=False) if count]
+        start = f"TIMESTAMPTZ '{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00'"
+        within = f"time >= {start} AND time < {start} + INTERVAL 1 DAY"
+        touched = _count_touched(cursor, raw, TEN_SECONDS, within)
+        # None of them is the newest of its device: that one is computed from raw samples.
+        none = np.full(_size(touched.series), -1, dtype=np.int64)
+        found = [
+            _Due(level, touched.wider(level.seconds // TEN_SECONDS.seconds), none, none)
+            for level in (TEN_SECONDS, MINUTE)
+        ]
+        self._write(cursor, found, metrics, (), {day: files}, 0)
+        hours.refresh_day(cursor, day, metrics)
+        self.forget()
+
+    def _refresh_from_samples(
+        self,
+        cursor: DuckDBPyConnection,
+        levels: Sequence[Level],
+        days: Sequence[str],
+        archived: Mapping[str, Sequence[Path]],
+    ) -> int:
+        row = cursor.execute("SELECT coalesce(max(batch), 0) FROM store.watermarks").fetchone()
+        through = int(row[0]) if row else 0
+        behind = {level: stored for level in levels if (stored := done(cursor, level)) < through}
+        if not behind:
+            return 0
+        source = _source(days, {})
+        found: list[_Due] = []
+        fresh: dict[int, _Touched] = {}
+        finest = min(behind, key=lambda level: level.seconds)
+        for level, stored in behind.items():
+            if stored not in fresh:
+                fresh[stored] = _count_touched(cursor, source, finest, f"batch > {stored} AND batch <= {through}")
+            touched = fresh[stored].wider(level.seconds // finest.seconds)
+            found.append(_due(cursor, level, touched))
+        metrics = metrics_with_data(cursor, levels[-1], [day_table(day) for day in days])
+        written = self._write(cursor, found, metrics, days, archived, through)
+        with transaction(cursor):
+            for level in behind:
+                set_done(cursor, level, through)
+        return written
+
+    def _write(
+        self,
+        cursor: DuckDBPyConnection,
+        found: Sequence[_Due],
+        metrics: Sequence[Metric],
+        days: Sequence[str],
+        archived: Mapping[str, Sequence[Path]],
+        through: int,
+    ) -> int:
+        """Recompute the touched buckets of all levels, and replace the old ones."""
+        for due in found:
+            for table in (due.level.table, f"{due.level.table}_open"):
+                add_columns(cursor, table, metrics, due.level)
+        numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
+        widest = max((due.level for due in found), key=lambda level: level.seconds)
+        read = _Touched(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+        for due in found:
+            read = read.with_buckets(due.touched.wider(widest.seconds // due.level.seconds))
+        weights = read.rows + ROWS_AT_ONCE // ROW_GROUP_ROWS * _tens_in(found, widest, read)
+        per_bucket = _sums(read.bucket, weights)
+        written = 0
+        for first, last in runs(per_bucket, ROWS_AT_ONCE):
+            chosen = (read.bucket >= first) & (read.bucket <= last)
+            factor = widest.seconds
+            within = _between(days, archived, first * factor, (last + 1) * factor)
+            samples = _read(cursor, metrics, widest, within, read.series[chosen], read.bucket[chosen])
+            with transaction(cursor):
+                for due in found:
+                    written += self._write_level(cursor, due, metrics, numbers, samples, days, archived, through)
+        return written
+
+    def _write_level(
+        self,
+        cursor: DuckDBPyConnection,
+        due: _Due,
+        metrics: Sequence[Metric],
+        numbers: Mapping[str, int],
+        samples: Samples,
+        days: Sequence[str],
+        archived: Mapping[str, Sequence[Path]],
+        through: int,
+    ) -> int:
+        """Write the touched buckets among the samples that were read."""
+        level = due.level
+        chosen = buckets(samples, level)
+        of_due = _keys(due.touched.series, due.touched.bucket)
+        chosen = chosen.take(np.flatnonzero(_among(_keys(chosen.series, chosen.number), of_due)))
+        if not len(chosen.number):
+            return 0
+        is_open = chosen.number == due.newest[chosen.series]
+        order = np.concatenate((np.flatnonzero(~is_open), np.flatnonzero(is_open)))
+        closed = len(order) - int(np.count_nonzero(is_open))
+        folded = fold(samples, metrics, level, numbers, chosen.take(order), closed)
+        counted = counters(metrics)
+        if counted:
+            places = np.empty(len(order), dtype=np.int64)
+            places[order] = np.arange(len(order))
+            grown = {name: readings.take(places) for name, readings in folded.counters.items()}
+            kept = self._readings[level.name]
+            found = kept.growth(counted, chosen, grown)
+            if not found.settled.all():
+                tables = _tables(level, partial(_within, days, archived), through)
+                _join(cursor, tables, counted, folded, order, ~found.settled, is_open, found.increases, kept, due)
+            folded = _with_increases(folded, found.increases, grown, order)
+        before = due.open_before[chosen.series]
+        _delete(cursor, level, chosen, f"{level.table}_open", chosen.number == before)
+        _delete(cursor, level, chosen, level.table, (before < 0) | (chosen.number < before))
+        _insert(cursor, level, folded, closed, through)
+        return len(order)
 
 
 def refresh(
@@ -71,163 +274,83 @@ def refresh(
     archived: Mapping[str, Sequence[Path]] | None = None,
     minutes_from: datetime | None = None,
 ) -> int:
-    """Bring a rollup up to date with what has been committed. Each step is a transaction that may be repeated.
-
-    Args:
-        cursor: that is not used elsewhere meanwhile.
-        level: to refresh.
-        days: that have a raw table.
-        archived: files of archived days, which a late sample may still belong to.
-        minutes_from: rollups of 1 min before it are deleted, so stored hours before it are not recomputed.
-
-    Returns:
-        Number of buckets written.
-    """
-    through = _through(cursor, level)
-    done = _done(cursor, level)
-    if through <= done:
-        return 0
-    metrics = _metrics(cursor, level, days)
-    for table in (level.table, f"{level.table}_open"):
-        add_columns(cursor, table, metrics, level)
-    source = _source(level, days, {})
-    width = level.seconds * 1_000_000
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE touched_all AS SELECT series, epoch_us(time) // {width} AS bucket, "
-        f"count(*) AS rows FROM {source} WHERE batch > {done} AND batch <= {through} GROUP BY ALL"
-    )
-    # The bucket that was the newest of its device until now is computed again with it, so that it can be told which
-    # one is the newest now.
-    cursor.execute(
-        f"INSERT INTO touched_all SELECT series, epoch_us(time) // {width}, samples FROM {level.table}_open "
-        "SEMI JOIN touched_all t USING (series) "
-        f"ANTI JOIN touched_all u ON u.series = {level.table}_open.series "
-        f"AND u.bucket = epoch_us({level.table}_open.time) // {width}"
-    )
-    if level is HOUR and minutes_from is not None:
-        _leave_whole_hours(cursor, minutes_from)
-    per_bucket = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE newest AS SELECT series, max(bucket) AS bucket FROM touched_all GROUP BY series"
-    )
-    written = 0
-    for first, last in runs([(int(bucket), int(rows)) for bucket, rows in per_bucket]):
-        with transaction(cursor):
-            written += _step(cursor, level, metrics, days, archived or {}, first, last, through)
-    with transaction(cursor):
-        put(cursor, "store.rolled", f"SELECT {sql_text(level.name)} AS level, {through}::BIGINT AS batch", ["level"])
-    return written
+    """Refresh one level, without readings from before; see `Rollups.refresh`."""
+    return Rollups().refresh(cursor, [level], days, archived, minutes_from)
 
 
-def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> None:
-    """Exclude stored hours whose minutes were deleted from a refresh, since they would only cover what is left.
-
-    Such an hour is touched if a device returns after months, or if a sample is as late. It is moved to the table of
-    closed hours.
-    """
-    width = HOUR.seconds * 1_000_000
-    limit = -(-int(minutes_from.timestamp() * 1e6) // width)
-    stored = " UNION ALL ".join(
-        f"SELECT series, epoch_us(time) // {width} AS bucket FROM {table} "
-        f"WHERE time < make_timestamptz({limit * width})"
-        for table in (HOUR.table, f"{HOUR.table}_open")
-    )
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE whole AS SELECT DISTINCT series, bucket, make_timestamptz(bucket * "
-        f"{width}) AS time FROM touched_all SEMI JOIN ({stored}) USING (series, bucket) WHERE bucket < {limit}"
-    )
-    if cursor.execute("SELECT 1 FROM whole LIMIT 1").fetchone() is None:
-        return
-    with transaction(cursor):
-        # What was the newest hour of its device until now is that no more.
-        for suffix in ("", "_bins") if HOUR.bins else ("",):
-            table = f"{HOUR.table}_open{suffix}"
-            cursor.execute(
-                f"INSERT INTO {HOUR.table}{suffix} BY NAME FROM {table} SEMI JOIN whole USING (series, time)"
-            )
-            cursor.execute(
-                f"DELETE FROM {table} USING whole w WHERE {table}.series = w.series AND {table}.time = w.time"
-            )
-    cursor.execute(
-        "DELETE FROM touched_all USING whole w WHERE touched_all.series = w.series AND touched_all.bucket = w.bucket"
-    )
+def _tables(level: Level, readings: Callable[[int, int], str], through: int) -> Tables:
+    stored = (level.table, f"{level.table}_open")
+    return Tables(level, ("series",), stored, _HOURS, readings, f"batch = {through}", falls_marked=True)
 
 
-def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]) -> None:
-    """Recompute all rollups of an archived day from its files, after they were lost.
-
-    Args:
-        cursor: that is not used elsewhere meanwhile.
-        day: such as `20261124`.
-        files: all of the day.
-    """
-    raw = _source(MINUTE, (), {day: files})
-    counts = cursor.execute("SELECT " + ", ".join(f"count({name})" for name in METRICS) + f" FROM {raw}").fetchone()
-    metrics = [metric for metric, count in zip(METRICS.values(), counts or (), strict=False) if count]
-    start = f"TIMESTAMPTZ '{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00'"
-    for level in LEVELS:
-        width = level.seconds * 1_000_000
-        source = _source(level, (), {day: files})
-        for table in (level.table, f"{level.table}_open"):
-            add_columns(cursor, table, metrics, level)
-        cursor.execute(
-            f"CREATE OR REPLACE TEMP TABLE touched_all AS SELECT series, epoch_us(time) // {width} AS bucket, "
-            f"count(*) AS rows FROM {source} WHERE time >= {start} AND time < {start} + INTERVAL 1 DAY GROUP BY ALL"
-        )
-        # None of them is the newest of its device: that one is computed from raw samples.
-        cursor.execute("CREATE OR REPLACE TEMP TABLE newest AS SELECT DISTINCT series, -1 AS bucket FROM touched_all")
-        found = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
-        for first, last in runs([(int(bucket), int(rows)) for bucket, rows in found]):
-            with transaction(cursor):
-                _step(cursor, level, metrics, (), {day: files}, first, last, 0)
+def _size(series: Numbers) -> int:
+    return int(series.max()) + 1 if len(series) else 0
 
 
-def runs(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut buckets (each with its number of rows, ascending) into runs without wide gaps, small enough for one step."""
-    found: list[tuple[int, int]] = []
-    rows = 0
-    for bucket, size in buckets:
-        if found and bucket <= found[-1][1] + 6 and rows + size <= ROWS_AT_ONCE:
-            found[-1] = (found[-1][0], bucket)
-            rows += size
-        else:
-            found.append((bucket, bucket))
-            rows = size
-    return found
+def _keys(series: NDArray[Any], bucket: Numbers) -> Numbers:
+    """One number for each device and bucket, in their order."""
+    return (series.astype(np.int64) << 40) | (bucket & ((1 << 40) - 1))
 
 
-def _through(cursor: DuckDBPyConnection, level: Level) -> int:
-    if level is HOUR:
-        row = cursor.execute("SELECT batch FROM store.rolled WHERE level = ?", [MINUTE.name]).fetchone()
-    else:
-        row = cursor.execute("SELECT coalesce(max(batch), 0) FROM store.watermarks").fetchone()
-    return int(row[0]) if row else 0
+def _among(keys: Numbers, wanted: Numbers) -> NDArray[np.bool_]:
+    """True for each key that is among others, both in order."""
+    if len(keys) == len(wanted) and bool((keys == wanted).all()):
+        return np.ones(len(keys), dtype=np.bool_)
+    if not len(wanted):
+        return np.zeros(len(keys), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    return wanted[at] == keys
 
 
-def _done(cursor: DuckDBPyConnection, level: Level) -> int:
-    row = cursor.execute("SELECT batch FROM store.rolled WHERE level = ?", [level.name]).fetchone()
-    return int(row[0]) if row else 0
+def _merged(series: Numbers, bucket: Numbers, rows: Numbers) -> _Touched:
+    keys, index = np.unique(_keys(series, bucket), return_inverse=True)
+    rows = np.bincount(index, weights=rows, minlength=len(keys)).astype(np.int64)
+    return _Touched(keys >> 40, keys & ((1 << 40) - 1), rows)
 
 
-def _metrics(cursor: DuckDBPyConnection, level: Level, days: Sequence[str]) -> list[Metric]:
-    """Metrics with data: those in the tables that the level reads, and those that it has columns for."""
-    had = column_names(cursor, level.table)
-    if level is HOUR:
-        had |= column_names(cursor, MINUTE.table)
-    else:
-        had |= {f"{name}_last" for day in days for name in column_names(cursor, day_table(day))}
-    return [metric for metric in METRICS.values() if f"{metric.name}_last" in had]
+def _count_touched(cursor: DuckDBPyConnection, source: str, level: Level, where: str) -> _Touched:
+    """Buckets of the samples that a condition selects."""
+    found = cursor.execute(
+        f"SELECT series::BIGINT AS series, epoch_us(time) // {level.seconds * 1_000_000} AS bucket, count(*) AS rows "
+        f"FROM {source} WHERE {where} GROUP BY ALL"
+    ).to_arrow_table()
+    return _merged(*(data_of(found[name]) for name in ("series", "bucket", "rows")))
 
 
-def _archived_within(archived: Mapping[str, Sequence[Path]], first: int, end: int) -> dict[str, Sequence[Path]]:
-    """Archived days that a range of seconds overlaps."""
-    low, high = day_of(first * 1_000_000), day_of((end - 1) * 1_000_000)
-    return {day: files for day, files in archived.items() if low <= day <= high}
+def _due(cursor: DuckDBPyConnection, level: Level, touched: _Touched) -> _Due:
+    """Add the open buckets of the touched devices, so that it can be told which bucket is the newest now."""
+    stored = cursor.execute(
+        f"SELECT series::BIGINT AS series, epoch_us(time) // {level.seconds * 1_000_000} AS bucket, "
+        f"samples::BIGINT AS rows FROM {level.table}_open"
+    ).to_arrow_table()
+    was_open = _Touched(*(data_of(stored[name]) for name in ("series", "bucket", "rows")))
+    size = max(_size(touched.series), _size(was_open.series))
+    newest, before = (np.full(size, -1, dtype=np.int64) for _ in range(2))
+    before[was_open.series] = was_open.bucket
+    is_touched = np.zeros(size, dtype=np.bool_)
+    is_touched[touched.series] = True
+    again = is_touched[was_open.series]
+    touched = touched.with_buckets(_Touched(*(part[again] for part in was_open)))
+    # They are in the order of time: the last one assigned is the newest.
+    newest[touched.series] = touched.bucket
+    return _Due(level, touched, before, newest)
 
 
-def _source(level: Level, days: Sequence[str], archived: Mapping[str, Sequence[Path]]) -> str:
-    if level is HOUR:
-        return f"(SELECT * FROM {MINUTE.table} UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open)"
+def _tens_in(found: Sequence[_Due], widest: Level, read: _Touched) -> Numbers:
+    """Number of touched buckets of the finest level in each of the widest."""
+    finest = min(found, key=lambda due: due.level.seconds)
+    keys = _keys(finest.touched.series, finest.touched.bucket // (widest.seconds // finest.level.seconds))
+    index = np.searchsorted(_keys(read.series, read.bucket), keys)
+    return np.bincount(index, minlength=len(read.series)).astype(np.int64)
+
+
+def _sums(bucket: Numbers, rows: Numbers) -> list[tuple[int, int]]:
+    found, index = np.unique(bucket, return_inverse=True)
+    sums = np.bincount(index, weights=rows, minlength=len(found)).astype(np.int64)
+    return list(zip(found.tolist(), sums.tolist(), strict=True))
+
+
+def _source(days: Sequence[str], archived: Mapping[str, Sequence[Path]]) -> str:
     parts = [f"FROM {table}" for table in (NO_SERIES, *(day_table(day) for day in sorted(days)))]
     files = ", ".join(sql_text(str(file)) for found in archived.values() for file in found)
     if files:
@@ -239,157 +362,136 @@ def _source(level: Level, days: Sequence[str], archived: Mapping[str, Sequence[P
     return "(" + " UNION ALL BY NAME ".join(parts) + ")"
 
 
-def _step(
+def _between(days: Sequence[str], archived: Mapping[str, Sequence[Path]], first: int, end: int) -> str:
+    """SELECT of the samples in a range of seconds, those of archived days included."""
+    return _within(days, archived, first * 1_000_000, end * 1_000_000)
+
+
+def _within(days: Sequence[str], archived: Mapping[str, Sequence[Path]], first: int, end: int) -> str:
+    """SELECT of the samples between two times in microseconds, those of archived days included."""
+    low, high = day_of(first), day_of(end - 1)
+    source = _source(
+        [day for day in days if low <= day <= high],
+        {day: files for day, files in archived.items() if low <= day <= high},
+    )
+    return f"SELECT * FROM {source} WHERE time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
+
+
+def _read(
     cursor: DuckDBPyConnection,
-    level: Level,
     metrics: Sequence[Metric],
-    days: Sequence[str],
-    archived: Mapping[str, Sequence[Path]],
-    first: int,
-    last: int,
-    through: int,
-) -> int:
-    """Recompute the touched buckets of a run and replace the old ones; return the number of buckets."""
-    width = level.seconds * 1_000_000
-
-    def samples(first: int, end: int) -> str:
-        """Rows between two times in microseconds, those of archived days included."""
-        source = _source(level, days, _archived_within(archived, first // 1_000_000, -(-end // 1_000_000)))
-        return f"SELECT * FROM {source} WHERE time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
-
-    start, end = f"make_timestamptz({first * width})", f"make_timestamptz({(last + 1) * width})"
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE touched AS SELECT t.series, t.bucket, "
-        f"make_timestamptz(t.bucket * {width}) AS time, t.bucket = n.bucket AS open "
-        f"FROM touched_all t JOIN newest n USING (series) WHERE t.bucket BETWEEN {first} AND {last}"
-    )
-    if level is HOUR:
-        _stage_hours(cursor, metrics, samples(first * width, (last + 1) * width), start, end, through)
-        _delete_touched(cursor, level, start, end)
-        return _insert_hours(cursor, metrics)
-    folded = _fold(cursor, level, metrics, samples(first * width, (last + 1) * width))
-    counted = counters(metrics)
-    _stage_counters(cursor, folded.rows, counted)
-    stored = (level.table, f"{level.table}_open")
-    tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}", falls_marked=True)
-    growth.join(cursor, tables, counted, first, last)
-    _delete_touched(cursor, level, start, end)
-    _insert_folded(cursor, level, metrics, folded, through)
-    return folded.rows.num_rows
-
-
-def _delete_touched(cursor: DuckDBPyConnection, level: Level, start: str, end: str) -> None:
-    """Delete the stored rows of the touched buckets, all of them between two times."""
-    for suffix in ("", "_bins") if level.bins else ("",):
-        for table in (f"{level.table}{suffix}", f"{level.table}_open{suffix}"):
-            cursor.execute(
-                f"DELETE FROM {table} USING touched t WHERE {table}.series = t.series AND {table}.time = t.time "
-                f"AND {table}.time >= {start} AND {table}.time < {end}"
-            )
-
-
-def _fold(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], samples: str) -> Folded:
-    """Aggregate the samples of the touched buckets."""
+    level: Level,
+    samples: str,
+    series: Numbers,
+    bucket: Numbers,
+) -> Samples:
+    """Read the samples of some buckets."""
     picked = ", ".join(("series", *(metric.name for metric in metrics)))
-    rows = cursor.execute(
-        f"SELECT epoch_us(time) AS us, {picked} FROM "
-        f"(SELECT *, epoch_us(time) // {level.seconds * 1_000_000} AS bucket FROM ({samples})) "
-        "SEMI JOIN touched USING (series, bucket)"
-    ).to_arrow_table()
-    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall()) if level.bins else {}
-    return fold(rows, metrics, level, numbers)
+    wanted = pa.table({"series": pa.array(series, type=pa.int32()), "bucket": bucket})
+    with registered(cursor, "wanted", wanted):
+        rows = cursor.execute(
+            f"SELECT epoch_us(time) AS us, {picked} FROM "
+            f"(SELECT *, epoch_us(time) // {level.seconds * 1_000_000} AS bucket FROM ({samples})) "
+            "SEMI JOIN wanted USING (series, bucket)"
+        ).to_arrow_table()
+    return Samples(rows)
 
 
-def _stage_counters(cursor: DuckDBPyConnection, rows: ArrowTable, counted: Sequence[Metric]) -> None:
-    """Create the table `staged` with what the growth of counters is computed from."""
+def _join(
+    cursor: DuckDBPyConnection,
+    tables: Tables,
+    counted: Sequence[Metric],
+    folded: Folded,
+    order: Numbers,
+    chosen: NDArray[np.bool_],
+    is_open: NDArray[np.bool_],
+    increases: dict[str, NDArray[Any]],
+    kept: Readings,
+    due: _Due,
+) -> None:
+    """Compute the growth of some devices' counters in SQL, and set it in `increases`.
+
+    Args:
+        cursor: in the transaction of the step.
+        tables: of the level.
+        counted: the counters.
+        folded: all buckets of the step.
+        order: index of each folded row among the buckets in the order of device and time.
+        chosen: which of these buckets.
+        is_open: true for the newest bucket of each device, in the same order.
+        increases: of each counter, in the same order.
+        kept: learns the last readings.
+        due: the level.
+    """
     parts = [f"{metric.name}_{part}" for metric in counted for part in ("first", "last", "inner", "increase")]
-    with registered(cursor, "folded", rows.select(["time", "series", *parts])):
-        cursor.execute("CREATE OR REPLACE TEMP TABLE staged AS FROM folded")
+    which = pa.array(chosen[order])
+    rows = folded.rows.select(["time", "series", *parts]).filter(which)
+    opened = pa.array(is_open[order][chosen[order]])
+    width = tables.width
+    with registered(cursor, "folded", rows.append_column("open", opened)):
+        cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE touched AS SELECT series, epoch_us(time) // {width} AS bucket, time, open "
+            "FROM folded"
+        )
+        cursor.execute("CREATE OR REPLACE TEMP TABLE staged AS SELECT * EXCLUDE (open) FROM folded")
+    numbers = data_of(rows["time"].cast(pa.int64())) // width
+    growth.join(cursor, tables, counted, int(numbers.min()), int(numbers.max()))
+    names = ", ".join(f"{metric.name}_increase" for metric in counted)
+    # In the order of the buckets.
+    found = cursor.execute(f"SELECT {names} FROM staged ORDER BY series, time").fetchnumpy()
+    for metric in counted:
+        increases[metric.name][chosen] = np.ma.filled(found[f"{metric.name}_increase"], growth.NOTHING)
+    rows_now = growth.last_readings(cursor, tables, counted)
+    # A late step comes before that of the device's open bucket, whose readings it may change.
+    current = rows_now["bucket"] >= due.open_before[rows_now["series"]]
+    kept.learn(counted, {name: column[current] for name, column in rows_now.items()})
 
 
-def _insert_folded(
-    cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], folded: Folded, through: int
-) -> None:
-    """Insert buckets with the growth of their counters from `staged`, each where `touched` says."""
-    increases = [f"{metric.name}_increase" for metric in counters(metrics)]
-    # In the order of the folded rows.
-    known = cursor.execute(
-        f"SELECT {', '.join(['t.open', *increases])} FROM staged s JOIN touched t USING (series, time) "
-        "ORDER BY series, time"
-    ).to_arrow_table()
+def _with_increases(
+    folded: Folded, increases: Mapping[str, NDArray[Any]], grown: Mapping[str, Grown], order: Numbers
+) -> Folded:
+    """Set the growth of counters, in the order of the folded rows."""
     rows = folded.rows
-    for name in increases:
-        rows = rows.set_column(rows.column_names.index(name), name, known[name])
-    is_open = known["open"].to_numpy()
-    names = ", ".join(rows.column_names)
-    for table, chosen in ((level.table, ~is_open), (f"{level.table}_open", is_open)):
-        # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
-        if not chosen.any():
-            continue
-        part = rows if chosen.all() else rows.filter(pa.array(chosen))
-        with registered(cursor, "folded", part.to_reader(max_chunksize=ROW_GROUP_ROWS)):
-            cursor.execute(f"INSERT INTO {table} ({names}, batch) SELECT {names}, {through}::BIGINT FROM folded")
-        if folded.bins is not None:
-            bins = folded.bins.filter(pa.array(chosen[folded.rows_of_bins]))
-            with registered(cursor, "folded", bins.to_reader(max_chunksize=ROW_GROUP_ROWS)):
-                cursor.execute(f"INSERT INTO {table}_bins (time, series, metric, bin, n) FROM folded")
+    for name, increase in increases.items():
+        there = grown[name].there
+        nulls = increase == growth.NOTHING
+        if there is not None:
+            nulls |= ~there
+        column = f"{name}_increase"
+        array = pa.array(increase[order], type=rows.schema.field(column).type, mask=nulls[order])
+        rows = rows.set_column(rows.column_names.index(column), column, array)
+    return folded._replace(rows=rows)
 
 
-def _insert_hours(cursor: DuckDBPyConnection, metrics: Sequence[Metric]) -> int:
-    """Insert the staged hours and their counts in bins, each where `touched` says; return the number of hours."""
-    wide = ", ".join(("time", "series", "batch", *(name for name, _ in columns(metrics, HOUR))))
-    for (is_open,) in cursor.execute("SELECT DISTINCT open FROM touched").fetchall():
-        table = f"{HOUR.table}_open" if is_open else HOUR.table
-        for suffix, names in (("", wide), ("_bins", "time, series, metric, bin, n")):
-            cursor.execute(
-                f"INSERT INTO {table}{suffix} ({names}) SELECT {names} FROM staged{suffix} "
-                f"JOIN touched t USING (series, time) WHERE t.open = {is_open}"
-            )
-    row = cursor.execute("SELECT count(*) FROM staged").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _stage_hours(
-    cursor: DuckDBPyConnection, metrics: Sequence[Metric], minutes: str, start: str, end: str, through: int
-) -> None:
-    """Create the tables `staged` and `staged_bins` of the touched hours from minutes."""
-    width = HOUR.seconds * 1_000_000
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
-        f"{through}::BIGINT AS batch, {from_minutes(metrics)} FROM (SELECT *, epoch_us(time) // {width} AS bucket "
-        f"FROM ({minutes})) SEMI JOIN touched USING (series, bucket) GROUP BY series, bucket"
-    )
-    _stage_merged_bins(cursor, metrics, start, end)
-
-
-def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """Add up the minutes' counts in bins, and compute the p95 of each hour from them."""
-    width = HOUR.seconds * 1_000_000
-    both = f"(SELECT * FROM {MINUTE.table}_bins UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open_bins)"
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE staged_bins AS SELECT make_timestamptz(bucket * {width}) AS time, "
-        f"series, metric, bin, sum(n)::UINTEGER AS n FROM (SELECT *, epoch_us(time) // {width} AS bucket FROM {both} "
-        f"WHERE time >= {start} AND time < {end}) SEMI JOIN touched USING (series, bucket) "
-        "GROUP BY bucket, series, metric, bin"
-    )
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE quantiles AS SELECT time, series, metric, min(bin) AS bin FROM ("
-        "SELECT *, sum(n) OVER (PARTITION BY time, series, metric ORDER BY bin) AS upto, "
-        "sum(n) OVER (PARTITION BY time, series, metric) AS total FROM staged_bins) "
-        "WHERE upto >= ceil(0.95 * total) GROUP BY ALL"
-    )
-    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
-    # One pass: a column for each metric, from the rows of the long table.
-    picks, sets = list[str](), list[str]()
-    for metric in binned(metrics):
-        name, sql = metric.name, metric.row.unit.sql
-        value = "bin" if is_linear(metric) else f"CASE WHEN bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, bin) END"
-        picks.append(f"(any_value({value}) FILTER (metric = {numbers[name]}))::{sql} AS {name}")
-        # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
-        sets.append(f"{name}_p95 = least(greatest(q.{name}, staged.{name}_min), staged.{name}_max)")
-    if not sets:
+def _delete(cursor: DuckDBPyConnection, level: Level, found: Buckets, table: str, chosen: NDArray[np.bool_]) -> None:
+    """Delete the stored rows of some buckets from a table."""
+    if not chosen.any():
         return
-    cursor.execute(
-        f"UPDATE staged SET {', '.join(sets)} FROM (SELECT time, series, {', '.join(picks)} FROM quantiles "
-        "GROUP BY time, series) q WHERE q.time = staged.time AND q.series = staged.series"
-    )
+    numbers = found.number[chosen]
+    width = level.seconds * 1_000_000
+    start, end = (f"make_timestamptz({number * width})" for number in (int(numbers.min()), int(numbers.max()) + 1))
+    keys = pa.table({"series": pa.array(found.series[chosen], type=pa.int32()), "us": numbers * width})
+    with registered(cursor, "old", keys):
+        for suffix in ("", "_bins") if level.bins else ("",):
+            cursor.execute(
+                f"DELETE FROM {table}{suffix} AS t USING (SELECT series, make_timestamptz(us) AS time FROM old) o "
+                f"WHERE t.series = o.series AND t.time = o.time AND t.time >= {start} AND t.time < {end}"
+            )
+
+
+def _insert(cursor: DuckDBPyConnection, level: Level, folded: Folded, closed: int, through: int) -> None:
+    """Insert the buckets, the first of them as closed ones."""
+    names = ", ".join(folded.rows.column_names)
+
+    def put(table: str, columns: str, values: str, rows: ArrowTable) -> None:
+        # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
+        if rows.num_rows:
+            with registered(cursor, "folded", rows.to_reader(max_chunksize=ROW_GROUP_ROWS)):
+                cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM folded")
+
+    for table, part in ((level.table, slice(0, closed)), (f"{level.table}_open", slice(closed, None))):
+        put(table, f"{names}, batch", f"{names}, {through}::BIGINT", folded.rows[part])
+    if folded.bins is not None:
+        keys = "time, series, metric, bin, n"
+        put(f"{level.table}_bins", keys, keys, folded.bins[: folded.closed_bins])
+        put(f"{level.table}_open_bins", keys, keys, folded.bins[folded.closed_bins :])

@@ -16,7 +16,7 @@ from ....schemas.metrics import METRICS, Metric
 from ... import views
 from .. import growth
 from .. import rollup_columns as shapes
-from ..embedded.rollups import runs
+from ..embedded.hours import runs
 from ..growth import Tables
 from ..rollup_columns import LEVELS, Level
 from ..rollup_derived import idleness, known
