@@ -14,10 +14,13 @@ import logging
 import os
 import re
 from collections import deque
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
@@ -31,9 +34,18 @@ _MESSAGE: Final = re.compile(rb"MSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]+)?()(
 _WITH_HEADERS: Final = re.compile(rb"HMSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]+)?([0-9]+)\s+([0-9]+)\r\n")
 
 
-class ChunkParser(Parser):
-    """Parser that cuts messages out of chunks, and passes all other lines to nats-py's parser."""
+Tap = Callable[[bytes, bytes, bytes], None]
+"""Takes a message at once: its subject, the subject for a reply, and its payload. It must not fail."""
 
+
+class ChunkParser(Parser):
+    """Parser that cuts messages out of chunks, and passes all other lines to nats-py's parser.
+
+    Attributes:
+        taps: by the number of a subscription: take its messages without headers, past nats-py's queue.
+    """
+
+    taps: Mapping[int, Tap] = MappingProxyType({})
     _tail: bytes
     _parts: list[bytes]
     _missing: int
@@ -85,6 +97,10 @@ class ChunkParser(Parser):
                 continue
             subject, sid, reply, header, total = found.groups()
             start, size = found.end(), int(total)
+            if not header and start + size + 2 <= end and (tap := self.taps.get(int(sid))) is not None:
+                tap(subject, reply or b"", data[start : start + size])
+                at = start + size + 2
+                continue
             self._head = int(sid), subject, reply or b"", int(header or 0), size
             if start + size + 2 > end:
                 self._parts, self._missing = [data[start:]], start + size + 2 - end
@@ -94,6 +110,9 @@ class ChunkParser(Parser):
 
     async def _hand_on(self, data: bytes, start: int) -> None:
         sid, subject, reply, header, size = self._head
+        if not header and (tap := self.taps.get(sid)) is not None:
+            tap(subject, reply, data[start : start + size])
+            return
         split = start + header
         headers = data[start:split] if header else None
         await cast("Any", self.nc)._process_msg(sid, subject, reply, data[split : start + size], headers)
@@ -176,8 +195,38 @@ def install_chunked_parser(nc: Client) -> bool:
     if type(inner._transport) is TcpTransport and type(parser) is Parser:
         inner._transport.__class__ = ChunkTransport
         parser.__class__ = ChunkParser
-        cast("ChunkParser", parser).forget()
+        parser = cast("ChunkParser", parser)
+        parser.forget()
     return type(inner._transport) is ChunkTransport
+
+
+def tap(nc: Client, subscription: Subscription, take: Tap) -> bool:
+    """Take the messages of a subscription as they are received, for a third of the CPU time of nats-py's dispatch.
+
+    Those with headers, such as the server's status messages, still come to the subscription's callback, later than what
+    was received after them. nats-py's statistics and limits leave out what is taken here.
+
+    Args:
+        nc: connection, after `install_chunked_parser`.
+        subscription: whose messages; until `untap`.
+        take: called in the event loop for each message.
+
+    Returns:
+        False if the connection does not receive in chunks: all messages come to the callback.
+    """
+    parser = cast("Any", nc)._ps
+    if not isinstance(parser, ChunkParser):
+        return False
+    parser.taps = {**parser.taps, cast("Any", subscription)._id: take}
+    return True
+
+
+def untap(nc: Client, subscription: Subscription) -> None:
+    """End `tap`; does nothing for a subscription that is not tapped."""
+    parser = cast("Any", nc)._ps
+    if isinstance(parser, ChunkParser):
+        number = cast("Any", subscription)._id
+        parser.taps = {sid: take for sid, take in parser.taps.items() if sid != number}
 
 
 @functools.cache

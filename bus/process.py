@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import re
 import resource
@@ -24,6 +25,16 @@ def release_memory() -> None:
     """Give free memory of the C library back to the system, where it can: on Linux with glibc."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
+
+
+def collect_garbage_seldom() -> None:
+    """Have Python search for cyclic garbage seldom, and never among the objects that exist now.
+
+    For services that hold many small messages at once, of which none is in a cycle: by default each is visited several
+    times, which takes half of the time of decoding them.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def peak_resident_bytes() -> int:

@@ -67,15 +67,14 @@ class Delivery(NamedTuple):
     pending: int
 
 
-def delivery(reply: str) -> Delivery:
+def delivery(reply: bytes) -> Delivery:
     """Parse the reply subject of a delivered message.
 
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.<number>.<nanoseconds>.<pending>[.<random>]`
     """
-    parts = reply.split(".")
+    parts = reply.split(b".")
     first = 5 if len(parts) == 9 else 7
-    sequence, number, stored_ns, pending = map(int, parts[first : first + 4])
-    return Delivery(sequence, number, stored_ns, pending)
+    return Delivery(int(parts[first]), int(parts[first + 1]), int(parts[first + 2]), int(parts[first + 3]))
 
 
 async def pull(
@@ -155,7 +154,7 @@ async def read(
                 owed = 0
                 continue
             owed -= 1
-            reached, number, stored_ns, left = delivery(message.reply)
+            reached, number, stored_ns, left = delivery(message.reply.encode())
             if number != count + 1:
                 raise MessagesLost(f"messages {count + 1} to {number - 1} from {stream} were lost with a connection")
             count = number

@@ -16,6 +16,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from nats.aio.client import Client
 
+from ..bus.process import release_memory
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest, permitted
 from .metrics import ProcessorMetrics
@@ -111,6 +112,11 @@ class EmbeddedHistory:
         return self._maintenance.failing
 
     @property
+    def behind(self) -> Mapping[str, float]:
+        """Maintenance that is behind, each job with the seconds since it was due."""
+        return self._maintenance.behind
+
+    @property
     def held_back(self) -> str:
         """Reason why retention is held back."""
         return self._maintenance.held_back
@@ -127,6 +133,8 @@ class EmbeddedHistory:
             adaptive=self._remote is None,
             prepare=self._open_remote,
         )
+        # Creating the tables and views takes more memory than they do.
+        await asyncio.to_thread(release_memory)
         self._maintenance = Maintenance(
             self._database,
             self._retention,

@@ -26,6 +26,7 @@ class ProcessorMetrics:
         database_bytes: size of the database on this disk; None if it is elsewhere.
         failing: maintenance jobs that fail at the moment, each with the reason.
         held_back: why retention is held back; empty if nothing is wrong.
+        behind: maintenance jobs that are behind, each with the seconds since it was due.
 
     Attributes:
         queries: the query service; None before it is started.
@@ -39,6 +40,7 @@ class ProcessorMetrics:
         database_bytes: Callable[[], int | None] = lambda: None,
         failing: Callable[[], Mapping[str, str]] = dict,
         held_back: Callable[[], str] = str,
+        behind: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.queries: QueryService | None = None
         self.origin: Origin | None = None
@@ -47,6 +49,7 @@ class ProcessorMetrics:
         self._database_bytes = database_bytes
         self._failing = failing
         self._held_back = held_back
+        self._behind = behind
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
@@ -92,6 +95,10 @@ class ProcessorMetrics:
         if queries is None:
             reasons.append("it does not answer queries yet")
         reasons += [f"{job} fails: {why}" for job, why in dict(self._failing()).items()]
+        reasons += [
+            f"{job}: due for {seconds / 60:.0f} min, and not done since: it needs more CPU time or a faster disk"
+            for job, seconds in dict(self._behind()).items()
+        ]
         reasons += [text for text in (self._held_back(), self.origin.problem if self.origin else "") if text]
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):

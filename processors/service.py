@@ -66,6 +66,11 @@ class History(Protocol):
         ...
 
     @property
+    def behind(self) -> Mapping[str, float]:
+        """Maintenance jobs that are behind, each with the seconds since it was due."""
+        ...
+
+    @property
     def held_back(self) -> str:
         """Reason why retention is held back; empty if nothing is wrong."""
         ...
@@ -177,7 +182,9 @@ async def _serve(
     js = nc.jetstream()
     await until_laid_out(js)
     letters = DeadLetters(js)
-    metrics = ProcessorMetrics(letters, history.size_bytes, lambda: history.failing, lambda: history.held_back)
+    metrics = ProcessorMetrics(
+        letters, history.size_bytes, lambda: history.failing, lambda: history.held_back, lambda: history.behind
+    )
     await history.join(nc, letters, metrics)
     health = HealthEndpoint(ServiceKind.PROCESSOR, history.owner, metrics.health_status)
     await health.open(nc)

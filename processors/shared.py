@@ -69,6 +69,11 @@ class LakeHistory:
         return self._maintenance.failing
 
     @property
+    def behind(self) -> Mapping[str, float]:
+        """Maintenance that is behind, each job with the seconds since it was due."""
+        return self._maintenance.behind
+
+    @property
     def held_back(self) -> str:
         """Reason why retention is held back."""
         return self._maintenance.held_back

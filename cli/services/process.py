@@ -230,10 +230,12 @@ def _lake(
 
 
 def _run(history: History, nats: str | None, named: Callable[[str], None], within_seconds: float) -> None:
+    from ...bus.process import collect_garbage_seldom
     from ...processors.query.quack import QuackError
     from ...processors.service import process as work
     from ...processors.storage import StorageError, StoragePaused
 
+    collect_garbage_seldom()
     try:
         run_service(work(history, nats_url=nats, named=named), within_seconds)
     except (StorageError, StoragePaused, QuackError) as error:

@@ -36,6 +36,8 @@ SCHEMA: Final = pa.schema(
 )
 """Schema of `Batch.samples`."""
 
+_MESSAGES_AT_ONCE: Final = 2048
+"""Messages whose columns are joined at once: the objects of many more fit into no cache, and cost thrice as much."""
 _MAX_CACHED: Final = 200_000
 
 
@@ -75,7 +77,7 @@ _Array = TypeVar("_Array", bytes, memoryview)
 
 
 class _Samples(Struct, Generic[_Array], frozen=True):
-    """`SampleBatch` with undecoded devices: equal bytes mean equal devices, so their numbers come from a cache."""
+    """`SampleBatch` with undecoded devices: equal bytes mean equal devices, so their numbers are those of before."""
 
     host: str
     agent: str
@@ -90,10 +92,28 @@ class _Samples(Struct, Generic[_Array], frozen=True):
 
 _COPIED: Final = _Samples[bytes]
 _VIEWED: Final = _Samples[memoryview]
+_decode_copied: Final = msgspec.msgpack.Decoder(_COPIED).decode
+_decode_viewed: Final = msgspec.msgpack.Decoder(_VIEWED).decode
 _LARGE_BYTES: Final = 16 * 1024
 """Arrays in messages of at least this size are views into the message; in smaller ones they are copies. A view costs
 more than a copy of a few bytes: the garbage collector tracks it, and traverses the views of a waiting batch again each
 time that as many more have come."""
+
+
+class _Devices(NamedTuple):
+    """Devices of the last message of a subject.
+
+    Attributes:
+        host: that the message names.
+        raw: the devices as in the message.
+        numbers: series of each, as bytes.
+        tick_bytes: length of their times in one tick.
+    """
+
+    host: str
+    raw: msgspec.Raw
+    numbers: bytes
+    tick_bytes: int
 
 
 class _Item(NamedTuple):
@@ -124,7 +144,7 @@ class Decoder:
     def __init__(self, series: Series, clocks: HostClocks | None = None) -> None:
         self._series = series
         self._clocks = clocks or HostClocks()
-        self._devices: dict[tuple[str, str, bytes], tuple[bytes, int]] = {}
+        self._devices: dict[str, _Devices] = {}
         self.duplicates = 0
         self.impossible: dict[str, int] = {}
 
@@ -141,7 +161,22 @@ class Decoder:
         Returns:
             The table (None without any sample), the messages that are in it, and those that are refused.
         """
+        tables: list[ArrowTable] = []
+        accepted: list[Incoming] = []
         refused: list[Refusal] = []
+        for first in range(0, len(messages), _MESSAGES_AT_ONCE):
+            self._decode_some(messages[first : first + _MESSAGES_AT_ONCE], is_new, now_ns, tables, accepted, refused)
+        return (pa.concat_tables(tables) if tables else None), accepted, refused
+
+    def _decode_some(
+        self,
+        messages: Sequence[Incoming],
+        is_new: Callable[[str, str, int], bool],
+        now_ns: int,
+        tables: list[ArrowTable],
+        accepted: list[Incoming],
+        refused: list[Refusal],
+    ) -> None:
         groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
         for message in messages:
             try:
@@ -154,8 +189,6 @@ class Decoder:
                 self.duplicates += 1
                 continue
             groups.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
-        tables: list[ArrowTable] = []
-        accepted: list[Incoming] = []
         for (columns, nulls), group in groups.items():
             while group:
                 try:
@@ -171,7 +204,6 @@ class Decoder:
                     positions = set(bad.positions)
                     refused.extend(Refusal(group[at].message, bad.code, bad.reason(at)) for at in sorted(positions))
                     group = [item for at, item in enumerate(group) if at not in positions]
-        return (pa.concat_tables(tables) if tables else None), accepted, refused
 
     def _observe_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
         """Report messages whose times are off, and those of watched hosts, to `HostClocks`; none of a replay."""
@@ -186,26 +218,32 @@ class Decoder:
                 self._clocks.observe(samples.host, int(newest[at]), int(stored[at]))
 
     def _open(self, message: Incoming) -> _Item:
-        samples = codec.decode(message.payload, _VIEWED if len(message.payload) >= _LARGE_BYTES else _COPIED)
+        payload = message.payload
+        large = len(payload) >= _LARGE_BYTES
+        try:
+            samples = _decode_viewed(payload) if large else _decode_copied(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # Whole numbers may be written as floats; of all else it says what is wrong.
+            samples = codec.decode(payload, _VIEWED if large else _COPIED)
         if samples.version != SCHEMA_VERSION:
             text = f"Version {samples.version} of the schema is not known, only {SCHEMA_VERSION} - at `$.version`"
             raise codec.DecodeError(text, "invalid", "$.version")
-        key = (message.subject, samples.host, bytes(samples.devices))
-        found = self._devices.get(key)
-        if found is None:
-            found = self._numbers(message, samples)
+        known = self._devices.get(message.subject)
+        if known is None or known.host != samples.host or known.raw != samples.devices:
+            known = _Devices(samples.host, samples.devices.copy(), *self._numbers(message, samples))
             if len(self._devices) >= _MAX_CACHED:
                 self._devices.clear()
-            self._devices[key] = found
-        numbers, devices = found
-        size = len(samples.times_ns)
-        if not size or size % (8 * devices):
+            self._devices[message.subject] = known
+        size, tick = len(samples.times_ns), known.tick_bytes
+        if size == tick:
+            return _Item(message, samples, known.numbers, size >> 3)
+        if not size or size % tick:
             raise codec.DecodeError(
-                f"Expected a multiple of {8 * devices} bytes ({devices} devices), got {size} - at `$.times_ns`",
+                f"Expected a multiple of {tick} bytes ({tick // 8} devices), got {size} - at `$.times_ns`",
                 "invalid",
                 "$.times_ns",
             )
-        return _Item(message, samples, numbers * (size // (8 * devices)), size // 8)
+        return _Item(message, samples, known.numbers * (size // tick), size >> 3)
 
     def _numbers(self, message: Incoming, samples: _Samples[Any]) -> tuple[bytes, int]:
         host = samples.host
@@ -220,7 +258,7 @@ class Decoder:
         if len(set(devices)) != len(devices):
             raise codec.DecodeError("A device is named twice - at `$.devices`", "invalid", "$.devices")
         numbers = np.array([self._series.number(host, device) for device in devices], dtype="<i4")
-        return numbers.tobytes(), len(devices)
+        return numbers.tobytes(), 8 * len(devices)
 
 
 def _table(

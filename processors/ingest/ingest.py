@@ -117,7 +117,7 @@ class _Decoded(NamedTuple):
     batch: Batch
     accepted: list[Incoming]
     refused: list[Refusal]
-    reply: str
+    reply: bytes
 
 
 def _logged(changed: Sequence[HostClock]) -> Sequence[HostClock]:

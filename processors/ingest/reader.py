@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import NotFoundError
 
-from ...bus.chunked_transport import install_chunked_parser
+from ...bus.chunked_transport import install_chunked_parser, tap, untap
 from ...bus.connection import Connection
 from ...bus.stream_reader import created, delivery, pull
 from ...bus.tasks import heed_cancellation
@@ -46,6 +46,7 @@ PLENTY_BYTES: Final = 4 * 2**20
 """Payload that is not kept waiting for more: a transaction of as much costs little more than its rows."""
 PLENTY_MESSAGES: Final = PULL_MESSAGES // 2
 """The same as a number of messages; the next pull is sent after at most as many."""
+_MAX_SUBJECTS: Final = 200_000
 CATCH_UP_TRIES: Final = 6
 CATCH_UP_SECONDS: Final = 1.0
 
@@ -92,7 +93,7 @@ class Reader:
         self._filters = filter_subjects
         self._buffer_bytes = buffer_bytes
         self._with_headers = with_headers
-        self._buffer: deque[tuple[Incoming, str]] = deque()
+        self._buffer: deque[tuple[Incoming, bytes]] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._attention = asyncio.Event()
@@ -118,6 +119,9 @@ class Reader:
         self.stored_ns = 0
         self._idle = True
         self.repeated = 0
+        self._repeated_reply = b""
+        """The last message that was delivered again, until it is acknowledged."""
+        self._subjects: dict[bytes, str] = {}
 
     @property
     def lag_seconds(self) -> float:
@@ -153,9 +157,7 @@ class Reader:
         self._broken = ""
         self._replaced = ""
         self._reconnects = self._nc.stats["reconnects"]
-        if self._sub is not None:
-            with contextlib.suppress(Exception):
-                await self._sub.unsubscribe()
+        await self._unsubscribe()
         with contextlib.suppress(NotFoundError):
             await self._js.delete_consumer(self.stream, self.durable)
         info = await self._js.add_consumer(
@@ -178,6 +180,7 @@ class Reader:
         self._sub = await self._nc.subscribe(
             self._inbox, cb=partial(self._on_message, self._inbox), pending_msgs_limit=-1, pending_bytes_limit=-1
         )
+        tap(self._nc, self._sub, partial(self._on_bytes, self._inbox))
         self._outstanding = 0
         await self._pull()
 
@@ -193,7 +196,7 @@ class Reader:
 
     async def take(
         self, max_bytes: int, linger_seconds: float, unread_seconds: float = 0.0
-    ) -> list[tuple[Incoming, str]]:
+    ) -> list[tuple[Incoming, bytes]]:
         """Return the next messages, each with its reply subject: at least one.
 
         Args:
@@ -226,13 +229,13 @@ class Reader:
         await self._pull()
         return taken
 
-    def take_rest(self) -> list[tuple[Incoming, str]]:
+    def take_rest(self) -> list[tuple[Incoming, bytes]]:
         """Return all messages that wait, after `stop`."""
         return self._cut(self._waiting_bytes)
 
-    def _cut(self, max_bytes: int) -> list[tuple[Incoming, str]]:
+    def _cut(self, max_bytes: int) -> list[tuple[Incoming, bytes]]:
         """Take messages out of the buffer: at least one if there is any."""
-        taken: list[tuple[Incoming, str]] = []
+        taken: list[tuple[Incoming, bytes]] = []
         size = 0
         while self._buffer and (not taken or size + len(self._buffer[0][0].payload) <= max_bytes):
             entry = self._buffer.popleft()
@@ -243,14 +246,18 @@ class Reader:
             self.taken = taken[-1][0].sequence
         return taken
 
-    async def acknowledge(self, reply: str) -> None:
+    async def acknowledge(self, reply: bytes) -> None:
         """Acknowledge a message and all before it as stored. Lost acknowledgements do no harm."""
         with contextlib.suppress(Exception):
-            await self._nc.publish(reply, b"+ACK")
+            await self._nc.publish(reply.decode(), b"+ACK")
 
     async def stop(self) -> None:
         """Stop reading; the consumer stays."""
+        await self._unsubscribe()
+
+    async def _unsubscribe(self) -> None:
         if self._sub is not None:
+            untap(self._nc, self._sub)
             with contextlib.suppress(Exception):
                 await self._sub.unsubscribe()
 
@@ -274,6 +281,9 @@ class Reader:
             self._broken = self._broken or "the connection was lost"
         elif self._outstanding and time.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS:
             self._broken = self._broken or "the server is silent"
+        if self._repeated_reply:
+            reply, self._repeated_reply = self._repeated_reply, b""
+            await self.acknowledge(reply)
         if self._broken:
             await self._recover()
         else:
@@ -352,8 +362,16 @@ class Reader:
         if message.subject == inbox or not message.reply:
             self._on_status(message)
             return
+        self._receive(message.subject.encode(), message.reply.encode(), message.data, message.headers)
+
+    def _on_bytes(self, inbox: str, subject: bytes, reply: bytes, payload: bytes) -> None:
+        """Take a message without headers as it is received; see `chunked_transport.tap`."""
+        if inbox == self._inbox and reply:
+            self._receive(subject, reply, payload, None)
+
+    def _receive(self, subject: bytes, reply: bytes, payload: bytes, headers: dict[str, str] | None) -> None:
         self._heard_at = time.monotonic()
-        sequence, delivered, self.stored_ns, self.pending = delivery(message.reply)
+        sequence, delivered, self.stored_ns, self.pending = delivery(reply)
         self._idle = False
         if self._broken:
             return
@@ -362,7 +380,8 @@ class Reader:
             self._notice()
             return
         self._delivered = delivered
-        self._outstanding = max(0, self._outstanding - 1)
+        if self._outstanding:
+            self._outstanding -= 1
         if sequence <= self.received:
             if not self._mark_ns:
                 self.repeated += 1
@@ -371,14 +390,21 @@ class Reader:
                 self._broken = "the message read last is another one now"
                 self._notice()
             self._mark_ns = 0
-            await self.acknowledge(message.reply)
+            self._repeated_reply = reply
+            self._arrived.set()
             return
         self._mark_ns = 0
         self.received, self._received_ns = sequence, self.stored_ns
-        headers = message.headers if self._with_headers else None
-        self._buffer.append((Incoming(message.subject, message.data, sequence, headers, self.stored_ns), message.reply))
-        self._waiting_bytes += len(message.data)
-        self._arrived.set()
+        named = self._subjects.get(subject)
+        if named is None:
+            if len(self._subjects) >= _MAX_SUBJECTS:
+                self._subjects.clear()
+            named = self._subjects[subject] = subject.decode()
+        kept = headers if self._with_headers else None
+        self._buffer.append((Incoming(named, payload, sequence, kept, self.stored_ns), reply))
+        self._waiting_bytes += len(payload)
+        if not self._arrived.is_set():
+            self._arrived.set()
         if self._waiting_bytes >= PLENTY_BYTES or len(self._buffer) >= PLENTY_MESSAGES:
             self._attention.set()
 

@@ -14,7 +14,7 @@ from nats.js import api
 def test_the_place_of_a_delivered_message_with_and_without_a_domain(prefix: str) -> None:
     rest = ".random" if "domain" in prefix else ""
     reply = f"{prefix}.CORRAL_FACTS.reader.2.17.5.1764464400123456789.3{rest}"
-    assert delivery(reply) == Delivery(sequence=17, number=5, stored_ns=1764464400123456789, pending=3)
+    assert delivery(reply.encode()) == Delivery(sequence=17, number=5, stored_ns=1764464400123456789, pending=3)
 
 
 async def test_both_ways_of_reading_find_the_same_messages(nc: Client) -> None:

@@ -12,7 +12,6 @@ from corral.processors.ingest.reader import Reader
 from corral.processors.service import process
 from corral.schemas import subjects
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 
 class Interrupted(Reader):
@@ -20,9 +19,9 @@ class Interrupted(Reader):
 
     task: asyncio.Task[None]
 
-    async def _on_message(self, inbox: str, message: Msg) -> None:
-        await super()._on_message(inbox, message)
-        if message.reply:
+    def _receive(self, subject: bytes, reply: bytes, payload: bytes, headers: dict[str, str] | None) -> None:
+        super()._receive(subject, reply, payload, headers)
+        if reply:
             # One turn of the loop later the wait for messages is over, and who waited for it has not heard of it.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 

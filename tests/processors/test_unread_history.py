@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest import reader
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
+from corral.processors.metrics import ProcessorMetrics
 from corral.processors.storage import Maintenance
+from corral.processors.storage.embedded import maintenance
 from corral.schemas import codec, subjects
 from nats.aio.client import Client
 from support.empty_history import new_database
@@ -98,6 +101,34 @@ async def test_messages_that_wait_are_stored_once_when_the_bus_is_gone(
     async with asyncio.timeout(20):
         while not nc.is_connected:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_maintenance_that_falls_behind_shows_in_health(
+    nc: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, feed, goes_on = new_database(tmp_path), Feed(), threading.Event()
+    feed.publish(1, ticks=3, devices=2)
+    feed.store(database)
+    care = Maintenance(database)
+    metrics = ProcessorMetrics(DeadLetters(nc.jetstream()), behind=lambda: care.behind)
+
+    def late() -> list[str]:
+        return [reason for reason in metrics.health_status().reasons if "not done since" in reason]
+
+    monkeypatch.setattr(maintenance, "BEHIND_SECONDS", 0.2)
+    roll_up = care.roll_up
+    monkeypatch.setattr(care, "roll_up", lambda *levels: (goes_on.wait(20), roll_up(*levels)))
+    assert not late()
+    care.start()
+    async with asyncio.timeout(20):
+        while not late():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert late()[0].startswith("rollups of 10s and 1m: due for 0 min")
+        goes_on.set()
+        while late():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(care.stop)
+    database.close()
 
 
 def test_a_reader_gets_new_rollups_just_after_old_ones(tmp_path: Path) -> None:

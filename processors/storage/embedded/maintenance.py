@@ -42,6 +42,8 @@ LARGE_SECONDS: Final = (60.0, 300.0)
 """Longest pauses while nobody reads the history, if a refresh takes longer than that: the next reader waits for it."""
 READ_SECONDS: Final = 60.0
 """How long the history counts as read after a query."""
+BEHIND_SECONDS: Final = 900.0
+"""A job that should have been begun this long ago, and has not ended since, is behind."""
 HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0
@@ -62,7 +64,8 @@ class _Job(Struct):
         seconds: pause after it.
         unread_seconds: the same while nobody reads the history.
         large_seconds: the same if it takes long.
-        due: when it is to be done next, on the monotonic clock.
+        releases_memory: give free memory back to the system after it, while nobody reads the history.
+        due: when it is to be done next, on the monotonic clock; never before the thread is started.
         began: when it was begun last, on that clock.
         asked: when the first reader after a while came, who waits until it was begun after that.
     """
@@ -72,7 +75,8 @@ class _Job(Struct):
     seconds: float
     unread_seconds: float
     large_seconds: float = math.inf
-    due: float = 0.0
+    releases_memory: bool = False
+    due: float = math.inf
     began: float = -math.inf
     asked: float = -math.inf
 
@@ -118,8 +122,18 @@ class Maintenance:
         self._thread: threading.Thread | None = None
         self.failing: dict[str, str] = {}
 
+    @property
+    def behind(self) -> dict[str, float]:
+        """Jobs that are behind, each with the seconds since it was due."""
+        with self._changed:
+            now = time.monotonic()
+            late = {job.name: now - (job.due if job.due > -math.inf else job.asked) for job in self._jobs}
+        return {name: seconds for name, seconds in late.items() if seconds > BEHIND_SECONDS}
+
     def start(self) -> None:
         """Start the thread."""
+        for job in self._jobs:
+            job.due = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
         self._thread.start()
 
@@ -157,7 +171,7 @@ class Maintenance:
             levels, seconds = TOGETHER[at], ROLLUP_SECONDS[at]
             name = "rollups of " + " and ".join(level.name for level in levels)
             unread_seconds = max(seconds, UNREAD_FACTORS[at] * (self._unread_seconds or 0.0))
-            return _Job(name, lambda: self.roll_up(*levels), seconds, unread_seconds, LARGE_SECONDS[at])
+            return _Job(name, lambda: self.roll_up(*levels), seconds, unread_seconds, LARGE_SECONDS[at], True)
 
         def every(seconds: float, name: str, work: Callable[[], object]) -> _Job:
             return _Job(name, work, seconds, seconds)
@@ -165,7 +179,13 @@ class Maintenance:
         return [
             *(rollup(at) for at in range(len(TOGETHER))),
             every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
-            every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
+            _Job(
+                "housekeeping",
+                self.housekeeping,
+                HOUSEKEEPING_SECONDS,
+                HOUSEKEEPING_SECONDS,
+                releases_memory=True,
+            ),
             every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
         ]
 
@@ -198,7 +218,7 @@ class Maintenance:
                 # One job that fails must not end the others.
                 log.exception("%s failed, and is retried", job.name)
                 self.failing[job.name] = "the log says why"
-            if began - self._read_at > READ_SECONDS and job.unread_seconds > job.seconds:
+            if began - self._read_at > READ_SECONDS and job.releases_memory:
                 release_memory()
             with self._changed:
                 ended = time.monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -46,6 +47,8 @@ _NAMED: Final = "table_name => {}, schema_name => {}"
 _CHANGED: Final = frozenset({*STATE, "clocks", "corral_meta", "rolled"})
 
 SECONDS: Final = 60.0
+BEHIND_SECONDS: Final = 900.0
+"""A round that takes longer is behind."""
 SNAPSHOTS_KEPT: Final = timedelta(hours=1)
 """How far back a reader may go by DuckLake's time travel; longer than any query runs."""
 ORPHANS_KEPT: Final = timedelta(days=1)
@@ -337,6 +340,14 @@ class LakeMaintenance:
         self.held_back = ""
         self.failing: dict[str, str] = {}
         self._rounds: dict[str, int] = {}
+        self._began = math.inf
+        """When the round that runs now was begun, on the monotonic clock."""
+
+    @property
+    def behind(self) -> dict[str, float]:
+        """Seconds that the present round has taken, if it takes too long."""
+        seconds = time.monotonic() - self._began
+        return {"maintenance": seconds} if seconds > BEHIND_SECONDS else {}
 
     async def run(self) -> None:
         """Run the steps that are due, every `SECONDS`, until cancelled."""
@@ -349,6 +360,7 @@ class LakeMaintenance:
                 now = time.monotonic()
                 names = [name for name, at in due.items() if at <= now]
                 due.update({name: now + every[name] for name in names})
+                self._began = now
                 try:
                     failed = await asyncio.to_thread(self._once, names)
                     # What fails is tried again with the next round, not when it would be due.
@@ -358,7 +370,9 @@ class LakeMaintenance:
                     log.error("maintenance: retried in %g s: %s", SECONDS, error)
                     due.update(dict.fromkeys(names, 0.0))
                     self._report({"maintenance": str(error)}, ())
+                self._began = math.inf
         finally:
+            self._began = math.inf
             # Another processor maintains the lake from here on.
             self.held_back = ""
             self.failing.clear()
