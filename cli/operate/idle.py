@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...client import Client, CorralError
+from ...client.idle_query import FIRST_LIST, FIRST_MINUTE, held_and_known, held_and_listed, idle_now, what_if
 from ...schemas.groups import DEFAULT_GROUP, Groups
 from ...schemas.idle import IdleAction, IdleRule, format_rule, parse_rule
 from ...schemas.requests import Lease
@@ -20,7 +21,6 @@ from ...schemas.units import parse_seconds
 from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
-from .idle_query import FIRST_LIST, FIRST_MINUTE, held_and_known, held_and_listed, idle_now, what_if
 
 _NOW: IdleRule = IdleRule(below_percent=5.0, after_seconds=600.0)
 """Threshold of idleness if no rule is given."""

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.cli.operate.idle_query import held_and_known, held_and_listed, idle_now, what_if
+from corral.client.idle_query import held_and_known, held_and_listed, idle_now, what_if
 from corral.processors.embedded import EmbeddedHistory
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.service import process

@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from ...schemas.idle import IdleAction, IdleRule
-from ...schemas.system_processes import SYSTEM_PROCESSES
+from ..schemas.idle import IdleAction, IdleRule
+from ..schemas.system_processes import SYSTEM_PROCESSES
 
 _MINUTE_US: Final = 60_000_000
 _HOUR_US: Final = 3_600_000_000
