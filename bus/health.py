@@ -21,7 +21,7 @@ from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from .permissions import identity_of
 from .process import corral_version, peak_resident_bytes, resident_bytes
 
-_ANSWERING: Final = ("", "planner", "processor", "collector", "runner", "admin")
+_ANSWERING: Final = ("", "planner", "processor", "collector", "runner", "notifier", "admin")
 """Roles that may answer health checks; without a role nothing is restricted. A user with `serves` may, too."""
 
 

@@ -27,7 +27,7 @@ MEANINGS: Final[dict[int, str]] = {
     NO_SERVER: "no NATS server answers",
     REJECTED: "the work request was rejected, or exceeds a rate limit",
     NOT_YOURS: "not found (lease, device, host), owned or held by someone else, or not permitted",
-    NO_SERVICE: "the NATS server answers, but no planner or processor does",
+    NO_SERVICE: "the NATS server answers, but no planner, processor or notifier does",
     TIMED_OUT: "no answer in time",
     QUERY_FAILED: "the query is invalid, not permitted, or was stopped",
     LEASE_LOST: "`corral run`, `corral submit --wait`: the lease ended before the command did",
@@ -59,6 +59,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "highspy": "simulate",
     "nicegui": "dashboard",
     "reportlab": "report",
+    "apprise": "notify",
     "prometheus_client": "exporter",
 }
 """Extra that installs a library or the dependencies of a part; a host has only the extras of the parts it runs."""

@@ -69,6 +69,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "report": Entry("operate.report:report", _LOOK, "Report on the use and the cost of the fleet in a period."),
     "watch": Entry("operate.fleet:watch", _LOOK, "Stream samples as JSON lines."),
     "snapshot": Entry("operate.snapshot:snapshot", _LOOK, "Download a consistent copy of the history."),
+    "notify": Entry(
+        "operate.notify:notify", _LOOK, "Have e-mail, a chat or a webhook told when something happens: rules and tests."
+    ),
     "drain": Entry("operate.fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
     "undrain": Entry("operate.fleet:undrain", _OPERATE, "Allow new work on drained devices or hosts again."),
     "reserve": Entry("operate.reserve:reserve", _OPERATE, "Book GPUs for a time, for owners or a group."),
@@ -101,5 +104,6 @@ COMMANDS: Final[dict[str, Entry]] = {
     "login-service": Entry(
         "services.login:login_service", _PARTS, "Let people log in with their organization's account."
     ),
+    "notifier": Entry("services.notifier:notifier", _PARTS, "Send notifications by e-mail, chat and webhook."),
     "export": Entry("services.export:export", _PARTS, "Serve the fleet's metrics for Prometheus."),
 }

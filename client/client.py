@@ -38,6 +38,7 @@ from .jobs import JobCalls
 from .lease import Lost, Noticed, OnOutage, Resizing
 from .lease_context import LeaseContext
 from .notebook import DeviceList
+from .notifications import NotifyCalls
 from .paging import all_devices, all_queued
 from .query import collect, user_subject
 from .request import OWNER_VARIABLE, RequestFields, refuse_not_finite, work_request
@@ -76,6 +77,17 @@ class Client(RequestCalls):
     def jobs(self) -> JobCalls:
         """Calls about jobs: `await client.jobs.submit(["python", "train.py"], gpus=2)`."""
         return JobCalls(
+            self.nc,
+            owner=self.owner,
+            timeout=self.timeout,
+            patience=self.patience,
+            owned_subjects=self.owned_subjects,
+        )
+
+    @property
+    def notifications(self) -> NotifyCalls:
+        """Calls about rules for notifications: `await client.notifications.rules()`."""
+        return NotifyCalls(
             self.nc,
             owner=self.owner,
             timeout=self.timeout,

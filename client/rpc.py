@@ -23,6 +23,12 @@ Waiting = Callable[[operations.QueueEntry], None]
 """Callback that gets the queue entry of a waiting request every few seconds."""
 
 RETRY_SECONDS: Final = 0.1
+_COMMANDS: Final = {
+    ServiceKind.PLANNER: "corral plan",
+    ServiceKind.PROCESSOR: "corral process",
+    ServiceKind.NOTIFIER: "corral notifier",
+}
+"""Commands that start the services which answer requests."""
 _POLL_SECONDS: Final = 0.25
 """Interval in which a pending call checks whether the client has reconnected."""
 
@@ -147,11 +153,14 @@ def raise_error(reply: Msg, subject: str) -> None:
 def no_service(subject: str) -> NoService:
     """The exception for a subject without responders, with the command that starts the missing service."""
     service = service_of(subject)
-    command = "corral plan" if service is ServiceKind.PLANNER else "corral process"
-    text = f"the bus is available, but no {service} answers: start one with `{command}` (or all with `corral up`)"
+    command = _COMMANDS[service]
+    more = "" if service is ServiceKind.NOTIFIER else " (or all with `corral up`)"
+    text = f"the bus is available, but no {service} answers: start one with `{command}`{more}"
     return NoService(text, service)
 
 
 def service_of(subject: str) -> ServiceKind:
     """The service that answers requests on a subject."""
+    if subject.startswith(f"{subjects.NOTIFY}."):
+        return ServiceKind.NOTIFIER
     return ServiceKind.PLANNER if subject.startswith(subjects.PLAN) else ServiceKind.PROCESSOR

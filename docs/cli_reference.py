@@ -51,6 +51,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),
     "CORRAL_PORT_3": ("`4224`", "`compose.yaml`: the port of the third server."),
+    "CORRAL_NOTIFY_DIR": ("`./notify`", "`compose.yaml`: folder with the notifier's `targets.toml` and `rules.toml`."),
     "CORRAL_BUS_URLS": ("`nats://nats:4222`", "`compose.yaml`: the servers of the bus, separated by commas."),
     "CORRAL_BUS_CONFIG": ("`nats.conf`", "`compose.yaml`: the servers' configuration, in `/etc/corral`."),
     "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Replicas of new streams and buckets."),

@@ -174,10 +174,23 @@ def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
 
 
 def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import groups, health, jobs, moves, operations, query, requests, runs, telemetry, windows
+    from corral.schemas import (
+        groups,
+        health,
+        jobs,
+        moves,
+        notifications,
+        operations,
+        query,
+        requests,
+        runs,
+        telemetry,
+        windows,
+    )
     from corral.schemas.models import description, serving
 
-    return [telemetry, requests, operations, groups, windows, moves, jobs, runs, query, health, description, serving]
+    of_planner = [requests, operations, groups, windows, moves, jobs, runs]
+    return [telemetry, *of_planner, query, health, notifications, description, serving]
 
 
 def _is_struct(value: object) -> bool:

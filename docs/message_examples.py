@@ -14,6 +14,7 @@ from corral.schemas import (
     instruments,
     jobs,
     moves,
+    notifications,
     operations,
     query,
     request_events,
@@ -113,6 +114,25 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "OverrideAction": [
         ("End it", {"action": {"job_id": "1234", "verb": "cancel", "reason": "maintenance"}}),
+    ],
+    "NotifyAction": [
+        (
+            "A rule that waits for the morning",
+            {
+                "verb": "set",
+                "rule": {
+                    "name": "nights",
+                    "on": ["preempted", "job-ended"],
+                    "to": ["ann-mail"],
+                    "quiet": ["22:00-07:00"],
+                    "zone": "Europe/Berlin",
+                },
+            },
+        ),
+        ("Test it", {"verb": "test", "name": "nights"}),
+    ],
+    "NotifyOverride": [
+        ("List all rules and targets", {"action": {"verb": "list"}}),
     ],
     "JobFilter": [
         ("One's own that have not ended", {"owner": "ann", "active": True}),
@@ -376,6 +396,20 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
         "A task was started",
         jobs.JobEvent(
             kind=jobs.JobEventKind.CHANGED, time=_AT, job=_JOB, version=3, tasks=[_TASK], planner="51d4ec4d9b"
+        ),
+    ),
+    (
+        "A rule and the target that it names",
+        notifications.Notifications(
+            rules=[
+                notifications.OwnedRule(
+                    owner="ann",
+                    rule=notifications.NotifyRule(
+                        name="nights", on=[notifications.NewsKind.JOB_ENDED], to=["ann-mail"], quiet=["22:00-07:00"]
+                    ),
+                )
+            ],
+            targets=[notifications.TargetStatus(name="ann-mail", service="E-Mail")],
         ),
     ),
     (

@@ -13,6 +13,7 @@ _SHOWN = (
     Role.RUNNER,
     Role.PROCESSOR,
     Role.PLANNER,
+    Role.NOTIFIER,
     Role.REQUESTER,
     Role.VIEWER,
     Role.OPERATOR,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .metrics import DeviceSample
     from .moves import Move, Moves
+    from .notifications import NewsKind, Notifications, NotifyRule
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
     from .query import ProcessorStatus, ResultFormat
     from .requests import (
@@ -99,6 +100,9 @@ __all__ = [
     "Method",
     "Move",
     "Moves",
+    "NewsKind",
+    "Notifications",
+    "NotifyRule",
     "Placement",
     "Preemption",
     "ProcessBatch",
@@ -125,7 +129,10 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("groups", "idle", "jobs", "metrics", "moves", "operations", "query", "requests", "telemetry", "windows")
+_SOURCES = (
+    *("groups", "idle", "jobs", "metrics", "moves", "notifications", "operations", "query", "requests", "telemetry"),
+    "windows",
+)
 """Modules that define the messages, searched in this order."""
 
 

@@ -23,6 +23,7 @@ class ServiceKind(StrEnum):
     PLANNER = "planner"
     EXPORTER = "exporter"
     DASHBOARD = "dashboard"
+    NOTIFIER = "notifier"
 
 
 class InstrumentKind(StrEnum):
@@ -201,6 +202,20 @@ _EXPORTER: Final = (
     _histogram("scrape_seconds", "Time to write a page, without waiting for services.", SECONDS),
 )
 
+_NOTIFIER: Final = (
+    _gauge("active", "1 while this notifier sends; 0 while it stands by for another."),
+    _counter("news", "News that matched a rule, by kind; each cause once.", "kind"),
+    _counter("sent_messages", "Messages that were taken by their target's service.", "target"),
+    _counter("failed_attempts", "Attempts to send that failed; they are repeated.", "target"),
+    _counter("given_up_messages", "Messages that could not be sent for too long, and were given up.", "target"),
+    _gauge("waiting_messages", "Messages that wait to be sent, including those of quiet times.", "target"),
+    _gauge("failing_seconds", "Time for which nothing could be sent; 0 while sending works.", "target"),
+    _counter("lost_causes", "Messages that could not be kept, since the bucket is full or the bus refused them."),
+    _histogram("send_seconds", "Time of an attempt to send.", SECONDS),
+    _gauge("rules", "Rules in force."),
+    _gauge("unusable_rules", "Rules that name a target which is not there."),
+)
+
 INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
     kind: {instrument.name: instrument for instrument in (*COMMON, *own)}
     for kind, own in (
@@ -210,6 +225,7 @@ INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
         (ServiceKind.PLANNER, _PLANNER),
         (ServiceKind.EXPORTER, _EXPORTER),
         (ServiceKind.DASHBOARD, ()),
+        (ServiceKind.NOTIFIER, _NOTIFIER),
     )
 }
 """Every instrument, by service and name."""

@@ -9,6 +9,7 @@ OWNER: Final = r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)"
 IDENTIFIER: Final = r"^[A-Za-z0-9_-]+$(?!\n)"
 GROUP: Final = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)"
 JOB: Final = r"^[0-9]+$(?!\n)"
+TARGET: Final = r"^[A-Za-z0-9_-]([A-Za-z0-9_@.:/+-]*[A-Za-z0-9_-])?$(?!\n)"
 VERSION: Final = r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)"
 
 WORDS: Final = {
@@ -16,6 +17,7 @@ WORDS: Final = {
     IDENTIFIER: "an id of letters, digits, - and _",
     GROUP: "the name of a group: letters, digits, _ . and -, with / between the levels, as in lab/vision",
     JOB: "the id of a job: a number, such as 1234",
+    TARGET: "the name of a target: letters, digits and _ - (and @ . : / + within), as in ann-mail",
     VERSION: "a version, such as 8.0",
 }
 """Description of the texts that match each pattern."""

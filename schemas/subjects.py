@@ -35,6 +35,11 @@ ATTACH: Final = f"{PREFIX}.attach"
 """Sessions inside jobs, answered by runners: `corral.v1.attach.open.<host>.<owner>` and `….step.<host>.<owner>`; for
 operators `….override.<host>.<operator>` and `….override_step.<host>.<operator>`. A server that checks permissions
 vouches for the owner, or that it is an operator. Both may contain dots."""
+NOTIFY: Final = f"{PREFIX}.notify"
+NOTIFY_RULES: Final = f"{NOTIFY}.rules"
+"""Rules for notifications of one's own, answered by the notifier: also `corral.v1.notify.rules.<owner>`."""
+NOTIFY_OVERRIDE: Final = f"{NOTIFY}.override"
+"""Commands of operators about all rules for notifications: also `corral.v1.notify.override.<operator>`."""
 DEAD_LETTERS: Final = f"{PREFIX}.dead"
 """`corral.v1.dead.<code>`, published by processors."""
 
@@ -101,8 +106,9 @@ def unnamed(subject: str) -> str:
     The server maps the request to this subject. The service answers there only with the name that is missing; a
     service of an earlier version does not listen there, and so gets no such request.
     """
-    if subject.startswith(f"{PLAN}."):
-        return f"{PLAN}.unnamed.{subject.removeprefix(PLAN + '.')}"
+    for service in (PLAN, NOTIFY):
+        if subject.startswith(f"{service}."):
+            return f"{service}.unnamed.{subject.removeprefix(service + '.')}"
     return f"{PREFIX}.history.unnamed.{subject.rpartition('.')[2]}"
 
 
@@ -121,6 +127,8 @@ One bucket, so that one revision can fence them all.
 """
 HOSTS_BUCKET: Final = "corral_hosts"
 """The agent that speaks for each host; an entry expires unless its agent renews it."""
+NOTIFY_BUCKET: Final = "corral_notify"
+"""State of the notifier, which makes it: rules of owners, what waits to be sent, and what was sent lately."""
 
 _GIB: Final = 2**30
 _DAY: Final = 86400.0

@@ -38,6 +38,8 @@ class Role(StrEnum):
     """Reads the streams and answers SQL."""
     PLANNER = "planner"
     """Grants devices."""
+    NOTIFIER = "notifier"
+    """Sends notifications, and keeps the rules for them."""
     REQUESTER = "requester"
     """Requests devices under its own name, and sees the fleet."""
     VIEWER = "viewer"
@@ -61,6 +63,7 @@ ACCOUNTS: Final[dict[Role, Account]] = {
     Role.RUNNER: Account.HOSTS,
     Role.PROCESSOR: Account.CORE,
     Role.PLANNER: Account.CORE,
+    Role.NOTIFIER: Account.CORE,
     Role.REQUESTER: Account.PEOPLE,
     Role.VIEWER: Account.PEOPLE,
     Role.OPERATOR: Account.PEOPLE,
@@ -140,6 +143,7 @@ _READ_BY_PLANNERS: Final = (
     bus.FACTS_STREAM,
     f"KV_{bus.PLANNER_BUCKET}",
 )
+_READ_BY_NOTIFIERS: Final = (bus.FACTS_STREAM, bus.JOBS_STREAM, f"KV_{bus.NOTIFY_BUCKET}")
 _STREAMS: Final = tuple(stream.name for stream in bus.STREAMS)
 _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
@@ -339,13 +343,23 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"{PlanSubject.PREEMPT}.{{operator}}",
         f"{PlanSubject.SET_GROUPS}.{{operator}}",
     ),
+    _may(
+        _PUB,
+        "leases, devices, the queue and groups, for notifications",
+        [Role.NOTIFIER],
+        PlanSubject.LEASES,
+        PlanSubject.DEVICES,
+        PlanSubject.QUEUE,
+        PlanSubject.GROUPS,
+        PlanSubject.JOBS,
+    ),
     _may(_SUB, "requests to the planner", [Role.PLANNER], f"{bus.PLAN}.>"),
     _may(_PUB, "requests forwarded to another planner", [Role.PLANNER], f"{bus.PLAN}.>"),
     # Asking the history
     _may(
         _PUB,
         "SQL over the history, under its own name",
-        PEOPLE,
+        [Role.NOTIFIER, *PEOPLE],
         f"{bus.QUERY}.{{user}}",
         many=True,
         answer_seconds=_QUERY_SECONDS,
@@ -363,7 +377,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(
         _PUB,
         "canceling a query, by an id that only its user knows",
-        PEOPLE,
+        [Role.NOTIFIER, *PEOPLE],
         bus.QUERY_CANCEL,
         f"{bus.QUERY_CANCEL}.>",
     ),
@@ -392,6 +406,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         bus.QUERY,
         bus.SNAPSHOT,
         bus.SNAPSHOT_READ,
+        bus.NOTIFY_RULES,
+        bus.NOTIFY_OVERRIDE,
         renamed=True,
     ),
     # Never use a subject without a wildcard that only some users of an account may publish on: another user could
@@ -405,6 +421,22 @@ MATRIX: Final[tuple[Access, ...]] = (
         answer_seconds=_QUERY_SECONDS,
     ),
     _may(_SUB, "requests to the history", [Role.PROCESSOR], bus.QUERY, f"{bus.QUERY}.>", f"{bus.PREFIX}.history.>"),
+    # Notifications
+    _may(
+        _PUB,
+        "its own rules for notifications, with tests of them",
+        ASKING,
+        f"{bus.NOTIFY_RULES}.{{owner}}",
+        answer_seconds=300.0,
+    ),
+    _may(
+        _PUB,
+        "anybody's rules for notifications, under its own name",
+        [Role.OPERATOR],
+        f"{bus.NOTIFY_OVERRIDE}.{{operator}}",
+        answer_seconds=300.0,
+    ),
+    _may(_SUB, "commands to the notifier", [Role.NOTIFIER], f"{bus.NOTIFY}.>"),
     # Services
     _may(
         _PUB,
@@ -448,9 +480,17 @@ MATRIX: Final[tuple[Access, ...]] = (
         within=True,
     ),
     _may(
+        _SUB,
+        "health checks of itself (a notifier)",
+        [Role.NOTIFIER],
+        bus.HEALTH,
+        f"{bus.HEALTH}.notifier",
+        f"{bus.HEALTH}.notifier.>",
+    ),
+    _may(
         _PUB,
         "health of the services",
-        [*SERVICES, *PEOPLE],
+        [*SERVICES, Role.NOTIFIER, *PEOPLE],
         bus.HEALTH,
         f"{bus.HEALTH}.>",
         many=True,
@@ -459,9 +499,10 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_PUB, "its own health (a collector)", [Role.COLLECTOR], f"{bus.HEALTH}.collector.{{host}}", within=True),
     _may(_PUB, "its own health (a runner)", [Role.RUNNER], f"{bus.HEALTH}.runner.{{host}}", within=True),
     _may(_SUB, "answers to its own requests", EVERYBODY, "_INBOX.{user}.>", within=True),
-    _may(_PUB, "answers to requests", SERVICES, "_INBOX.*.>", "_R_.>", within=True),
+    _may(_PUB, "answers to requests", [*SERVICES, Role.NOTIFIER], "_INBOX.*.>", "_R_.>", within=True),
     _may(_PUB, "answers to health checks and sessions", ON_HOSTS, "_INBOX.{user}.>", "_R_.>", within=True),
     _may(_PUB, "acknowledging parts of an answer", PEOPLE, "_R_.>", within=True),
+    _may(_PUB, "acknowledging parts of an answer (a notifier)", [Role.NOTIFIER], f"{bus.QUERY_ACK}.>"),
     # JetStream
     _may(_PUB, "whether JetStream is enabled", EVERYBODY, "$JS.API.INFO"),
     _may(
@@ -504,6 +545,15 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"$JS.API.DIRECT.GET.KV_{_OWNERS}.>",
         *_consuming([f"KV_{_OWNERS}"]),
         f"$JS.FC.KV_{_OWNERS}.>",
+    ),
+    _may(
+        _PUB,
+        "the notifier's state, and reading it with lease events and changes of jobs",
+        [Role.NOTIFIER],
+        f"$KV.{bus.NOTIFY_BUCKET}.>",
+        *_api(*(f"STREAM.{verb}.KV_{bus.NOTIFY_BUCKET}" for verb in ("INFO", "CREATE", "MSG.GET"))),
+        f"$JS.API.DIRECT.GET.KV_{bus.NOTIFY_BUCKET}.>",
+        *_consuming(_READ_BY_NOTIFIERS),
     ),
     _may(_PUB, "the planner's state", [Role.PLANNER], f"$KV.{bus.PLANNER_BUCKET}.>"),
     _may(

@@ -30,6 +30,7 @@ _ROLES: Final[dict[str, Role]] = {
     "runner": Role.RUNNER,
     "exporter": Role.VIEWER,
     "dashboard": Role.OPERATOR,
+    "notifier": Role.NOTIFIER,
 }
 """Role of each part of a cluster."""
 

@@ -44,7 +44,7 @@ Keep = Annotated[bool, typer.Option("--exist-ok", help="Succeed without a change
 def authority() -> None:
     """Manage the users of the bus and their roles, and generate the server's configuration.
 
-    Roles: collector, runner, processor, planner, requester, viewer, operator (docs/security.md has the whole table).
+    Roles: collector, runner, processor, planner, notifier, requester, viewer, operator (docs/security.md has all).
 
     Examples:
       corral auth init --dir /etc/corral/auth --tls-host bus.example

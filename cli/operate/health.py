@@ -28,6 +28,7 @@ class PartName(StrEnum):
     PLANNER = "planner"
     EXPORTER = "exporter"
     DASHBOARD = "dashboard"
+    NOTIFIER = "notifier"
 
 
 AGENT_SECONDS = 35.0

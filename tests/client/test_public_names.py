@@ -29,6 +29,7 @@ PUBLIC = {
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),
         *("Group", "GroupTree", "Resources", "Groups", "GroupStatus"),
+        *("NewsKind", "NotifyRule", "Notifications"),
         *("Window", "WindowStatus", "Repeat", "IdleRule", "IdleAction", "IdleNotice", "Moves", "Move"),
         *("Job", "JobSpec", "JobState", "JobTask", "TaskPart", "JobListing", "Jobs", "JobFilter", "JobDetails"),
         *("JobAction", "JobVerb", "JobEvent", "Dependency", "Condition"),

@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import attach, codec, durations, groups, jobs, moves, operations, query, requests, runs, windows
+from corral.schemas import (
+    attach,
+    codec,
+    durations,
+    groups,
+    jobs,
+    moves,
+    notifications,
+    operations,
+    query,
+    requests,
+    runs,
+    windows,
+)
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -45,6 +58,8 @@ BASE: dict[type[Any], dict[str, Any]] = {
     jobs.JobAction: {"job_id": "1234", "verb": "show"},
     jobs.OverrideAction: {"action": {"job_id": "1234", "verb": "show"}},
     jobs.JobFilter: {},
+    notifications.NotifyAction: {},
+    notifications.NotifyOverride: {},
     runs.RunnerReport: {"host": "h", "runner": "r"},
     attach.AttachOpen: {"run_id": "1234_0.1"},
     attach.AttachStep: {"session": "0123456789abcdef"},

@@ -17,7 +17,18 @@ def test_generated_documents_are_fresh() -> None:
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:
     parts = (
-        *["schemas", "bus", "collectors", "processors", "planner", "client", "exporter", "cli", "dashboard"],
+        *[
+            "schemas",
+            "bus",
+            "collectors",
+            "processors",
+            "planner",
+            "client",
+            "exporter",
+            "notifier",
+            "cli",
+            "dashboard",
+        ],
         "compose.yaml",
     )
     found: set[str] = set()

@@ -16,9 +16,10 @@ ABOVE = {
     "schemas": set[str](),
     "bus": {"schemas"},
     **dict.fromkeys(("collectors", "processors", "planner", "runners", "client", "login"), CONTRACT),
-    "exporter": CONTRACT | {"client"},
+    **dict.fromkeys(("exporter", "notifier"), CONTRACT | {"client"}),
     "dashboard": CONTRACT | {"client", "login"},
-    "cli": CONTRACT | {"collectors", "processors", "planner", "runners", "client", "login", "exporter", "dashboard"},
+    "cli": CONTRACT
+    | {"collectors", "processors", "planner", "runners", "client", "login", "exporter", "notifier", "dashboard"},
 }
 """Parts that each part may import, apart from itself."""
 FILES = {file.relative_to(ROOT): file for part in ABOVE for file in (ROOT / part).rglob("*.py")}

@@ -34,12 +34,14 @@ STREAM_OF = {
 STREAMS = ("CORRAL_TELEMETRY", "CORRAL_INVENTORY", "CORRAL_FACTS", "CORRAL_DEAD", "CORRAL_PARTITIONS")
 OF_JOBS = ("CORRAL_JOBS", "CORRAL_LOGS")
 BUCKETS = ("corral_planner", "corral_hosts", "corral_processors")
-KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS", *OF_JOBS)
+OF_NOTIFIER = "KV_corral_notify"
+KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS", *OF_JOBS, OF_NOTIFIER)
 USERS = {
     Role.COLLECTOR: "node-7",
     Role.RUNNER: "runner-7",
     Role.PROCESSOR: "processor",
     Role.PLANNER: "planner",
+    Role.NOTIFIER: "notifier",
     Role.REQUESTER: "alice",
     Role.VIEWER: "vera",
     Role.OPERATOR: "olga",
@@ -84,10 +86,11 @@ def publish_probes() -> list[str]:
     found += [f"{V}.plan.{what}{rest}" for what in (*LISTS, "unknown") for rest in ("", ".alice")]
     for what in NAMED:
         found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
-    for what in ("plan.explain", "query", "history.snapshot", "history.read"):
+    for what in ("plan.explain", "query", "history.snapshot", "history.read", "notify.rules", "notify.override"):
         found += [f"{V}.{what}", *(f"{V}.{what}.{name}" for name in NAMES)]
     found += [f"{V}.history.{what}{rest}" for what in ("cancel", "status") for rest in ("", ".alice")]
     found += [f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
+    found += [f"{V}.notify", f"{V}.notify.other", f"{V}.notify.unnamed.rules"]
     found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", f"{V}.health.runner"]
     found += [f"{V}.health.{kind}.{host}" for kind in ("collector", "runner") for host in HOSTS]
     found += [f"{V}.plan.runner", *(f"{V}.{kind}.{host}" for kind in ("plan.runner", "runs") for host in HOSTS)]
@@ -98,6 +101,7 @@ def publish_probes() -> list[str]:
     found += [f"_INBOX.{name}.x" for name in NAMES] + ["_INBOX.x", "_R_.a.b", "$SYS.REQ.SERVER.PING", "$G"]
     found += [f"$KV.corral_hosts.{host}" for host in HOSTS]
     found += ["$KV.corral_planner.leader", "$KV.corral_planner.lease.l-1", "$KV.corral_processors.h.part.x"]
+    found += [f"$KV.corral_notify.{key}" for key in ("rules.alice", "out.x")]
     found += [f"$JS.API.{what}" for what in ("INFO", "STREAM.NAMES", "STREAM.LIST", "ACCOUNT.PURGE.A")]
     found += ["$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE"]
     for stream in KEPT:
@@ -123,6 +127,7 @@ def publish_probes() -> list[str]:
     found += [f"$JS.API.DIRECT.GET.KV_corral_hosts.$KV.corral_hosts.{host}" for host in HOSTS]
     found += ["$JS.API.DIRECT.GET.KV_corral_planner.$KV.corral_planner.leader"]
     found += ["$JS.API.DIRECT.GET.KV_corral_processors.$KV.corral_processors.x"]
+    found += ["$JS.API.DIRECT.GET.KV_corral_notify.$KV.corral_notify.rules.alice"]
     return found
 
 
@@ -133,7 +138,8 @@ def subscribe_probes() -> list[str]:
     found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice"]
     found += [f"{V}.query", f"{V}.query.*", f"{V}.query.alice", f"{V}.history.snapshot.*", f"{V}.history.read.olga"]
     found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
-    found += [f"{V}.health.exporter.x"]
+    found += [f"{V}.health.exporter.x", f"{V}.health.notifier", f"{V}.health.notifier.x"]
+    found += [f"{V}.notify.>", f"{V}.notify.rules", f"{V}.notify.rules.alice", f"{V}.notify.override.olga"]
     for kind in ("collector", "runner"):
         found += [f"{V}.health.{kind}", *(f"{V}.health.{kind}.{host}" for host in HOSTS)]
     found += [f"{V}.jobs.*", f"{V}.runs.*", f"{V}.logs.>", f"{V}.logs.*.*.*.*.>", f"{V}.logs.node-7.>", *LOGS]
@@ -166,7 +172,7 @@ STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream
 HEALTH = {subject for subject in publish_probes() if subject.startswith(f"{V}.health")}
 UNNAMED = {
     *(f"{V}.plan.{what}" for what in (*NAMED, "explain")),
-    *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
+    *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read", "notify.rules", "notify.override")),
 }
 SEEING = {
     # What nobody's name changes, with and without one.
@@ -194,7 +200,8 @@ SERVING = {
 
 
 def asking(name: str) -> set[str]:
-    return {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw", "submit", "job")}
+    of_planner = {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw", "submit", "job")}
+    return {*of_planner, f"{V}.notify.rules.{name}"}
 
 
 def reading_logs(name: str) -> set[str]:
@@ -263,6 +270,20 @@ PUBLISH: dict[Role, set[str]] = {
         "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
         *consuming(*STREAMS[:3], "KV_corral_planner"),
     },
+    Role.NOTIFIER: {
+        *SERVICE_QUESTIONS,
+        *STATE_OF_STREAMS,
+        *HEALTH,
+        *(f"{V}.plan.{what}" for what in ("leases", "devices", "queue", "groups", "jobs")),
+        f"{V}.query.notifier",
+        *(f"{V}.history.{what}" for what in ("cancel", "cancel.alice", "ack.p.q")),
+        *(f"_INBOX.{name}.x" for name in NAMES),
+        "_R_.a.b",
+        *(f"$KV.corral_notify.{key}" for key in ("rules.alice", "out.x")),
+        *(f"$JS.API.STREAM.{verb}.{OF_NOTIFIER}" for verb in ("INFO", "CREATE", "MSG.GET")),
+        "$JS.API.DIRECT.GET.KV_corral_notify.$KV.corral_notify.rules.alice",
+        *consuming("CORRAL_FACTS", "CORRAL_JOBS", OF_NOTIFIER),
+    },
     Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice") | attaching("alice"),
     Role.VIEWER: seeing("vera"),
     Role.OPERATOR: {
@@ -276,6 +297,7 @@ PUBLISH: dict[Role, set[str]] = {
         f"{V}.plan.evict.olga",
         f"{V}.plan.set_groups.olga",
         f"{V}.plan.book.olga",
+        f"{V}.notify.override.olga",
         f"{V}.history.snapshot.olga",
         f"{V}.history.read.olga",
     },
@@ -312,6 +334,10 @@ SUBSCRIBE: dict[Role, set[str]] = {
         *(f"{V}.plan.runner.*", f"{V}.plan.submit.alice"),
         *("$SRV.>", "$SRV.PING"),
         *(s for s in subscribe_probes() if s.startswith(f"{V}.health")),
+    },
+    Role.NOTIFIER: {
+        *(f"{V}.notify.{rest}" for rest in (">", "rules", "rules.alice", "override.olga")),
+        *(f"{V}.health", f"{V}.health.notifier", f"{V}.health.notifier.x"),
     },
     Role.REQUESTER: EVENTS | {f"{V}.logs.*.*.*.*.alice", *(logs(host, "alice") for host in HOSTS)},
     Role.VIEWER: EVENTS,
@@ -414,6 +440,9 @@ PRIZES = (
     f"{V}.runs.node-8",
     f"{V}.plan.runner.node-8",
     f"{V}.plan.job_override.olga",
+    "$KV.corral_notify.rules.bob",
+    f"{V}.notify.rules.bob",
+    f"{V}.notify.override.olga",
     logs("node-8", "bob"),
     "$KV.corral_hosts.node-8",
     *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),

@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,11 @@ from corral.collectors.source import EndOfData
 from corral.exporter.families import FAMILIES
 from corral.exporter.live import LiveFleet
 from corral.exporter.page import write
+from corral.notifier.messages import message_of
+from corral.notifier.news import of_lease_event
+from corral.notifier.quiet import parse_quiet, quiet_until
+from corral.notifier.rule_text import parse_rules
+from corral.notifier.rules import WrongRule
 from corral.planner.api.request_context import RequestContext
 from corral.planner.broker.groups import beyond, changed
 from corral.planner.fleet import summary
@@ -536,6 +542,39 @@ def group_files(data: bytes) -> None:
         changed(groups.GroupTree(), groups.GroupChange(replace=tree))
     except Refused as refused:
         assert refused.error.field.startswith("$.replace")
+
+
+_RULES = (
+    b'[[rule]]\non = ["preempted", "queue-long"]\nto = "ops"\nowner = "a*"\nquiet = ["Fri-Mon 22:00-07:00", '
+    b'"00:00-24:00 Asia/Kathmandu"]\nqueue_wait = "1h30m"\nshare_excess = "25%"\nidle_for = 7200\n'
+)
+_NIGHT = datetime(2026, 10, 24, 23, 59, 59, tzinfo=UTC)
+
+
+@target([_RULES, _RULES.replace(b"owner", b"ownr"), _RULES.replace(b"22:00", b"22:99"), b"[rule]\non = 1"])
+def notify_rules(data: bytes) -> None:
+    """A file of rules for notifications: what is wrong is said, and quiet times end."""
+    try:
+        rules = parse_rules(data.decode(errors="replace"))
+    except WrongRule as error:
+        assert str(error)
+        return
+    for rule in rules:
+        times = [parse_quiet(text, rule.zone) for text in rule.quiet]
+        until = quiet_until(times, _NIGHT)
+        assert until is None or until > _NIGHT
+
+
+@target([b"train", b"<!channel> @everyone `x`", "\u202ea\nb".encode()])
+def notify_names(data: bytes) -> None:
+    """Names of workloads in messages: one line, and nothing but a name."""
+    name = data.decode(errors="replace")
+    lease = msgspec.structs.replace(seeds.lease(), name=name)
+    news = of_lease_event(requests.LeaseEvent(kind=requests.LeaseEventKind.EVICTED, time=lease.granted_at, lease=lease))
+    assert news is not None
+    message = message_of(news, "UTC")
+    assert not set("<>\n\r\0") & set(message.title)
+    assert not any(set("<>`\n\r\0") & set(value) for _, value in message.facts)
 
 
 _CONFIG = (

@@ -1,0 +1,63 @@
+"""Summaries of jobs that have ended, from the history, for the messages about them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from ..client import job_summary
+from ..client.client import Client
+from ..client.errors import CorralError
+from ..schemas.jobs import FINAL
+from ..schemas.notifications import NewsKind
+from ..schemas.query import ResultFormat
+from .news import JobEnd, News
+
+log = logging.getLogger("corral.notifier")
+
+_TRIES: Final = 6
+_TRY_SECONDS: Final = 1.5
+_QUERY_SECONDS: Final = 10.0
+_AT_ONCE: Final = 4
+
+
+class Summaries:
+    """Adds summaries to news of jobs.
+
+    Args:
+        client: asks the history.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def add(self, news: News) -> News:
+        """News of a job that has ended, with its summary if the history has it within some seconds."""
+        subject = news.subject
+        if not isinstance(subject, JobEnd) or news.kind is not NewsKind.JOB_ENDED:
+            return news
+        async with self._turns:
+            return replace(news, subject=JobEnd(subject.job, subject.tasks, await self._lines(subject.job.job_id)))
+
+    async def _lines(self, job_id: str) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for attempt in range(_TRIES):
+            if attempt:
+                await asyncio.sleep(_TRY_SECONDS)
+            try:
+                sql = job_summary.statement(job_id)
+                result = await self._client.query(sql, format=ResultFormat.JSON, timeout=_QUERY_SECONDS)
+                summary = job_summary.summary_of(job_id, result.dicts())
+            except (CorralError, msgspec.ValidationError, OSError, TimeoutError) as error:
+                log.debug("no summary of job %s: %s", job_id, error)
+                return found
+            if summary is not None:
+                found = job_summary.lines(summary)
+                if summary.state in FINAL and summary.gpu_utilization_percent_mean is not None:
+                    return found
+        return found
