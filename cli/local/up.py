@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import typer
 from rich.markup import escape
 
+from ...bus import config_files
 from ...bus.connect import DEFAULT_URL
 from ...client import Client, CorralError
 from ...schemas import operations
@@ -100,6 +101,8 @@ def up(
         parts = cluster_parts(folder.path, collector)
         if not no_dashboard and "dashboard" not in missing:
             parts.append(dashboard_part(folder.path))
+        if (sending := notifier_part()) is not None:
+            parts.append(sending)
         server = EmbeddedServer(folder.path / "nats", port, listen)
         local = None if no_auth else ensure_access(folder.path, server.pid_file, listen)
         move_streams(server.data, local is not None)
@@ -153,6 +156,16 @@ def dashboard_part(data: Path) -> Part:
     state = dashboard_state(data)
     (state / "url").unlink(missing_ok=True)
     return Part(name="dashboard", arguments=["dashboard", "--quiet", "--state", str(state)])
+
+
+def notifier_part() -> Part | None:
+    """The notifier as a part, if the user has a file of targets beside the configuration; None otherwise."""
+    if not (config_files.path().parent / "notify-targets.toml").exists():
+        return None
+    if find_spec("apprise") is None:
+        say("corral: there will be no notifications: pip install 'corral[notify]' adds them")
+        return None
+    return Part(name="notifier", arguments=["notifier"])
 
 
 def collector_part(
@@ -246,7 +259,7 @@ async def wait_until_ready(
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     # The runner waits for the planner, and jobs wait for the runner.
-    missing = {part.name for part in parts} - {"runner"}
+    missing = {part.name for part in parts} - {"runner", "notifier"}
     summary: operations.FleetSummary | None = None
     proof = str(credentials) if credentials else None
     async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:
