@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -25,6 +26,8 @@ log = logging.getLogger("corral.notifier")
 GIVE_UP_SECONDS: Final = 86400.0
 MAX_WAITING: Final = 5000
 """Deliveries that may wait for a target; more are given up."""
+CLOSE_SECONDS: Final = 5.0
+"""Time for attempts that run when the notifier is stopped; its own time is twice that by default."""
 _LONGEST_SLEEP_SECONDS: Final = 30.0
 """Longest sleep: the clock may be set meanwhile."""
 _REMEMBERED: Final = 200_000
@@ -109,6 +112,7 @@ class Outbox:
         self._lines: dict[str, _Line] = {}
         self._known: set[str] = set()
         self._tasks = BackgroundTasks()
+        self._closing = False
 
     async def load(self) -> None:
         """Read what waits, and what was sent lately, from the bucket.
@@ -153,7 +157,12 @@ class Outbox:
             line.changed.set()
 
     async def close(self) -> None:
-        """Stop sending. What waits is kept."""
+        """Stop sending. What waits is kept; attempts that run may end, so that it is recorded what was sent."""
+        self._closing = True
+        for line in self._lines.values():
+            line.changed.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tasks.settled(), CLOSE_SECONDS)
         await self._tasks.cancel()
         for line in self._lines.values():
             line.running = False
@@ -200,7 +209,7 @@ class Outbox:
 
     async def _serve(self, name: str, line: _Line) -> None:
         """Send what waits for a target, on and on."""
-        while True:
+        while not self._closing:
             heed_cancellation()
             line.changed.clear()
             now = datetime.now(UTC)
@@ -246,6 +255,8 @@ class Outbox:
             try:
                 await self._store.done(every)
             except StoreFailed as error:
+                if self._closing:
+                    return
                 log.warning("what was sent can't be recorded yet, retrying: %s", error)
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
@@ -271,11 +282,11 @@ class Outbox:
     async def _pause(self, line: _Line, seconds: float, *, wake: bool = False) -> None:
         """Wait for some time; less after a change of targets, and with `wake` if a delivery comes."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 and not self._closing:
             try:
                 await asyncio.wait_for(line.changed.wait(), left)
             except TimeoutError:
                 return
-            if wake or line.failures == 0:
+            if wake or line.failures == 0 or self._closing:
                 return
             line.changed.clear()

@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 
 from ..bus.connect import connect, until_closed
 from ..bus.health import HealthEndpoint
+from ..bus.permissions import identity_of
 from ..bus.stream_reader import Stored
 from ..bus.tasks import cancel_all, heed_cancellation
 from ..client.client import Client
@@ -45,6 +46,12 @@ REREAD_SECONDS: Final = 2.0
 FAILING_SECONDS: Final = 600.0
 """Time for which a target must fail before the notifier is not ready."""
 _AGAIN_SECONDS: Final = 1.0
+_ROLES: Final = ("", "notifier", "admin")
+"""Roles that it works with; without a role nothing is restricted, as far as is known."""
+
+
+class WrongCredentials(RuntimeError):
+    """The credentials do not let it work; the message says what to do."""
 
 
 class NotifierSettings(Struct, frozen=True, kw_only=True):
@@ -98,9 +105,16 @@ class Notifier:
 
         Raises:
             BusClosed: the server has closed the connection for good.
+            WrongCredentials: they are those of another role.
         """
         closed = asyncio.Event()
         nc = await connect(self._settings.nats_url, name="corral-notifier", wait_seconds=None, closed=closed)
+        role = identity_of(nc).role
+        if role not in _ROLES:
+            await nc.close()
+            raise WrongCredentials(
+                f"these credentials are a {role}'s: the notifier has a role of its own (corral auth add notifier NAME)"
+            )
         store = Store(nc)
         self._claim = Claim(store)
         health = HealthEndpoint(ServiceKind.NOTIFIER, self._claim.instance, self._judge)

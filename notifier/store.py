@@ -20,6 +20,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from ..bus import stream_reader
 from ..bus.layout import bucket_config, default_replicas, default_scale
+from ..bus.permissions import request
 from ..schemas import codec, subjects
 from ..schemas.notifications import NotifyRule
 from ..schemas.subjects import Bucket
@@ -43,6 +44,7 @@ _OUT: Final = "out"
 _RULES: Final = "rules"
 _AT: Final = "at"
 _EPISODES: Final = "episodes"
+_INFO_SECONDS: Final = 5.0
 _WRONG_SEQUENCE: Final = 10071
 _EXISTS: Final = 10058
 
@@ -92,9 +94,12 @@ class Store:
         """Create the bucket if it is missing.
 
         Raises:
+            NotAllowed: the server's configuration is of an earlier version.
             nats.errors.Error: the bus failed.
         """
         try:
+            # The server says at once whether it is permitted, unlike to `stream_info`.
+            await request(self._nc, f"$JS.API.STREAM.INFO.{STREAM}", timeout=_INFO_SECONDS)
             await self._js.stream_info(STREAM)
             return
         except NotFoundError:

@@ -9,7 +9,7 @@ import typer
 
 from ...bus import config_files
 from ...schemas.units import parse_seconds
-from ..exits import USAGE, CommandError
+from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import NatsUrl, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
@@ -73,6 +73,7 @@ def notifier(
       corral notifier --owner-targets /etc/corral/notify-targets.d --give-up 4h
     """
     from ...notifier.rulebook import Files, WrongFiles
+    from ...notifier.service import Notifier, NotifierSettings, WrongCredentials
 
     files = Files(
         rules=_file(rules, "notify-rules.toml", "--rules"),
@@ -91,7 +92,6 @@ def notifier(
         }
         identity = configure("notifier", log_format, log_level, verbose=verbose)
         within = stop_seconds(stop_within)
-        from ...notifier.service import Notifier, NotifierSettings
 
         working = Notifier(
             NotifierSettings(
@@ -107,7 +107,10 @@ def notifier(
     if files.targets is None and files.folder is None:
         say("corral: warning: there are no targets yet, so nothing can be sent: write a file for --targets")
     identity.named(working.instance)
-    run_service(working.run(), within)
+    try:
+        run_service(working.run(), within)
+    except WrongCredentials as error:
+        raise CommandError(str(error), NOT_YOURS) from error
 
 
 def _file(given: Path | None, name: str, option: str) -> Path | None:

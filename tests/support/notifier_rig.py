@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from corral.notifier import outgoing
 from corral.notifier.rulebook import Files
 from corral.notifier.service import Notifier, NotifierSettings
 from corral.schemas import codec, subjects
@@ -40,16 +42,16 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def running(url: str, files: Files, **more: Any) -> AsyncIterator[Notifier]:
-    """A notifier that sends, in this process."""
-    made = Notifier(
-        NotifierSettings(files=files, nats_url=url, **({"every_seconds": 0.5, "reread_seconds": 0.05} | more))
-    )
-    task = asyncio.create_task(made.run())
-    await until(lambda: sends(made) or task.done())
-    yield made
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """A notifier that sends, in this process; it tries again soon."""
+    often = {"every_seconds": 0.5, "reread_seconds": 0.05}
+    made = Notifier(NotifierSettings(files=files, nats_url=url, **(often | more)))
+    with mock.patch.object(outgoing, "FIRST_RETRY_SECONDS", 0.1):
+        task = asyncio.create_task(made.run())
+        await until(lambda: sends(made) or task.done())
+        yield made
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def sends(notifier: Notifier) -> bool:
