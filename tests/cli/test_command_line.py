@@ -271,12 +271,12 @@ def test_every_command_has_help_with_examples(name: str) -> None:
 NO_JSON = {
     "up", "demo", "run", "shell", "collect", "runner", "process", "plan", "export",  # run until something ends
     "logs", "attach",  # print what jobs print
-    "login", "logout", "login-service",
+    "login", "logout", "login-service", "notifier",
     "dashboard",
     "context add", "context use", "context remove", "context export",  # a line, or a file
     "config set", "config unset", "config check", "config path", "dashboard user", "dashboard link",
     "auth init", "auth add", "auth apply", "auth group", "auth revoke", "auth rotate", "auth print",
-    "group export",
+    "group export", "notify remove",
 }  # fmt: skip
 
 
