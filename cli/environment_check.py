@@ -19,7 +19,7 @@ OTHERS: Final = frozenset(
         *("JOB_ID", "JOB_NAME", "ATTEMPT", "HOSTS"),
         *("ARRAY_INDEX", "ARRAY_FIRST", "ARRAY_LAST", "ARRAY_COUNT"),
         *("DEBUG", "DATA", "REPLICAS", "STREAMS_SCALE", "AUTH_DIR", "STATE_DIR", "CHUNKED_TRANSPORT"),
-        *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG"),
+        *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG", "NOTIFY_DIR"),
     )
 )
 """Variables that Corral reads but that belong to no command's option."""
