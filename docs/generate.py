@@ -8,23 +8,20 @@ With --check nothing is written; the exit code is 1 if a file on disk is stale.
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cli_reference
 import instruments_table
 import message_examples
 import metrics_table
-import msgspec
 import roles_table
 import sbatch_table
 import telemetry_page
 from corral.processors import views
-from corral.schemas import codec
+from corral.schemas import codec, json_schema
 from corral.schemas.channels import CHANNELS, Channel, Message
 from corral.schemas.query import END_HEADER, PART_HEADER, QueryEnd
 from corral.schemas.replies import ERROR_CODE_HEADER, ERROR_HEADER, STATUS
@@ -42,74 +39,10 @@ def _messages() -> dict[str, Message]:
     return {**found, QueryEnd.__name__: QueryEnd}
 
 
-def _summary(message: Message) -> str:
-    return (inspect.getdoc(message) or "").split("\n\n")[0].replace("\n", " ")
-
-
-def _attributes(message: Message) -> dict[str, str]:
-    """The `Attributes:` of a docstring, field by field."""
-    found: dict[str, str] = {}
-    field, inside = "", False
-    for line in (inspect.getdoc(message) or "").splitlines():
-        if line.strip() == "Attributes:":
-            inside = True
-        elif inside and line.startswith("    ") and not line.startswith("     "):
-            field, _, text = line.strip().partition(": ")
-            found[field] = text
-        elif inside and line.startswith("     ") and field:
-            found[field] += " " + line.strip()
-        elif line.strip():
-            inside = False
-    return found
-
-
-_LOOK_AHEAD = r"(?!\n)"
-"""Behind `$` it says the same to Python that `$` alone says to ECMA, RE2 and Rust; the latter two refuse it."""
-
-
 def _components() -> dict[str, Any]:
-    _, components = msgspec.json.schema_components(
-        list(_messages().values()), ref_template="#/components/schemas/{name}"
-    )
-    classes = {cls.__name__: cls for module in _schema_modules() for cls in vars(module).values() if _is_struct(cls)}
-    said = {channel.message.__name__: channel.said_by_subject for channel in CHANNELS if channel.message}
-    for name, schema in components.items():
-        described = _attributes(classes[name]) if name in classes else {}
-        if name in classes:
-            schema["description"] = _summary(classes[name])
-        for field, text in described.items():
-            if field in schema.get("properties", {}):
-                schema["properties"][field]["description"] = text
-        if field := said.get(name):
-            part = schema["properties"][field]
-            part["description"] = f"{part['description'].rstrip('.')}. May be left out where the subject says it."
-            schema["required"] = [one for one in schema.get("required", ()) if one != field]
-        _as_others_read(schema)
-    components["SampleBatch"]["properties"] |= telemetry_page.columns(components["SampleBatch"]["properties"])
-    return dict(sorted(components.items()))
-
-
-def _as_others_read(node: Any) -> None:
-    """Say in place what holds for any reader: patterns of any dialect, bytes and times as they travel, and that a
-    field that is not known is ignored with a warning."""
-    if isinstance(node, list):
-        for value in node:
-            _as_others_read(value)
-        return
-    if not isinstance(node, dict):
-        return
-    if isinstance(node.get("pattern"), str):
-        node["pattern"] = node["pattern"].removesuffix(_LOOK_AHEAD)
-    if node.get("additionalProperties") is False:
-        del node["additionalProperties"]
-    if node.get("contentEncoding") == "base64":
-        # JSON Schema has no word for bytes: any type is let through, and this says which it is.
-        del node["contentEncoding"], node["type"]
-        node["x-msgpack-type"] = "bin"
-    if node.get("format") == "date-time":
-        node["x-msgpack-type"] = "timestamp"
-    for value in node.values():
-        _as_others_read(value)
+    found = json_schema.components(_messages().values())
+    found["SampleBatch"]["properties"] |= telemetry_page.columns(found["SampleBatch"]["properties"])
+    return found
 
 
 def _text(description: str, **more: Any) -> dict[str, Any]:
@@ -173,30 +106,6 @@ def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
     )
 
 
-def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import (
-        groups,
-        health,
-        jobs,
-        moves,
-        notifications,
-        operations,
-        query,
-        requests,
-        runs,
-        telemetry,
-        windows,
-    )
-    from corral.schemas.models import description, serving
-
-    of_planner = [requests, operations, groups, windows, moves, jobs, runs]
-    return [telemetry, *of_planner, query, health, notifications, description, serving]
-
-
-def _is_struct(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, msgspec.Struct)
-
-
 def json_schemas() -> dict[Path, str]:
     """One self-contained JSON Schema a message."""
     files: dict[Path, str] = {}
@@ -241,7 +150,7 @@ def asyncapi(version: str) -> str:
         kinds = {channel.content_types[0] for channel in CHANNELS if channel.message is message}
         messages[name] = {
             "name": name,
-            "summary": _summary(message),
+            "summary": json_schema.summary(message),
             "contentType": next(iter(kinds), "application/json"),
             "headers": {"$ref": f"#/components/schemas/{_headers_of(name, asked, published)}"},
             "payload": {"$ref": f"#/components/schemas/{name}"},
