@@ -31,6 +31,7 @@ NAVIGATION: Final = (
     ("/jobs", "Jobs", "playlist_play"),
     ("/leases", "Leases", "view_timeline"),
     ("/groups", "Groups", "groups"),
+    ("/reports", "Usage", "receipt_long"),
     ("/analytics", "Analytics", "query_stats"),
     ("/request", "Request", "add_circle_outline"),
     ("/fit", "Fit", "splitscreen"),

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ from .security.login import LoginPages
 from .security.proxies import with_proxy_headers
 from .security.sessions import Session, Sessions
 from .settings import DEFAULT_PORT, Settings, is_loopback
+from .usage_reports import ReportFiles
 
 if TYPE_CHECKING:
     from .page_frame import Frame
@@ -145,7 +147,8 @@ class Dashboard:
         outer.add_route("/favicon.ico", _icon)
         outer.mount("/assets", StaticFiles(directory=Path(__file__).parent / "assets"))
         exports = Exports(self.fleet)
-        outer.router.routes.append(exports.route())
+        reports = ReportFiles(self.fleet, self.settings.prices, lambda: datetime.now(UTC))
+        outer.router.routes.extend((exports.route(), reports.route()))
         self._pages(exports)
         ui.run_with(
             outer,
@@ -175,7 +178,7 @@ class Dashboard:
         )
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fit, fleet, groups, job, jobs, leases, not_found, request
+        from .pages import analytics, device, fit, fleet, groups, job, jobs, leases, not_found, reports, request
 
         def frame(request: Request, title: str) -> Frame:
             from .page_frame import Frame
@@ -185,6 +188,7 @@ class Dashboard:
         for page in (fleet, device, jobs, job, leases, groups, request, fit):
             page.register(frame)
         analytics.register(frame, exports)
+        reports.register(frame, self.settings.prices)
         not_found.register(frame)  # registered last, because it matches all other URLs
 
 

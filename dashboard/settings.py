@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ..client.reports.prices import Prices
 from ..login.rules import Rules
 from .security.accounts import Role
 
@@ -34,6 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         openid: rules of logins through an OpenID Connect provider; None for none.
         session_seconds: lifetime of a session.
         interval_seconds: seconds between refreshes of the fleet's state while a page is open.
+        prices: price list of usage reports; None for reports without costs.
     """
 
     state: Path
@@ -48,6 +50,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     openid: Rules | None = None
     session_seconds: float = 12 * 3600.0
     interval_seconds: float = 2.0
+    prices: Prices | None = None
 
     def check(self) -> None:
         """Refuse settings without a login on an address that other machines can reach.

@@ -13,7 +13,6 @@ import typer
 
 from ...client.reports.asking import ask_usage, scope_of
 from ...client.reports.periods import FORMS, Period, between, period_of
-from ...client.reports.prices import Prices, parse_prices
 from ...client.reports.text import as_csv, as_json, markdown
 from ...client.reports.usage import UsageReport
 from ...client.reports.usage_sql import By, Filters
@@ -21,6 +20,7 @@ from ...schemas.units import parse_seconds
 from ..clock_times import zone_of
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, connected, run, say
+from ..price_list import read_prices
 
 report = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
@@ -97,7 +97,7 @@ def usage(
     form = Form.JSON if json else form
     now = datetime.now(UTC)
     about, columns = _period(period, begin, end, zone, now), _columns(by)
-    price_list = None if prices is None else _prices(prices)
+    price_list = None if prices is None else read_prices(prices)
     render = _renderer(form)
 
     async def ask() -> UsageReport:
@@ -135,13 +135,6 @@ def _columns(text: str) -> list[By]:
     if wrong or not names or len(set(names)) < len(names):
         raise CommandError(f"--by {text!r}: write one or more of {', '.join(By)}, separated by commas", USAGE)
     return [By(name) for name in names]
-
-
-def _prices(file: Path) -> Prices:
-    try:
-        return parse_prices(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--prices {file}: {error}", USAGE) from None
 
 
 def _seconds(timeout: str) -> float:

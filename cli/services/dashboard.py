@@ -83,6 +83,10 @@ def serve(
         str, typer.Option("--session", metavar="TIME", help="Lifetime of a session after the login.")
     ] = "12h",
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Refresh interval of the fleet.")] = "2s",
+    prices: Annotated[
+        Path | None,
+        typer.Option("--prices", metavar="FILE", help="Prices for the page Usage, in TOML, as for corral report."),
+    ] = None,
     nats: NatsUrl = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't print the login link.")] = False,
     stop_within: StopWithin = STOP_WITHIN,
@@ -124,6 +128,7 @@ def serve(
     from ...dashboard.security.accounts import AccountsError
     from ...dashboard.settings import Settings, SettingsError
     from ...login.rules import RulesError, read_rules
+    from ..price_list import read_prices
 
     try:
         rules = None if openid is None else read_rules(openid)
@@ -142,6 +147,7 @@ def serve(
         openid=rules,
         session_seconds=seconds,
         interval_seconds=between,
+        prices=None if prices is None else read_prices(prices.expanduser()),
     )
 
     def started(url: str, link: str) -> None:

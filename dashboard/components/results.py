@@ -94,7 +94,7 @@ class Grid(WhenReady, component="grid.js", esm=LIBRARY):
 
 
 class Chart(WhenReady, component="chart.js", esm=LIBRARY | ECHARTS):
-    """A chart of bars, of lines, or of bars over time that are stacked."""
+    """A chart of bars, which may be stacked, of lines, or of bars over time that are stacked."""
 
     def show(
         self,
@@ -107,9 +107,9 @@ class Chart(WhenReady, component="chart.js", esm=LIBRARY | ECHARTS):
         """Draw the chart.
 
         Args:
-            kind: `bar`, `line` or `stack`.
-            labels: texts for bars, epoch milliseconds otherwise.
-            series: series, each with `name` and `values`.
+            kind: `bar`, `bars` for stacked ones, `line`, or `stack` for stacked bars over time.
+            labels: texts for `bar` and `bars`, epoch milliseconds otherwise.
+            series: series, each with `name`, `values`, and possibly `color`, the number of a color of the palette.
             unit: unit of the values.
             window: start and end of the time axis, in epoch milliseconds; None for those of the labels.
         """

@@ -12,10 +12,11 @@ from starlette.requests import Request
 
 from ...client import Client, CorralError, QueryFailed, QueryResult
 from .. import periods, view_queries
+from ..components.period_bar import PeriodBar
 from ..components.results import Chart, Grid
 from ..downloads import Exports
 from ..fleet import Problem, problem_of
-from ..html import Segments, button, initial_text, on_choice, remember, search, tag, url
+from ..html import button, remember, search, tag, url
 from ..page_frame import Frame, Notice
 from ..view_queries import SHOWN, Column
 from ..zones import local, zone_name, zone_of
@@ -121,18 +122,7 @@ class AnalyticsPage:
             with tag("div", "panel-head"):
                 tag("h2", text=view.question)
                 self._note = tag("span", "note", "Asking…")
-            with tag("div", "bar"):
-                self._periods = Segments(periods.CHOICES, self.period, self._in_period, "Period")
-                with tag("label", "named"):
-                    tag("span", text="since")
-                    since = tag("input", "field", type="date", aria_label="Since", title="Since this day",
-                                **initial_text(self.period.removeprefix("since-")))  # fmt: skip
-                with tag("label", "named"):
-                    tag("span", text="month")
-                    month = tag("input", "field", type="month", aria_label="Month", title="A calendar month",
-                                **initial_text(self.period))  # fmt: skip
-                on_choice(since, lambda day: self._in_period(f"since-{day}" if day else ""))
-                on_choice(month, self._in_period)
+            PeriodBar(periods.CHOICES, self.period, self._in_period)
             with tag("div", "bar").style("margin:10px 0"):
                 for name in periods.FILTERS:
                     words = {"owner": "Owner", "group": "Group", "model": "Model has", "host": "Host has"}[name]
@@ -151,8 +141,7 @@ class AnalyticsPage:
         ui.timer(0, self._ask_view, once=True)
 
     async def _in_period(self, period: str) -> None:
-        self.period = period[:32]
-        self._periods.show(self.period)
+        self.period = period
         await self._ask_view()
 
     async def _filtered(self, name: str, text: str) -> None:

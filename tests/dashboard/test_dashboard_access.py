@@ -28,6 +28,8 @@ PAGES = (
     "/job/1",
     "/leases",
     "/analytics",
+    "/reports",
+    "/reports/usage.csv",
     "/request",
     "/fit",
     "/device/GPU-1",

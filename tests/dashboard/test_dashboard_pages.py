@@ -125,6 +125,7 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
             "/",
             "/jobs",
             "/leases",
+            "/reports",
             "/analytics",
             "/groups",
             "/analytics?view=console",
