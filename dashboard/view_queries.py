@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final
 
@@ -117,8 +117,11 @@ class Column(Struct, frozen=True, kw_only=True):
     help: str = ""
 
 
-def cell(value: Any) -> Any:
-    """Convert a value for a table: numbers stay numbers, None and non-finite numbers become None, others text."""
+def cell(value: Any, zone: tzinfo = UTC) -> Any:
+    """Convert a value for a table: numbers stay numbers, None and non-finite numbers become None, others text.
+
+    Times with a zone are shown in `zone`, without its name, which `zones_of` has.
+    """
     if value is None or isinstance(value, bool | str):
         return value if not isinstance(value, bool) else str(value).lower()
     if isinstance(value, float):
@@ -129,10 +132,29 @@ def cell(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+        return _in_zone(value, zone).replace(tzinfo=None).isoformat(sep=" ", timespec="seconds")
     if isinstance(value, date | timedelta):
         return str(value)
     return str(value)
+
+
+def _in_zone(value: datetime, zone: tzinfo) -> datetime:
+    """A time in a zone; one without a zone, or near the ends of the calendar, as it is."""
+    try:
+        return value if value.tzinfo is None else value.astimezone(zone)
+    except OverflowError:
+        return value
+
+
+def zones_of(rows: Sequence[Sequence[Any]], zone: tzinfo) -> str:
+    """Names of a zone at the times in rows, such as `CET` or `CET and CEST`; empty without such times."""
+    found = {
+        _in_zone(value, zone).tzname()
+        for row in rows
+        for value in row
+        if isinstance(value, datetime) and value.tzinfo is not None
+    }
+    return " and ".join(sorted(name for name in found if name))
 
 
 def numeric(values: Sequence[Any]) -> bool:
@@ -159,8 +181,10 @@ class Drawn(Struct, frozen=True, kw_only=True):
     unit: str
 
 
-def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing | None) -> Drawn | None:
-    """Chart of a result; None if there is nothing to draw."""
+def draw(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing | None, zone: tzinfo = UTC
+) -> Drawn | None:
+    """Chart of a result, with times in labels in a zone; None if there is nothing to draw."""
     if not rows:
         return None
     at = {name: number for number, name in enumerate(columns)}
@@ -176,7 +200,7 @@ def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing
     else:
         # Rows in which all values are zero or unknown are left out.
         used = [row for row in rows if any(row[at[name]] for name in drawing.values)][:BARS]
-        labels = [_label([row[at[name]] for name in drawing.label]) for row in used]
+        labels = [_label([row[at[name]] for name in drawing.label], zone) for row in used]
     if not used:
         return None
     series = [{"name": spoken(name), "values": [_number(row[at[name]]) for row in used]} for name in drawing.values]
@@ -223,8 +247,8 @@ def _unit(name: str) -> str:
     return ""
 
 
-def _label(values: Sequence[Any]) -> str:
-    texts = [str(value) for value in values if value not in (None, "")]
+def _label(values: Sequence[Any], zone: tzinfo) -> str:
+    texts = [str(cell(value, zone)) for value in values if value not in (None, "")]
     # The beginning of a UUID is enough to distinguish devices.
     return " · ".join(text[:12] + "…" if text.startswith("GPU-") and len(text) > 16 else text for text in texts) or "–"
 

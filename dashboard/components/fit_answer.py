@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from nicegui import ui
-from nicegui.events import GenericEventArguments
 
 from ...client.server_commands import SERVERS, offer
 from ...client.server_commands.command import Offer
@@ -14,6 +13,7 @@ from ...client.serving_text import devices, expected_words, kind, layers, millis
 from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
 from ...schemas.units import format_bytes
 from ..html import tag
+from .copy_button import CopyButton
 
 _TITLES: Final = {
     FitVerdict.ONE_DEVICE: "Fits on one GPU",
@@ -128,7 +128,8 @@ def _offer(one: Offer) -> None:
                 tag("span", "chip", "not offered")
             else:
                 tag("span", "note", f"as of {one.version}")
-                _copy("\n".join(f"# on {command.host}\n{command.line}" for command in one.commands))
+                lines = "\n".join(f"# on {command.host}\n{command.line}" for command in one.commands)
+                CopyButton(lines).classes("fit-copy-button")
         if one.refusal:
             tag("div", "note", one.refusal)
         for command in one.commands[:MAX_COMMANDS]:
@@ -138,20 +139,3 @@ def _offer(one: Offer) -> None:
             tag("div", "note", f"and {len(one.commands) - MAX_COMMANDS} more, which are copied, too")
         for note in one.notes:
             tag("div", "note", note)
-
-
-def _copy(text: str) -> None:
-    # Browsers have a clipboard only on HTTPS and on this machine; otherwise a click on a command selects it.
-    with tag("button", "btn small fit-copy-button", type="button", data_text=text) as button:
-        ui.icon("content_copy")
-        label = tag("span", text="Copy")
-
-    def done(event: GenericEventArguments) -> None:
-        label.set_text("Copied" if event.args else "Click a command to select it")
-
-    button.on(
-        "click",
-        done,
-        js_handler="(event) => { const done = navigator.clipboard?.writeText(event.currentTarget.dataset.text);"
-        " done ? done.then(() => emit(true), () => emit(false)) : emit(false); }",
-    )

@@ -14,6 +14,7 @@ from ...client import Client, CorralError, QueryFailed, QueryResult
 from .. import periods, view_queries
 from ..components.period_bar import PeriodBar
 from ..components.results import Chart, Grid
+from ..components.sql_history import SqlHistory
 from ..downloads import Exports
 from ..fleet import Problem, problem_of
 from ..html import button, remember, search, tag, url
@@ -33,6 +34,7 @@ ORDER BY 2 DESC"""
 _VIEWS = """SELECT t.table_name, t.TABLE_COMMENT, c.column_name, c.COLUMN_COMMENT
 FROM information_schema.tables t JOIN information_schema.columns c USING (table_schema, table_name)
 WHERE t.table_type = 'VIEW' AND t.TABLE_COMMENT IS NOT NULL AND t.table_schema = 'main'
+  AND t.table_name <> 'questions'
 ORDER BY 1, c.ordinal_position"""
 
 
@@ -55,7 +57,8 @@ async def _views(client: Client) -> list[_View]:
 def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
     """Register the page."""
 
-    @ui.page("/analytics")
+    # The list of views is asked before there is a page; of a busy history that takes a while.
+    @ui.page("/analytics", response_timeout=30)
     async def page(request: Request, view: str = "", sql: str = "", period: str = "") -> None:
         filters = {name: request.query_params.get(name, "")[:128] for name in periods.FILTERS}
         around = frame(request, "Analytics")
@@ -68,7 +71,7 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
         with around.show("/analytics"):
             with tag("div", "head"), tag("div"):
                 tag("h1", text="Analytics")
-                tag("div", "sub", "Views of the history, and read-only SQL. Times in tables are UTC.")
+                tag("div", "sub", "Views of the history, and read-only SQL.")
             if problem is not None:
                 Notice().tell(problem, whole=True)
                 return
@@ -184,6 +187,8 @@ class AnalyticsPage:
             self._editor.on("keydown.meta.enter", self._run, [])
             with tag("div", "bar").style("margin:14px 0"):
                 button("Run", self._run, "primary", "play_arrow")
+                tag("span", "note", "SQL computes in UTC; times are shown, but not exported, in your zone.")
+            self._history = SqlHistory(self.frame.session.name)
             self._results({})
         if sql:
             ui.timer(0, self._run, once=True)
@@ -214,6 +219,7 @@ class AnalyticsPage:
         if not sql:
             return
         remember("/analytics", sql=sql)
+        self._history.add(sql)
         await self._ask(sql, None)
 
     async def _ask(self, sql: str, drawing: view_queries.Drawing | None) -> None:
@@ -257,12 +263,15 @@ class AnalyticsPage:
         ]
         more = f", the first {SHOWN:,} shown" if result.truncated else ""
         self._note.set_text(f"{result.seconds * 1000:,.0f} ms")
-        self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}")
+        zone = zone_of(self.frame.request.cookies)
+        zones = view_queries.zones_of(rows, zone)
+        named = f", times in {zones}" if zones else ""
+        self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}{named}")
         self._export_bar.set_visibility(True)
         self._grid.fill(
-            [to_builtins(column) for column in columns], [[view_queries.cell(v) for v in row] for row in rows]
+            [to_builtins(column) for column in columns], [[view_queries.cell(v, zone) for v in row] for row in rows]
         )
-        drawn = view_queries.draw(result.columns, rows, drawing)
+        drawn = view_queries.draw(result.columns, rows, drawing, zone)
         self._chart.set_visibility(drawn is not None)
         if drawn is not None:
             self._chart.show(drawn.kind, drawn.labels, drawn.series, drawn.unit)

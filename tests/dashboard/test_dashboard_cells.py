@@ -13,13 +13,14 @@ from corral.dashboard import cells
 from corral.dashboard.cells import GroupBy, Metric
 from corral.dashboard.history import Window, source
 from corral.dashboard.periods import narrowed, period_of, usage_by_owner
-from corral.dashboard.view_queries import Drawing, cell, draw, guess, spoken
+from corral.dashboard.view_queries import Drawing, cell, draw, guess, spoken, zones_of
 from corral.schemas.operations import DeviceStatus
 from corral.schemas.requests import Grant, Lease, LeaseState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 numbers = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(-50, 250))
+INDIA = ZoneInfo("Asia/Kolkata")
 OWNERS = {"l1": "alice", "l2": "bob", "l3": "alice"}
 
 
@@ -178,7 +179,8 @@ def test_a_window_in_the_address_is_the_window_again() -> None:
     assert Window.of("7d", "", "", "1h").query == {"range": "7d"}
 
 
-json_values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.datetimes())
+times = st.datetimes() | st.datetimes(timezones=st.just(UTC))
+json_values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), times)
 
 
 @settings(max_examples=60)
@@ -186,9 +188,19 @@ json_values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st
 def test_whatever_a_query_gives_can_be_shown(rows: list[list[object]]) -> None:
     for row in rows:
         for value in row:
-            shown = cell(value)
+            shown = cell(value, INDIA)
             assert shown is None or isinstance(shown, str | int | float)
             assert shown == shown, "JSON has no NaN"
-    drawn = draw(["a", "b", "c"], rows, guess(["a", "b", "c"], rows))
+    zones_of(rows, INDIA)
+    drawn = draw(["a", "b", "c"], rows, guess(["a", "b", "c"], rows), INDIA)
     if drawn is not None:
         assert all(len(series["values"]) == len(drawn.labels) for series in drawn.series)
+
+
+def test_times_of_a_result_are_in_the_zone_of_the_reader() -> None:
+    winter, summer = datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 7, 1, 12, tzinfo=UTC)
+    berlin = ZoneInfo("Europe/Berlin")
+    assert [cell(at, berlin) for at in (winter, summer)] == ["2026-01-01 13:00:00", "2026-07-01 14:00:00"]
+    assert cell(datetime(2026, 1, 1, 12), berlin) == "2026-01-01 12:00:00"
+    assert zones_of([[winter, 1], [summer, 2]], berlin) == "CEST and CET"
+    assert zones_of([[1]], berlin) == ""

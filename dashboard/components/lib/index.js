@@ -176,3 +176,19 @@ export function sized(canvas, width, height) {
 }
 
 export const FONT = "Roboto, system-ui, sans-serif";
+
+// Copy a text. Pages of plain HTTP have no clipboard, but may copy what is selected.
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.style.cssText = "position:fixed;top:0;opacity:0";
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}
