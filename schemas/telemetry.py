@@ -58,6 +58,7 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
             `nvlink_domain`, where the hosts are in one, unless the operator sets it.
         machine_ids: hashed ids of the machine's installation and of its boot, whatever the host is called. Two host
             names of one machine have one of them in common. Empty if unknown, or for a simulated or replayed host.
+        kernel: release of the operating system's kernel, such as `6.8.0-60-generic`; empty if unknown.
     """
 
     name: str
@@ -67,6 +68,7 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     driver: str = ""
     labels: dict[str, str] = {}
     machine_ids: list[str] = []
+    kernel: str = ""
 
 
 class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -97,6 +99,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         serial: serial number of the board; empty if it has none.
         visible_id: value that selects it in the variable of the vendor's runtime (`ROCR_VISIBLE_DEVICES`,
             `CUDA_VISIBLE_DEVICES`): an id or a number; empty where that is the uuid.
+        firmware: versions of its firmware by part: `vbios`, `gsp` (its system processor), `inforom`; those known.
     """
 
     uuid: str
@@ -121,6 +124,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_affinity: list[int] = []
     serial: str = ""
     visible_id: str = ""
+    firmware: dict[str, str] = {}
 
 
 class Link(StrEnum):

@@ -55,6 +55,7 @@ def _device(library: AmdLibrary, handle: Any, index: int, host: str, identities:
     driver = _facts(library, handle, "amdsmi_get_gpu_driver_info", "amdsmi_driver_info_t")
     clocks: dict[str, Any] = ask({}, "amdsmi_get_clock_info", handle, library.constant("AmdSmiClkType.GFX"))
     bus = str(ask("", "amdsmi_get_gpu_device_bdf", handle))
+    vbios: dict[str, Any] = ask({}, "amdsmi_get_gpu_vbios_info", handle)
     node = ask(-1, "amdsmi_get_gpu_topo_numa_affinity", handle)
     memory = ask(0, "amdsmi_get_gpu_memory_total", handle, library.constant("AmdSmiMemoryType.VRAM"))
     return DeviceInfo(
@@ -75,6 +76,7 @@ def _device(library: AmdLibrary, handle: Any, index: int, host: str, identities:
         numa_node=node if isinstance(node, int) and node >= 0 else (proc.pci_numa_node(bus) if bus else None),
         cpu_affinity=proc.pci_cpus(bus) if bus else [],
         serial=_words(asic.get("asic_serial")),
+        firmware={"vbios": version} if (version := _words(vbios.get("version"))) else {},
     )
 
 

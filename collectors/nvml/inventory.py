@@ -28,6 +28,12 @@ ARCHITECTURES: Final = {
 _CORES_PER_SM: Final = {"3": 192, "5": 128, "6.0": 64, "6": 128, "7": 64, "8.0": 64, "8": 128, "9": 128, "10": 128}
 """CUDA cores in a streaming multiprocessor by compute capability or its major part (CUDA programming guide)."""
 _NEWEST_CORES_PER_SM: Final = 128
+_FIRMWARE: Final = {
+    "vbios": "nvmlDeviceGetVbiosVersion",
+    "gsp": "nvmlDeviceGetGspFirmwareVersion",
+    "inforom": "nvmlDeviceGetInforomImageVersion",
+}
+"""Calls for the versions of a device's firmware, by its part."""
 
 
 Split = tuple[bool, tuple[str, ...]]
@@ -205,6 +211,7 @@ def _whole(library: Library, handle: Handle, index: int, host: str, driver: str,
         numa_node=_numa_node(library, handle, bus),
         cpu_affinity=_cpu_affinity(library, handle, bus),
         serial=str(ask("", "nvmlDeviceGetSerial", handle)),
+        firmware={part: str(text) for part, call in _FIRMWARE.items() if (text := ask("", call, handle))},
     )
 
 

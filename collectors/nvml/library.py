@@ -52,7 +52,11 @@ Function: TypeAlias = Any
 
 UNKNOWN: Final = 999
 _TEXTS: Final = frozenset(
-    {"nvmlSystemGetDriverVersion", "nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetSerial", "nvmlErrorString"}
+    {
+        *("nvmlSystemGetDriverVersion", "nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetSerial"),
+        *("nvmlDeviceGetVbiosVersion", "nvmlDeviceGetGspFirmwareVersion", "nvmlDeviceGetInforomImageVersion"),
+        "nvmlErrorString",
+    }
 )
 """Functions whose answer is a text."""
 

@@ -167,6 +167,7 @@ def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
         driver=driver,
         labels={clean(key): clean(value) for key, value in labels.items()},
         machine_ids=machine_ids(),
+        kernel=clean(platform.release()),
     )
 
 

@@ -15,6 +15,7 @@ from .jobs import Floats, digest
 from .models import MODELS, Model
 
 _DRIVERS: Final = {"nvidia": "570.86.15", "amd": "6.12.12"}
+_VBIOS: Final = {"nvidia": "96.00.9F.00.01", "amd": "022.040.003.043.000001"}
 _HOT_HOSTS: Final = 0.03
 """Share of hosts with poor air: their boards reach the slowdown temperature at full load."""
 
@@ -130,6 +131,7 @@ def _inventory(name: str, model: Model, uuids: list[str], number: int, labels: d
             pcie_address=f"00000000:{0x10 + 0x0A * index % 0xE0:02X}:00.0",
             numa_node=index // half,
             cpu_affinity=list(range(cores // 2 * (index // half), cores // 2 * (index // half + 1))),
+            firmware={"vbios": _VBIOS[model.vendor]},
             serial=f"{16_000_000_000 + digest(device) % 1_000_000_000}",
         )
         for index, device in enumerate(uuids)

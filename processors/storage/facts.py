@@ -1,9 +1,9 @@
-"""Write inventories, hosts' clocks and leases: tables of the present state, whose rows are replaced."""
+"""Write inventories, hosts' clocks and leases: tables whose rows are replaced, mostly of the present state."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from ...schemas.clocks import REREAD_SECONDS
 from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, Preemption
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
+from .host_facts import facts_of, fingerprint, write_host_facts
 from .protocol import ArrowTable, HostClock
 from .rows import TIME, Columns, arrow_schema, table_of
 from .statements import put, registered
@@ -30,7 +31,7 @@ _COMPUTED: Final = ("first_seen", "last_seen", "present")
 _HOSTS: Final = Columns(
     arrow_schema("hosts", without=_COMPUTED, seen=True),
     HostInfo,
-    ("host", "labels", "agent", "source", "interval_seconds", "devices", "seen"),
+    ("host", "labels", "agent", "source", "interval_seconds", "devices", "seen", "fingerprint"),
 )
 _DEVICES: Final = Columns(arrow_schema("devices", without=_COMPUTED, seen=True), DeviceInfo, ("device", "seen"))
 _NOTICE: Final = tuple(f"preemption_{name}" for name in Preemption.__struct_fields__)
@@ -79,17 +80,30 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
     # A device belongs to one host: if a later inventory may list it, it has moved to that host.
     devices = {d.uuid: (_seen(i), d) for i in found for d in i.devices if d.uuid not in others.get(i.host.name, ())}
     _write_conflicts(cursor, found, others)
+    # A collector that stops takes nothing from its host.
+    facts = {
+        i.host.name: facts_of(i, {d.uuid: d for d in i.devices if devices.get(d.uuid, (0, None))[1] is d})
+        for i in found
+        if not i.leaving
+    }
+    write_host_facts(cursor, facts, {i.host.name: _seen(i) for i in found})
     with (
-        registered(cursor, "new_hosts", _hosts(found)),
+        registered(cursor, "new_hosts", _hosts(found, {host: fingerprint(told) for host, told in facts.items()})),
         registered(cursor, "new_devices", _devices(list(devices.values()))),
         registered(cursor, "new_links", _links(found)),
     ):
-        seen = "n.* EXCLUDE seen, coalesce(k.first_seen, n.seen) AS first_seen, n.seen AS last_seen"
-        put(cursor, "hosts", f"SELECT {seen} FROM new_hosts n LEFT JOIN hosts k USING (host)", ["host"])
+        seen = "coalesce(k.first_seen, n.seen) AS first_seen, n.seen AS last_seen"
+        put(
+            cursor,
+            "hosts",
+            f"SELECT n.* EXCLUDE (seen, fingerprint), coalesce(n.fingerprint, k.fingerprint) AS fingerprint, {seen} "
+            "FROM new_hosts n LEFT JOIN hosts k USING (host)",
+            ["host"],
+        )
         put(
             cursor,
             "devices",
-            f"SELECT {seen}, true AS present FROM new_devices n LEFT JOIN devices k USING (device) "
+            f"SELECT n.* EXCLUDE seen, {seen}, true AS present FROM new_devices n LEFT JOIN devices k USING (device) "
             "UNION ALL BY NAME SELECT * REPLACE (false AS present) FROM devices WHERE present "
             "AND host IN (SELECT host FROM new_hosts) AND device NOT IN (SELECT device FROM new_devices)",
             ["device"],
@@ -156,7 +170,7 @@ def _seen(inventory: Inventory) -> int:
     return inventory.time_ns // 1000
 
 
-def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
+def _hosts(inventories: Sequence[Inventory], fingerprints: Mapping[str, str]) -> ArrowTable:
     return _HOSTS.table(
         [
             _HOSTS.row(
@@ -168,6 +182,7 @@ def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
                 interval_seconds=inventory.interval_seconds,
                 devices=len(inventory.devices),
                 seen=_seen(inventory),
+                fingerprint=fingerprints.get(inventory.host.name),
             )
             for inventory in inventories
         ]

@@ -68,7 +68,11 @@ TABLES: Final[dict[str, str]] = {
     "hosts": (
         "host VARCHAR NOT NULL, address VARCHAR, cpus INTEGER, memory_bytes BIGINT, driver VARCHAR, "
         "labels MAP(VARCHAR, VARCHAR), agent VARCHAR, source VARCHAR, interval_seconds DOUBLE, devices INTEGER, "
-        "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ"
+        "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ, fingerprint VARCHAR, kernel VARCHAR"
+    ),
+    # What was true of a host or a device, and from when to when; `valid_to` is null while it is.
+    "host_facts": (
+        "host VARCHAR, device VARCHAR, fact VARCHAR, value VARCHAR, valid_from TIMESTAMPTZ, valid_to TIMESTAMPTZ"
     ),
     # Devices that a host lists although another host owns them.
     "device_conflicts": ("host VARCHAR, device VARCHAR, owner VARCHAR, since TIMESTAMPTZ, last_seen TIMESTAMPTZ"),

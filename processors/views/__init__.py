@@ -15,6 +15,7 @@ from msgspec import Struct
 
 NAMES: Final = (
     "host_clocks",
+    "host_changes",
     "lease_spans",
     "lease_minutes",
     "lease_buckets",

@@ -121,6 +121,7 @@ def test_odd_texts_of_nvml_leave_the_device_and_its_host(nvml: FakeNvml) -> None
         FakeDevice(1, name=b"\xc3" * 95),
         FakeDevice(2, name=""),
     ]
+    nvml.devices[1].vbios = b"96.00\xff"
     source = NvmlSource("node-1", {"row": "a\udcff"})
     opened(source)
     inventory = codec.decode(codec.encode(source.inventory()[0]), Inventory)
@@ -128,6 +129,7 @@ def test_odd_texts_of_nvml_leave_the_device_and_its_host(nvml: FakeNvml) -> None
     first, second, third = inventory.devices
     assert first.name.endswith("A100")
     assert first.serial == "\ufffd" * 20
+    assert (first.firmware, second.firmware) == ({}, {"vbios": "96.00\ufffd"})
     assert (second.uuid, third.uuid) == (nvml.devices[1].uuid, nvml.devices[2].uuid)
     assert len(second.name) <= MAX_CHARACTERS
     assert inventory.host.driver == "5\ufffd5.1"

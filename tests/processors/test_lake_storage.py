@@ -195,7 +195,18 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
         rollups.refresh(database.cursor(), level, sorted(database.days))
     both = database.cursor(), part.cursor()
     names = ["samples", "rollup_10s", "rollup_1m", "rollup_1h", "rollup_1m_bins", "rollup_1h_bins"]
-    names += ["devices", "hosts", "links", "leases", "lease_devices", "lease_events", "jobs", "job_tasks", *VIEWS]
+    names += [
+        "devices",
+        "hosts",
+        "host_facts",
+        "links",
+        "leases",
+        "lease_devices",
+        "lease_events",
+        "jobs",
+        "job_tasks",
+        *VIEWS,
+    ]
     for name in names:
         expected, got = (rows(cursor, name) for cursor in both)
         columns = [row[0] for row in both[0].execute(f"DESCRIBE {name}").fetchall()]
@@ -306,6 +317,20 @@ def rows(cursor: Any, name: str) -> list[tuple[Any, ...]]:
         if "seconds_ago" not in column
     )
     return cursor.execute(f"SELECT {chosen} FROM {name} ORDER BY ALL").fetchall()
+
+
+def test_a_lake_keeps_what_was_true_of_hosts(lake: lakes.Lake) -> None:
+    part = lakes.LakePart(lake, lakes.prepare(lake, 1), PART)
+    part.resume(PART, "made")
+    (first, *_) = facts.decode(facts_messages(), lambda *_: True, 0).inventories
+    for at, driver in enumerate(("570", "570", "580"), 1):
+        told = replace(first, time_ns=at * 10**18, host=replace(first.host, driver=driver), leaving=at == 2)
+        part.commit(Batch(stream=PART, sequence=at, inventories=[told], messages=at))
+    changes = part.cursor().execute(
+        "SELECT value, epoch_ns(valid_from), epoch_ns(valid_to) FROM lake.host_facts WHERE fact = 'driver' ORDER BY 2"
+    )
+    assert changes.fetchall() == [("570", 10**18, 3 * 10**18), ("580", 3 * 10**18, None)]
+    part.close()
 
 
 def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) -> None:

@@ -19,13 +19,13 @@ from .. import facts, jobs, schema
 from ..protocol import HostClock
 from ..statements import registered
 
-_HOST_TABLES: Final = ("hosts", "devices", "device_conflicts", "links")
+_HOST_TABLES: Final = ("hosts", "devices", "host_facts", "device_conflicts", "links")
 _LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
 _JOB_TABLES: Final = ("jobs", "job_tasks")
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
-    """Update hosts, devices and links."""
+    """Update hosts, devices, links, and facts over time."""
     if not inventories:
         return
     hosts = pa.table({"host": pa.array({i.host.name for i in inventories}, pa.string())})
@@ -36,6 +36,7 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         found = f"({chosen} OR device IN (SELECT device FROM named_devices))"
         owners = f"({chosen} OR host IN (SELECT host FROM lake.main.devices WHERE {found}))"
         which = {"hosts": owners, "devices": found, "device_conflicts": chosen, "links": chosen}
+        which["host_facts"] = f"valid_to IS NULL AND {found}"
         _bring(cursor, _HOST_TABLES, which)
         facts.write_inventories(cursor, inventories)
         _replace(cursor, _HOST_TABLES, which)
@@ -103,6 +104,7 @@ def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[s
 _KEYS: Final = {
     "hosts": ("host",),
     "devices": ("device",),
+    "host_facts": ("host", "coalesce(device, '')", "fact", "valid_from", "coalesce(valid_to, 'infinity'::TIMESTAMPTZ)"),
     "device_conflicts": ("host", "device"),
     "links": ("host", "device", "other"),
     "leases": ("lease_id",),

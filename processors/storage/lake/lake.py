@@ -63,7 +63,10 @@ _KEYS: Final = re.compile(r", PRIMARY KEY \(.*\)| PRIMARY KEY| NOT NULL")
 _T = TypeVar("_T")
 
 APPENDED: Final = ("processes", "agents", "events", "lease_events", "requests")
-STATE: Final = ("devices", "hosts", "device_conflicts", "links", "leases", "lease_devices", "jobs", "job_tasks")
+STATE: Final = (
+    *("devices", "hosts", "host_facts", "device_conflicts", "links"),
+    *("leases", "lease_devices", "jobs", "job_tasks"),
+)
 TABLES: Final[dict[str, str]] = {
     "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
     + ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items()),
