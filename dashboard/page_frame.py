@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from ..client import Client, CorralError
 from .fleet import Fleet, Problem
-from .html import button, empty, on_typing, tag
+from .html import button, empty, initial_text, on_typing, tag
 from .jobs import JobBoard
 from .security.accounts import Role
 from .security.guard import session_of
@@ -30,6 +30,7 @@ NAVIGATION: Final = (
     ("/", "Fleet", "grid_view"),
     ("/jobs", "Jobs", "playlist_play"),
     ("/leases", "Leases", "view_timeline"),
+    ("/events", "Events", "notifications_none"),
     ("/groups", "Groups", "groups"),
     ("/reports", "Usage", "receipt_long"),
     ("/analytics", "Analytics", "query_stats"),
@@ -211,16 +212,32 @@ class Frame:
         return True
 
     def confirm(
-        self, title: str, text: str, verb: str, do: Callable[[str], Awaitable[bool]], reason: str | None = None
+        self,
+        title: str,
+        text: str,
+        verb: str,
+        do: Callable[[str], Awaitable[bool]],
+        reason: str | None = None,
+        usual: str = "",
     ) -> None:
-        """Show a dialog that confirms an action; with `reason`, its label for a reason, which the user must give."""
+        """Show a dialog that confirms an action.
+
+        Args:
+            title: title of the dialog.
+            text: what the action does.
+            verb: label of the button.
+            do: carries it out with what the user has written, and returns true on success.
+            reason: label of a field that the user must fill in; None without one.
+            usual: what is in the field at first.
+        """
         # The dialog belongs to the page, not to the row of the button, which may be removed while the dialog is open.
         with self._page, ui.dialog() as dialog, tag("div", "q-card dialog"):
             tag("h2", text=title)
             tag("p", text=text)
-            given = {"reason": ""}
+            given = {"reason": usual}
             if reason is not None:
-                field = tag("input", "field", placeholder=reason, aria_label=reason, maxlength=200, autofocus=True)
+                field = tag("input", "field", placeholder=reason, aria_label=reason, maxlength=200, autofocus=True,
+                            **initial_text(usual))  # fmt: skip
                 on_typing(field, lambda text: given.update(reason=text[:200]), pause=0.0)
 
             async def go() -> None:

@@ -178,14 +178,28 @@ class Dashboard:
         )
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fit, fleet, groups, job, jobs, leases, not_found, reports, request
+        from .pages import (
+            analytics,
+            device,
+            events,
+            fit,
+            fleet,
+            groups,
+            host,
+            job,
+            jobs,
+            leases,
+            not_found,
+            reports,
+            request,
+        )
 
         def frame(request: Request, title: str) -> Frame:
             from .page_frame import Frame
 
             return Frame(self.fleet, self.jobs, self.sessions, request, title)
 
-        for page in (fleet, device, jobs, job, leases, groups, request, fit):
+        for page in (fleet, device, host, events, jobs, job, leases, groups, request, fit):
             page.register(frame)
         analytics.register(frame, exports)
         reports.register(frame, self.settings.prices)

@@ -13,6 +13,8 @@ from ...schemas.requests import Lease
 from ...schemas.units import format_bytes
 from ..html import table, tag, url
 from ..zones import local
+from .copy_button import CopyButton
+from .host_links import host_link
 from .job_rows import length, percent, state_chip
 
 
@@ -69,6 +71,9 @@ class TaskDetails:
             if lease is not None:
                 with _fact("Devices"):
                     _devices(lease)
+                with _fact("Inside"):
+                    named = f"{job.job_id}_{task.index}" if job.array else job.job_id
+                    CopyButton(f"corral attach {named}", "Copy the command to attach")
         if task.message:
             tag("div", "note", task.message).style("margin-top:12px")
         if task.parts:
@@ -85,7 +90,7 @@ class TaskDetails:
 
             return create
 
-        return [part.host, lambda: state_chip(part.state), *map(text, _PART_HEADS)]
+        return [lambda: host_link(part.host), lambda: state_chip(part.state), *map(text, _PART_HEADS)]
 
 
 def _fact(name: str) -> Any:

@@ -19,11 +19,13 @@ from ...schemas.requests import Lease
 from ...schemas.telemetry import ProcessSample
 from ...schemas.units import format_bytes
 from .. import cells, history
+from ..components.copy_button import CopyButton
+from ..components.host_links import host_link
 from ..components.job_rows import job_link
 from ..components.timeline import Timeline
 from ..fleet import Fleet, Problem, problem_of
 from ..history import RANGES, Window
-from ..html import Segments, button, remember, table, tag
+from ..html import Segments, button, remember, table, tag, url
 from ..page_frame import Frame, Notice
 from ..security.accounts import Role
 from ..zones import local, zone_name
@@ -213,7 +215,12 @@ class DevicePage:
                     tag("h1", text=f"{device.host} · GPU {device.index}" if device else self._former())
                     if device:
                         tag("span", f"chip {TONES[device_state(device)]}", cells.state_words(device))
-                tag("div", "sub", device.model if device else self._why_gone())
+                with tag("div", "sub"):
+                    if device:
+                        host_link(device.host)
+                        tag("span", text=f" · {device.model}")
+                    else:
+                        tag("span", text=self._why_gone())
             if device and may:
                 with tag("div", "bar"):
                     if device.drain_reason:
@@ -226,6 +233,7 @@ class DevicePage:
                     with tag("div"):
                         tag("div", "fact-name", name)
                         tag("div", "fact-value", value)
+                _show_lease_ids(held)
                 _show_jobs(held)
         else:
             tag("div", "note mono", self.uuid)
@@ -321,7 +329,6 @@ def _facts(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
         ("Temperature", number(device.temperature_celsius, " °C")),
         ("Power", number(device.power_watts, " W")),
         ("UUID", device.uuid),
-        *((("Leases", ", ".join(device.leases)),) if device.leases else ()),
     ]
 
 
@@ -329,6 +336,18 @@ def _work(span: dict[str, Any]) -> str | Callable[[], Any]:
     """Cell with what a lease was for: the task of a job as a link, else the name of its workload."""
     attempt = attempt_of_request(span["request_id"])
     return span["name"] or "–" if attempt is None else lambda: job_link(attempt, span["name"] or "")
+
+
+def _show_lease_ids(held: Sequence[Lease]) -> None:
+    if not held:
+        return
+    with tag("div"):
+        tag("div", "fact-name", "Leases")
+        with tag("div", "fact-value"):
+            for lease in held:
+                with tag("div", "bar").style("gap:6px"):
+                    tag("a", "link", lease.lease_id, href=url("/leases", q=lease.lease_id))
+                    CopyButton(lease.lease_id)
 
 
 def _show_jobs(held: Sequence[Lease]) -> None:

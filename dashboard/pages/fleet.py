@@ -6,7 +6,6 @@ import base64
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from nicegui import ui
 from starlette.requests import Request
@@ -18,6 +17,7 @@ from ...schemas.units import format_bytes
 from .. import cells
 from ..cells import GroupBy, Metric
 from ..components.heatmap import HeatMap
+from ..components.host_links import device_path, host_link
 from ..fleet import NO_DEVICES, Fleet
 from ..html import Segments, remember, search, table, tag, url
 from ..jobs import JobCounts
@@ -110,7 +110,7 @@ class FleetPage:
 
     def _open(self, number: int) -> None:
         if 0 <= number < len(self.fleet.devices):
-            ui.navigate.to(f"/device/{quote(self.fleet.devices[number].uuid, safe='')}")
+            ui.navigate.to(device_path(self.fleet.devices[number].uuid))
 
     # Updates to the browser
 
@@ -291,7 +291,9 @@ class _Attention:
                 tag("h2", text="Needs attention")
                 tag("span", "note", f"{count:,} device{'' if count == 1 else 's'}")
             for host, why in hosts.items():
-                tag("p", "note", f"{host} starts no jobs: {why}")
+                with tag("p", "note"):
+                    host_link(host)
+                    tag("span", text=f" starts no jobs: {why}")
             if not found:
                 return
             table(("Device", "State", "Model", "Held by"), [line[:4] for line in lines])
@@ -307,9 +309,9 @@ def _row(devices: Sequence[DeviceStatus], fleet: Fleet) -> tuple[Any, ...]:
 
     def where() -> None:
         if len(devices) == 1:
-            tag("a", "", f"{first.host} · GPU {first.index}", href=f"/device/{quote(first.uuid, safe='')}")
+            tag("a", "", f"{first.host} · GPU {first.index}", href=device_path(first.uuid))
         else:
-            tag("a", "", f"{first.host} · {len(devices)} GPUs", href=url("/", metric="health", q=first.host))
+            host_link(first.host, f"{first.host} · {len(devices)} GPUs")
 
     def state() -> None:
         tag("span", f"chip {_TONES.get(device_state(first), 'warn')}", words)

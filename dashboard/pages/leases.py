@@ -15,12 +15,15 @@ from ...client import CorralError
 from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import QueueEntry
 from ...schemas.requests import Lease, ResizeKind
+from ...schemas.units import format_seconds, parse_seconds
 from .. import cells, history
+from ..components.copy_button import CopyButton
+from ..components.host_links import host_link
 from ..components.job_rows import job_link
 from ..components.results import Lanes
 from ..fleet import problem_of
 from ..history import RANGES, Window
-from ..html import Segments, button, remember, search, table, tag, url
+from ..html import Segments, button, remember, search, table, tag
 from ..page_frame import Frame, Notice
 from ..security.accounts import Role
 from ..zones import local
@@ -190,7 +193,9 @@ class LeasesPage:
 
         def where() -> None:
             with tag("div", "clip", title=_where(lease)):
-                tag("a", "", _where(lease), href=url("/", q=lease.lease_id) if devices else None)
+                for at, (host, words) in enumerate(_places(lease).items()):
+                    tag("span", text=", " if at else "")
+                    host_link(host, words)
 
         def ends() -> None:
             self._left[lease.lease_id] = tag("span", text=_until(lease))
@@ -200,11 +205,13 @@ class LeasesPage:
             if mine and attempt_of_request(lease.request_id) is not None:
                 pass  # the planner holds the leases of jobs, which are cancelled on their own pages
             elif mine and self.frame.may(Role.REQUESTER):
+                button("Renew", lambda: self._renew(lease), "small")
                 button("Release", lambda: self._release(lease), "small")
             elif self.frame.may(Role.OPERATOR):
                 button("Evict", lambda: self._evict(lease), "small danger")
             if devices and self.frame.may(Role.OPERATOR):
                 button("Drain", lambda: self._drain(lease), "small quiet", title="Drain its devices")
+            CopyButton(lease.lease_id, "Copy id")
 
         gpus = f"{sum(grant.share for grant in devices):g}"
         if lease.elastic is not None:
@@ -236,6 +243,25 @@ class LeasesPage:
             return await self.frame.attempt(act, f"{lease.lease_id} is released")
 
         self.frame.confirm("Release this lease?", _words(lease), "Release", do)
+
+    def _renew(self, lease: Lease) -> None:
+        async def do(length: str) -> bool:
+            async def act() -> None:
+                user = self.frame.require(Role.REQUESTER)
+                await self.frame.ask(lambda client: client.renew(lease.lease_id, ttl=seconds, owner=user.name))
+
+            try:
+                seconds = parse_seconds(length)
+            except ValueError as error:
+                ui.notify(str(error), type="negative")
+                return False
+            return await self.frame.attempt(act, f"{lease.lease_id} is renewed for {format_seconds(seconds)}")
+
+        text = (
+            f"{_words(lease)} It then ends so long from now, unless it is renewed again; a command that holds it "
+            "goes on renewing it."
+        )
+        self.frame.confirm("Renew this lease?", text, "Renew", do, "Length of time", format_seconds(lease.ttl_seconds))
 
     def _evict(self, lease: Lease) -> None:
         async def do(reason: str) -> bool:
@@ -306,10 +332,15 @@ def _hosts(lease: Lease) -> list[str]:
 
 
 def _where(lease: Lease) -> str:
+    return ", ".join(_places(lease).values())
+
+
+def _places(lease: Lease) -> dict[str, str]:
+    """Each host of a lease, with its devices in words."""
     hosts: dict[str, list[int]] = {}
     for grant in lease.grants:
         hosts.setdefault(grant.host, []).extend([grant.index] if grant.device else [])
-    return ", ".join(f"{host} · {_runs(sorted(indices))}" if indices else host for host, indices in hosts.items())
+    return {host: f"{host} · {_runs(sorted(indices))}" if indices else host for host, indices in hosts.items()}
 
 
 def _runs(numbers: Sequence[int]) -> str:

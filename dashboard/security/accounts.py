@@ -39,7 +39,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Sees everything, changes nothing."""
     REQUESTER = "requester"
-    """Requests devices as owner under the account's name, and releases its leases."""
+    """Requests devices as owner under the account's name, renews and releases its leases."""
     OPERATOR = "operator"
     """Also releases and evicts leases of other owners, drains and undrains."""
 

@@ -29,6 +29,8 @@ PAGES = (
     "/leases",
     "/analytics",
     "/reports",
+    "/events",
+    "/host/sim-0001",
     "/reports/usage.csv",
     "/request",
     "/fit",

@@ -126,6 +126,8 @@ def test_light_and_dark_and_on_a_phone(dashboard: DashboardProcess, browser: Any
             "/jobs",
             "/leases",
             "/reports",
+            "/events",
+            "/host/sim-0001",
             "/analytics",
             "/groups",
             "/analytics?view=console",

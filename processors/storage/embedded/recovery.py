@@ -60,7 +60,7 @@ THROUGH: Final = "recovered_through"
 """Key in `corral_meta`: microseconds since the epoch; older rows may be stored already, and are looked up."""
 
 _PRESENT: Final = (
-    *("hosts", "devices", "links", "lease_events", "leases", "lease_devices", "requests"),
+    *("hosts", "devices", "host_facts", "links", "lease_events", "leases", "lease_devices", "requests"),
     *("jobs", "job_tasks"),
 )
 """Tables that take a message again without harm."""
