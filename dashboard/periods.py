@@ -132,27 +132,6 @@ def _condition(name: str, text: str, columns: Collection[str]) -> str:
     return f"lease_id IN (SELECT lease_id FROM {'lease_spans' if name == 'host' else 'leases'} WHERE {column} {test})"
 
 
-def usage_by_owner(period: Period, filters: Mapping[str, str]) -> str:
-    """SQL for the GPU-hours that each owner held within a period, compared with the period before.
-
-    Leases are cut at the ends of the period. A device counts by its granted share, in whole boards.
-    """
-    only = narrowed(("owner", "host", "device", "lease_id"), None, filters).where or "true"
-    now, before = _held(period), _held(period.before)
-    return (
-        f"SELECT owner, count(DISTINCT lease_id) FILTER ({now} > 0) AS leases, "
-        f"round(sum({now}) / 3600, 3) AS gpu_hours, round(sum({before}) / 3600, 3) AS gpu_hours_before, "
-        f"round(100 * (sum({now}) / nullif(sum({before}), 0) - 1), 1) AS change_percent "
-        f"FROM lease_spans WHERE started < {_literal(period.end)} AND ended > {_literal(period.before.start)} "
-        f"AND {only} GROUP BY owner ORDER BY gpu_hours DESC, owner"
-    )
-
-
-def _held(period: Period) -> str:
-    start, end = _literal(period.start), _literal(period.end)
-    return f"(gpus * greatest(0, epoch(least(ended, {end})) - epoch(greatest(started, {start}))))"
-
-
 def _literal(at: datetime) -> str:
     return f"to_timestamp({at.timestamp():.3f})"
 

@@ -39,11 +39,13 @@ class Filters(Struct, frozen=True, kw_only=True):
         owner: name of the owner.
         group: name of the group, with those within it.
         model: pattern of the model's name, or a part of it; in any case.
+        host: part of a host's name, in any case. Requests and preemptions are of no host: with it, ask only for usage.
     """
 
     owner: str | None = None
     group: str | None = None
     model: str | None = None
+    host: str | None = None
 
 
 def usage(cuts: Sequence[Slice], filters: Filters) -> str:
@@ -52,7 +54,7 @@ def usage(cuts: Sequence[Slice], filters: Filters) -> str:
     Its columns are GPU-microseconds (`granted_us`, `known_us`, `idle_us`), and `energy_mj` in millijoules, null if
     nothing is known of it.
     """
-    return f"""{_pieces(cuts, filters)}
+    return f"""{pieces(cuts, filters)}
 SELECT slice, group_name, owner, model, sum(round(gpus * (b - a))::BIGINT)::HUGEINT AS granted_us,
     sum(round(gpus * known_us)::BIGINT)::HUGEINT AS known_us, sum(round(gpus * idle_us)::BIGINT)::HUGEINT AS idle_us,
     sum(round(share * energy_mj)::BIGINT)::HUGEINT AS energy_mj
@@ -114,7 +116,7 @@ def waste(cuts: Sequence[Slice], filters: Filters, limit: int) -> str:
     A device is busy if a known minute of it was not idle. The memory is that of whole devices in hours and minutes
     within the lease, null where others may have held a part of one.
     """
-    return f"""{_pieces(cuts, filters)}, devices AS (
+    return f"""{pieces(cuts, filters)}, devices AS (
     SELECT lease_id, host, device, any_value(group_name) AS group_name, any_value(owner) AS owner,
         any_value(name) AS name, any_value(model) AS model, max(memory_granted_bytes) AS memory_granted,
         bool_or(share < 1) AS shared, sum(round(gpus * (b - a))::BIGINT) AS granted_us,
@@ -149,8 +151,12 @@ def _spans(start: datetime, end: datetime, filters: Filters) -> str:
 )"""
 
 
-def _pieces(cuts: Sequence[Slice], filters: Filters) -> str:
-    """SQL for the use in each hour, or part of one, of each span: from `a` to `b`, in microseconds."""
+def pieces(cuts: Sequence[Slice], filters: Filters) -> str:
+    """Beginning of a statement, whose last part `pieces` has the use in each hour, or part of one, of each span.
+
+    A row is from `a` to `b` in microseconds, and has the columns of `lease_spans`, the number of its `slice`,
+    `group_name`, `model`, `known_us`, `idle_us` and `energy_mj`; the latter three are of the whole device.
+    """
     values = ", ".join(f"({at}, {_us(cut.start)}, {_us(cut.end)})" for at, cut in enumerate(cuts))
     begins = f"(a // {MINUTE_US} - 60 * hour)::INTEGER"
     ends = f"((b - 1) // {MINUTE_US} - 60 * hour)::INTEGER"
@@ -226,6 +232,8 @@ def _where(filters: Filters, leases: str = "", spans: str = "") -> str:
         model = "coalesce(nullif(d.model, ''), m.name, '')" if spans else "model"
         pattern = filters.model if any(sign in filters.model for sign in "*?[") else f"*{filters.model}*"
         found.append(f"lower({model}) GLOB lower({_text(pattern)})")
+    if filters.host is not None and spans:
+        found.append(f"contains(lower({span}host), lower({_text(filters.host)}))")
     return " AND ".join(found)
 
 

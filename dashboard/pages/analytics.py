@@ -11,7 +11,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import Client, CorralError, QueryFailed, QueryResult
-from .. import periods, view_queries
+from .. import period_usage, periods, view_queries
 from ..components.period_bar import PeriodBar
 from ..components.results import Chart, Grid
 from ..components.sql_history import SqlHistory
@@ -24,7 +24,6 @@ from ..zones import local, zone_name, zone_of
 
 _SECONDS = 60.0
 _WHEN = "%d %b %Y %H:%M"
-_USAGE = "GPU-hours held within the period, by share: leases are cut at its ends. Before: as long a time before it."
 _EXAMPLE = """-- Any read-only question: SHOW TABLES, DESCRIBE samples, FROM questions …
 SELECT host, avg(gpu_utilization_percent) AS gpu_utilization_percent, max(temperature_celsius) AS hottest_celsius
 FROM samples
@@ -161,12 +160,14 @@ class AnalyticsPage:
         narrowed = periods.narrowed(view.columns, period, self.filters)
         known = view_queries.KNOWN.get(view.name)
         drawing = known.drawing if known else None
-        if view.name == "usage_by_owner" and period is not None:
-            sql, counted = periods.usage_by_owner(period, self.filters), _USAGE
-            drawing = view_queries.Drawing(kind="bar", label=("owner",), values=("gpu_hours", "gpu_hours_before"))
+        usage = period_usage.QUESTIONS.get(view.name)
+        if usage is not None and period is not None:
+            sql, counted, drawing = usage.sql(period, self.filters), period_usage.COUNTED, usage.drawing
+            refused: list[str] = []
         else:
             sql, counted = view_queries.sql(view.name, narrowed.where), narrowed.counted
-        ignored = f" It can't be filtered by {' or '.join(narrowed.ignored)}." if narrowed.ignored else ""
+            refused = narrowed.ignored
+        ignored = f" It can't be filtered by {' or '.join(refused)}." if refused else ""
         when = f"{local(period.start, _WHEN)} to {local(period.end, _WHEN)} {zone_name(period.end)}. " if period else ""
         self._counted.set_text(f"{when}{counted}{ignored}".strip())
         remember("/analytics", view=view.name, period=self.period, **self.filters)

@@ -15,6 +15,8 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.client.errors import CorralError
 from corral.client.reports.usage_sql import By
+from corral.dashboard import periods
+from corral.dashboard.period_usage import QUESTIONS
 from corral.dashboard.security.accounts import Role
 from corral.dashboard.security.sessions import GUEST_ID, Session
 from corral.dashboard.usage_reports import asked_of, report_scope
@@ -40,6 +42,31 @@ def test_own_usage_is_that_of_whoever_has_logged_in() -> None:
     with pytest.raises(ValueError, match="is no period"):
         report_scope(asked_of({"period": "soon"}, mine=False), ann, now, BERLIN)
     assert asked_of(asked.query, mine=True).query == asked.query
+
+
+def test_views_of_usage_count_what_is_within_a_period_and_compare_it_with_the_time_before(tmp_path: Path) -> None:
+    database = usage_history(tmp_path)
+    cursor = database.cursor()
+    now = datetime(2026, 2, 10, tzinfo=UTC)
+    period = periods.period_of("2026-01", now, BERLIN)
+    assert period is not None
+
+    def asked(view: str, **filters: str) -> list[dict[str, Any]]:
+        cursor.execute(QUESTIONS[view].sql(period, filters))
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    # An hour and a half of two devices, of which one is idle; two hours of one that is unknown; an hour of another.
+    ann, ben = asked("usage_by_owner")
+    assert (ann["owner"], ann["leases"], ann["gpu_hours"], ann["gpu_hours_before"]) == ("ann", 3, 6.0, 1.0)
+    assert (ann["active_gpu_hours"], ann["idle_gpu_hours"], ann["unknown_gpu_hours"]) == (1.5, 1.5, 3.0)
+    assert (ann["idle_percent"], ann["energy_kwh"], ann["change_percent"]) == (50.0, 1.08, 500.0)
+    assert (ben["gpu_hours"], ben["gpu_hours_before"], ben["change_percent"]) == (0.167, 0.0, None)
+    (idle, *_) = asked("idle_while_leased", group="lab")
+    assert (idle["lease_id"], idle["device"], idle["idle_gpu_hours"]) == ("l1", "d4", 1.5)
+    assert [row["lease_id"] for row in asked("lease_usage", model="h100", host="H1")] == ["l1", "l4"]
+    assert asked("group_usage", host="h%") == []
+    database.close()
 
 
 @pytest.fixture(scope="module")
