@@ -18,9 +18,9 @@ from ..client import Client, CorralError, QueryFailed, TimedOut
 from ..client.reports import periods as calendar
 from ..client.reports import usage_sql
 from ..client.reports.asking import ask_usage, scope_of
+from ..client.reports.forms import Form, renderer
 from ..client.reports.periods import Period, Slice
 from ..client.reports.prices import Prices
-from ..client.reports.text import as_csv, as_json, markdown
 from ..client.reports.usage import Scope, UsageReport
 from ..client.reports.usage_sql import By, Filters
 from . import periods
@@ -138,26 +138,14 @@ def held_before(scope: Scope) -> str:
     return f"SELECT {sums} FROM ({usage_sql.usage([before], scope.filters)})"
 
 
-FORMS: Final[Mapping[str, tuple[str, Callable[[UsageReport], bytes]]]] = {
-    "html": ("text/html; charset=utf-8", lambda report: _html(report)),
-    "pdf": ("application/pdf", lambda report: _pdf(report)),
-    "csv": ("text/csv; charset=utf-8", lambda report: as_csv(report).encode()),
-    "md": ("text/markdown; charset=utf-8", lambda report: markdown(report).encode()),
-    "json": ("application/json", as_json),
+MEDIA: Final = {
+    Form.HTML: "text/html; charset=utf-8",
+    Form.PDF: "application/pdf",
+    Form.CSV: "text/csv; charset=utf-8",
+    Form.MARKDOWN: "text/markdown; charset=utf-8",
+    Form.JSON: "application/json",
 }
-"""Media type of each form of a report, and what makes it."""
-
-
-def _html(report: UsageReport) -> bytes:
-    from ..client.reports.page import html
-
-    return html(report).encode()
-
-
-def _pdf(report: UsageReport) -> bytes:
-    from ..client.reports.pdf import pdf
-
-    return pdf(report)
+"""Media type of each form of a report."""
 
 
 class ReportFiles:
@@ -181,9 +169,11 @@ class ReportFiles:
 
     async def fetch(self, request: Request) -> Response:
         """Ask the history, and send the report as a file."""
-        session, form = session_of(request), request.path_params["form"]
-        if form not in FORMS:
-            return PlainTextResponse(f"A report is one of {', '.join(FORMS)}.\n", 404)
+        session = session_of(request)
+        try:
+            form = Form(request.path_params["form"])
+        except ValueError:
+            return PlainTextResponse(f"A report is one of {', '.join(Form)}.\n", 404)
         zone = request.query_params.get("zone")
         rules = zone_of(request.cookies if zone is None else {ZONE_COOKIE: zone})
         try:
@@ -193,8 +183,8 @@ class ReportFiles:
         if self._running[session.name] >= AT_ONCE:
             return PlainTextResponse(f"{AT_ONCE} of your reports are being made: wait for one to end.\n", 429)
         self._running[session.name] += 1
-        media, make = FORMS[form]
         try:
+            make = renderer(form)
             report = await self._fleet.ask(lambda client: self._ask(client, scope), session.name)
             # Drawing takes up to a second, in which other users' pages go on.
             body = await asyncio.to_thread(make, report)
@@ -211,7 +201,7 @@ class ReportFiles:
             self._running += Counter()  # removes users without a running report
         name = re.sub(r"[^A-Za-z0-9-]+", "-", f"gpu-usage-{scope.period.name}").strip("-")
         headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"', "Cache-Control": "no-store"}
-        return Response(body, media_type=media, headers=headers)
+        return Response(body, media_type=MEDIA[form], headers=headers)
 
     async def _ask(self, client: Client, scope: Scope) -> UsageReport:
         return await ask_usage(client, scope, self._prices, SECONDS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from duckdb import DuckDBPyConnection
 from nats.aio.client import Client
@@ -141,6 +141,7 @@ async def process(
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Ingest the streams into a history and answer queries, until cancelled.
 
@@ -150,6 +151,7 @@ async def process(
         wait_seconds: give up after this time if no server answers at the start; None retries forever.
         ready: set once it reads and answers.
         named: called with the processor's id once it has one.
+        beside: work that reads the history beside it, from when it answers until the end.
 
     Raises:
         StorageError, StoragePaused, QuackError, StorageDamaged: see `History`.
@@ -165,7 +167,7 @@ async def process(
         name = "-".join(dict.fromkeys(("processor", history.processor, history.owner)))
         nc = await connect(nats_url, name=name, wait_seconds=wait_seconds, closed=closed)
         try:
-            await _serve(history, nc, server, closed, ready)
+            await _serve(history, nc, server, closed, ready, beside)
         except* (BusUnavailable, StorageDamaged) as gone:
             raise first_of(gone) from None
         finally:
@@ -177,7 +179,12 @@ async def process(
 
 
 async def _serve(
-    history: History, nc: Client, server: ServerClock, closed: asyncio.Event, ready: asyncio.Event | None
+    history: History,
+    nc: Client,
+    server: ServerClock,
+    closed: asyncio.Event,
+    ready: asyncio.Event | None,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None,
 ) -> None:
     js = nc.jetstream()
     await until_laid_out(js)
@@ -211,6 +218,8 @@ async def _serve(
             log.info("processor %s writes %s", history.owner, history.location)
             if ready is not None:
                 ready.set()
+            if beside is not None:
+                tasks.create_task(beside())
             try:
                 await until_closed(nc, closed)
             finally:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from ...client.reports.asking import ask_usage, scope_of
+from ...client.reports.forms import Form, renderer
 from ...client.reports.periods import FORMS, Period, between, period_of
-from ...client.reports.text import as_csv, as_json, markdown
 from ...client.reports.usage import UsageReport
 from ...client.reports.usage_sql import By, Filters
 from ...schemas.units import parse_seconds
@@ -23,16 +21,6 @@ from ..options import NatsUrl, connected, run, say
 from ..price_list import read_prices
 
 report = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
-
-
-class Form(StrEnum):
-    """Form of a report."""
-
-    MARKDOWN = "md"
-    CSV = "csv"
-    JSON = "json"
-    HTML = "html"
-    PDF = "pdf"
 
 
 @report.callback()
@@ -98,7 +86,7 @@ def usage(
     now = datetime.now(UTC)
     about, columns = _period(period, begin, end, zone, now), _columns(by)
     price_list = None if prices is None else read_prices(prices)
-    render = _renderer(form)
+    render = renderer(form)
 
     async def ask() -> UsageReport:
         async with connected(nats) as client:
@@ -145,26 +133,6 @@ def _seconds(timeout: str) -> float:
     if not 0 < found <= 600:
         raise CommandError(f"--timeout {timeout}: must be above 0 and at most 10m", USAGE)
     return found
-
-
-_TEXT: Final[Mapping[Form, Callable[[UsageReport], bytes]]] = {
-    Form.MARKDOWN: lambda made: markdown(made).encode(),
-    Form.CSV: lambda made: as_csv(made).encode(),
-    Form.JSON: as_json,
-}
-
-
-def _renderer(form: Form) -> Callable[[UsageReport], bytes]:
-    """Return the function that makes a form of a report; a missing library is reported before the history is asked."""
-    if form is Form.HTML:
-        from ...client.reports.page import html
-
-        return lambda made: html(made).encode()
-    if form is Form.PDF:
-        from ...client.reports.pdf import pdf
-
-        return pdf
-    return _TEXT[form]
 
 
 def _write(data: bytes, out: Path | None) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -41,6 +41,12 @@ def process(
     threads: Annotated[
         int | None,
         typer.Option(envvar="CORRAL_THREADS", metavar="N", min=1, help="Threads of the database; one per core."),
+    ] = None,
+    reports: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CORRAL_REPORTS", metavar="FILE", help="Reports to make regularly, in TOML (docs/how-to/reports.md)."
+        ),
     ] = None,
     nats: NatsUrl = None,
     keep_raw: Annotated[
@@ -163,7 +169,13 @@ def process(
         raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
     else:
         history = _lake(lake, lake_data, partitions, memory_bytes, threads, retention, force_retention)
-    _run(history, nats, identity.named, within)
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+    if reports is not None:
+        from .scheduled_reports import make_when_due, read_schedule
+
+        schedule, prices = read_schedule(reports.expanduser())
+        beside = lambda: make_when_due(history, schedule, prices)  # noqa: E731
+    _run(history, nats, identity.named, within, beside)
 
 
 class _NoPandas(MetaPathFinder):
@@ -229,7 +241,13 @@ def _lake(
     return LakeHistory(lake, partitions, retention=retention, force_retention=force_retention)
 
 
-def _run(history: History, nats: str | None, named: Callable[[str], None], within_seconds: float) -> None:
+def _run(
+    history: History,
+    nats: str | None,
+    named: Callable[[str], None],
+    within_seconds: float,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None,
+) -> None:
     from ...bus.process import collect_garbage_seldom
     from ...processors.query.quack import QuackError
     from ...processors.service import process as work
@@ -237,6 +255,6 @@ def _run(history: History, nats: str | None, named: Callable[[str], None], withi
 
     collect_garbage_seldom()
     try:
-        run_service(work(history, nats_url=nats, named=named), within_seconds)
+        run_service(work(history, nats_url=nats, named=named, beside=beside), within_seconds)
     except (StorageError, StoragePaused, QuackError) as error:
         raise CommandError(str(error), FAILED) from error
