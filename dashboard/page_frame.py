@@ -179,6 +179,8 @@ class Frame:
                 for update in self._updates:
                     update()
 
+        # On a phone the row of pages is wider than the screen.
+        ui.run_javascript("document.querySelector('.nav-item.here')?.scrollIntoView({inline:'center',block:'nearest'})")
         stop = self.fleet.watch(changed)
         page.on_delete(lambda: stop())
         self._show_pulse()

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from corral.cli.local.supervisor import Part, Supervisor
 from corral.client import Client, Rejected, connect
 from corral.dashboard.security.login_links import login_link
+from corral.schemas.requests import Grant
 
 SIMULATED = ("--source", "simulated", "--hosts", "24", "--devices", "8", "--interval", "1s", "--processes", "2s")
 LIVELY = ("--time-scale", "30", "--background", "0.25", "--seed", "7")
@@ -47,14 +48,15 @@ async def busy(client: Client) -> None:
     await client.drain(devices=[idle[-1].uuid, idle[-2].uuid], reason="new fans", operator="olga")
 
 
-async def shoot(browser: Any, base: str, cookies: Any, images: Path, uuid: str) -> None:
-    device = f"/device/{quote(uuid)}?range=5m"
+async def shoot(browser: Any, base: str, cookies: Any, images: Path, grant: Grant) -> None:
+    device, host = f"/device/{quote(grant.device)}?range=5m", f"/host/{quote(grant.host)}?range=1h"
     for name, path, dark, width, height in (
         ("dashboard.png", "/", True, 1360, 860),
         ("dashboard-light.png", "/?metric=temperature", False, 1360, 860),
         ("dashboard-device.png", device, True, 1360, 1000),
         ("dashboard-leases.png", "/leases?range=5m", False, 1360, 1000),
-        ("dashboard-analytics.png", "/analytics?view=usage_by_owner", True, 1360, 820),
+        ("dashboard-host.png", host, False, 1360, 1000),
+        ("dashboard-analytics.png", "/analytics?view=usage_by_owner&period=1h", True, 1360, 820),
         (
             "dashboard-request.png",
             "/request?gpus=8&memory=60GiB&models=*H100*&name=train-llama&ttl=1h",
@@ -71,9 +73,25 @@ async def shoot(browser: Any, base: str, cookies: Any, images: Path, uuid: str) 
         await context.add_cookies(cookies)
         page = await context.new_page()
         await page.goto(base + path)
+        await page.wait_for_load_state("networkidle")
+        # What the history is asked for takes its time, on a machine that renders in software as well.
+        await page.wait_for_function("!document.body.innerText.includes('Asking…')")
         await asyncio.sleep(5)
         await page.screenshot(path=images / name)
+        smaller(images / name)
         await context.close()
+
+
+def smaller(image: Path) -> None:
+    """Store a picture with 256 colors, in less than half the bytes; as it is where Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        return
+    with Image.open(image) as picture:
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            image, optimize=True
+        )
 
 
 async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
@@ -99,7 +117,7 @@ async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
             browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             context = await browser.new_context()
             await (await context.new_page()).goto(link)
-            await shoot(browser, base, await context.cookies(), images, held.grants[0].device)
+            await shoot(browser, base, await context.cookies(), images, held.grants[0])
             await browser.close()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

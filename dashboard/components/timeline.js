@@ -11,6 +11,8 @@ function words(metric) {
   return WORDS[metric] ?? plain.charAt(0).toUpperCase() + plain.slice(1);
 }
 
+const CELSIUS = "degrees Celsius";
+
 export default {
   mixins: [drawn],
   template: `
@@ -98,8 +100,10 @@ export default {
             axisLabel: { show: at === series.length - 1, color: muted, fontSize: 11, hideOverlap: true, showMinLabel: false, showMaxLabel: false }, splitNumber: narrow ? 3 : 7,
           })),
           yAxis: series.map((one, at) => ({
-            type: "value", gridIndex: at, min: one.unit === "percent" || one.unit === "bytes" || one.unit === "watts" ? 0 : undefined,
-            max: one.unit === "percent" ? 100 : one.metric === "memory_used_bytes" && this.data.memory ? this.data.memory : undefined,
+            type: "value", gridIndex: at,
+            // Of temperatures whole tens: a degree up and down is no mountain.
+            min: one.unit === "percent" || one.unit === "bytes" || one.unit === "watts" ? 0 : one.unit === CELSIUS ? (range) => 10 * Math.floor((range.min - 1) / 10) : undefined,
+            max: one.unit === "percent" ? 100 : one.unit === CELSIUS ? (range) => 10 * Math.ceil((range.max + 1) / 10) : one.metric === "memory_used_bytes" && this.data.memory ? this.data.memory : undefined,
             scale: true, splitNumber: 2, interval: one.metric === "memory_used_bytes" && this.data.memory ? this.data.memory / 2 : undefined,
             axisLabel: { color: muted, fontSize: 11, formatter: (value) => format(value, one.unit) }, splitLine: { lineStyle: { color: line } },
           })),

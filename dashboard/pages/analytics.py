@@ -123,7 +123,9 @@ class AnalyticsPage:
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 tag("h2", text=view.question)
-                self._note = tag("span", "note", "Asking…")
+                with tag("div", "bar"):
+                    self._note = tag("span", "note", "Asking…")
+                    self._as_sql = tag("a", "note link", "Edit as SQL")
             PeriodBar(periods.CHOICES, self.period, self._in_period)
             with tag("div", "bar").style("margin:10px 0"):
                 for name in periods.FILTERS:
@@ -131,10 +133,9 @@ class AnalyticsPage:
                     search(self.filters[name], lambda text, name=name: self._filtered(name, text), words, "")
             self._counted = tag("div", "note", "")
             self._results(view.columns)
-        with tag("section", "panel"):
+        with tag("section", "panel") as self._meaning:
             with tag("div", "panel-head"):
                 tag("h2", text="Columns")
-                self._as_sql = tag("a", "note link", "Edit as SQL")
             with tag("div", "facts"):
                 for name, meaning in view.columns.items():
                     with tag("div"):
@@ -172,6 +173,8 @@ class AnalyticsPage:
         self._counted.set_text(f"{when}{counted}{ignored}".strip())
         remember("/analytics", view=view.name, period=self.period, **self.filters)
         self._as_sql.props["href"] = url("/analytics", sql=sql)
+        # Within a period, usage has other columns, which the sentence above explains.
+        self._meaning.set_visibility(usage is None or period is None)
         await self._ask(sql, drawing)
 
     def _console(self, sql: str) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
-from ...client import Client, CorralError
+from ...client import CorralError
 from ...client.fleet_view import device_state
 from ...client.notebook import short_model
 from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import DeviceStatus
 from ...schemas.requests import Grant, Lease
 from ...schemas.units import format_bytes
-from .. import cells, event_log, history, host_history
+from .. import cells, event_log, host_history
 from ..components.events_table import events_table
 from ..components.host_links import device_path, host_path
 from ..components.job_rows import job_link
 from ..event_log import Happened
 from ..fleet import problem_of
 from ..history import RANGES, Window
-from ..host_history import HostRecord
+from ..host_history import Links
 from ..html import Segments, button, remember, table, tag, url
 from ..page_frame import Frame, Notice
 from ..security.accounts import Role
@@ -35,7 +35,6 @@ from .fleet import held_by, number
 _EVERY_SECONDS = 15.0
 _USUAL = "7d"
 _EVENTS = 50
-_SPANS = 500
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
@@ -57,7 +56,8 @@ class HostPage:
         self.frame = frame
         self.name = name
         self.window = window
-        self._record: HostRecord | None = None
+        self._record: dict[str, Any] | None = None
+        self._linked = False
         self._asking = False
         self._asked_at = 0.0
         self._shown: dict[str, Any] = {}
@@ -77,16 +77,20 @@ class HostPage:
                 with tag("div", "panel-head"):
                     tag("h2", text="Versions")
                 self._versions = tag("div")
+                with self._versions:
+                    tag("div", "note", "Asking…")
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
                     tag("h2", text="Links between devices")
                 self._links = tag("div")
+                with self._links:
+                    tag("div", "note", "Asking…")
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 tag("h2", text="What happened on it")
                 self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
             self._history_notice = Notice()
-            self._held = tag("div", "note", "")
+            self._held = tag("div", "note", "Asking…")
             self._events = tag("div")
         self._refresh()
         frame.on_refresh(self._refresh)
@@ -138,7 +142,7 @@ class HostPage:
 
     def _show_head(self, devices: Sequence[DeviceStatus], may: bool, unready: str) -> None:
         self._head.clear()
-        found = self._record.host if self._record else {}
+        found = self._record or {}
         labels = ", ".join(f"{name}={value}" for name, value in (found.get("labels") or ()))
         with self._head, tag("div", "head"):
             with tag("div"):
@@ -226,18 +230,11 @@ class HostPage:
     # As the history has it
 
     async def _ask(self) -> None:
+        """Query the history; each part is shown when its answer comes."""
         self._asking = True
         window = self.window
-
-        async def asked(client: Client) -> tuple[HostRecord, tuple[list[Happened], bool], list[dict[str, Any]]]:
-            return await asyncio.gather(
-                host_history.record(client, self.name),
-                event_log.happened(client, window, "", "", self.name),
-                history.spans(client, window, f"host = {history.text(self.name)}", _SPANS),
-            )
-
         try:
-            found, (events, _), spans = await self.frame.ask(asked)
+            await asyncio.gather(self._ask_record(window), self._ask_links(), self._ask_events(window))
         except CorralError as error:
             self._history_notice.tell(problem_of(error, self.frame.fleet.url))
             return
@@ -245,61 +242,72 @@ class HostPage:
             self._asking = False
             self._asked_at = time.monotonic()
         self._history_notice.tell(None)
+
+    async def _ask_record(self, window: Window) -> None:
+        found = await self.frame.ask(lambda client: host_history.record(client, self.name, window))
         if found != self._record:
             self._record = found
             self._show_versions(found)
-            self._show_links(found)
+            leases, owners = found.get("leases", 0), found.get("owners", 0)
+            held = f"{_count(leases, 'lease')} of {_count(owners, 'owner')}" if leases else "No leases"
+            self._held.set_text(f"{held} in this time.")
             self._refresh()
-        leases = len({span["lease_id"] for span in spans})
-        owners = len({span["owner"] for span in spans})
-        more = "at least " if len(spans) == _SPANS else ""
-        held = f"{more}{_count(leases, 'lease')} of {_count(owners, 'owner')}" if leases else "No leases"
-        self._held.set_text(f"{held} in this time.")
-        if events != self._events_shown:
-            self._events_shown = events
-            self._events.clear()
-            with self._events:
-                if events:
-                    events_table(events[:_EVENTS], places=False)
-                if len(events) > _EVENTS:
-                    tag("a", "note link", "All of them", href=url("/events", **window.query, q=self.name))
 
-    def _show_versions(self, found: HostRecord) -> None:
-        host, agent = found.host, found.agent
+    async def _ask_links(self) -> None:
+        if self._linked:
+            return
+        found = await self.frame.ask(lambda client: host_history.links(client, self.name))
+        self._linked = True
+        self._show_links(found)
+
+    async def _ask_events(self, window: Window) -> None:
+        events, _ = await self.frame.ask(lambda client: event_log.happened(client, window, "", "", self.name))
+        if events == self._events_shown or window != self.window:
+            return
+        self._events_shown = events
+        self._events.clear()
+        with self._events:
+            if events:
+                events_table(events[:_EVENTS], places=False)
+            if len(events) > _EVENTS:
+                tag("a", "note link", "All of them", href=url("/events", **window.query, q=self.name))
+
+    def _show_versions(self, found: dict[str, Any]) -> None:
+        def at(name: str) -> str | None:
+            return found.get(name) and local(found[name], "%d %b %Y %H:%M %Z")
+
+        version = found.get("agent_corral_version")
         facts = [
-            ("Driver", host.get("driver")),
-            ("Kernel", host.get("kernel")),
-            ("Firmware", "; ".join(sorted(set(found.firmware.values())))),
-            ("Collector", agent.get("corral_version") and f"{agent['corral_version']}, {agent['source']}"),
-            ("Reads every", host.get("interval_seconds") and f"{host['interval_seconds']:g} s"),
-            ("Read errors", agent.get("read_errors")),
-            ("Samples dropped", agent.get("dropped_samples")),
-            ("CPU cores", host.get("cpus")),
-            ("RAM", host.get("memory_bytes") and format_bytes(host["memory_bytes"])),
-            ("First seen", host.get("first_seen") and local(host["first_seen"], "%d %b %Y %H:%M %Z")),
-            ("Last inventory", host.get("last_seen") and local(host["last_seen"], "%d %b %Y %H:%M %Z")),
+            ("Driver", found.get("driver")),
+            ("Kernel", found.get("kernel")),
+            ("Firmware", found.get("firmware")),
+            ("Collector", version and f"{version}, {found['agent_source']}"),
+            ("Reads every", found.get("interval_seconds") and f"{found['interval_seconds']:g} s"),
+            ("Read errors", version and str(found["agent_read_errors"])),
+            ("Samples dropped", version and str(found["agent_dropped_samples"])),
+            ("CPU cores", found.get("cpus")),
+            ("RAM", found.get("memory_bytes") and format_bytes(found["memory_bytes"])),
+            ("First seen", at("first_seen")),
+            ("Last inventory", at("last_seen")),
         ]
         self._versions.clear()
         with self._versions, tag("div", "facts"):
             for name, value in facts:
-                if value not in (None, "", 0) or name in ("Read errors", "Samples dropped"):
+                if value:
                     with tag("div"):
                         tag("div", "fact-name", name)
-                        tag("div", "fact-value", "–" if value is None else str(value))
+                        tag("div", "fact-value", str(value))
 
-    def _show_links(self, found: HostRecord) -> None:
+    def _show_links(self, found: Links) -> None:
         self._links.clear()
-        devices = [row for row in found.devices if row["present"]][:32]
         with self._links:
-            if not found.links or len(devices) < 2:
+            if len(found.indexes) < 2:
                 tag("div", "note", "One device, or not known.")
                 return
-            heads = ["", *(str(row["index"]) for row in devices)]
             rows = [
-                (str(one["index"]), *(found.links.get((one["device"], other["device"]), "·") for other in devices))
-                for one in devices
+                (str(one), *(found.kinds.get((one, other), "·") for other in found.indexes)) for one in found.indexes
             ]
-            table(heads, rows)
+            table(["", *map(str, found.indexes)], rows)
             words = "NV: NVLink, with their number · PIX: one PCIe switch · PXB: several · PHB: host bridge · "
             tag("div", "note", words + "NODE: one NUMA node · SYS: across nodes").style("margin-top:8px")
 

@@ -211,7 +211,7 @@ class LeasesPage:
                 button("Evict", lambda: self._evict(lease), "small danger")
             if devices and self.frame.may(Role.OPERATOR):
                 button("Drain", lambda: self._drain(lease), "small quiet", title="Drain its devices")
-            CopyButton(lease.lease_id, "Copy id")
+            CopyButton(lease.lease_id, "Copy id").classes("quiet")
 
         gpus = f"{sum(grant.share for grant in devices):g}"
         if lease.elastic is not None:
