@@ -106,7 +106,7 @@ async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
     supervisor.add(Part(name="dashboard", arguments=["dashboard", "--port", "0", "--quiet", "--state", str(state)]))
     async with connect(supervisor.server.url, owner="alice") as alice:
         await busy(alice)
-        waiting = asyncio.create_task(alice.request(owner="heidi", name="pretrain", gpus=52, placement="fewest_hosts",
+        waiting = asyncio.create_task(alice.request(owner="heidi", name="pretrain", gpus=40, placement="fewest_hosts",
                                                     memory="70GiB", models="*H100*", wait="10m"))  # fmt: skip
         await asyncio.sleep(WARM_SECONDS)
         (held,) = (await alice.leases(owner="dave"))[:1]

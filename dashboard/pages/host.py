@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nicegui import Client as Page
 from nicegui import ui
 from starlette.requests import Request
 
@@ -56,6 +57,8 @@ class HostPage:
         self.frame = frame
         self.name = name
         self.window = window
+        # Questions that are asked at the same time are tasks of their own, which belong to no page by themselves.
+        self._page: Page = ui.context.client
         self._record: dict[str, Any] | None = None
         self._linked = False
         self._asking = False
@@ -245,8 +248,10 @@ class HostPage:
 
     async def _ask_record(self, window: Window) -> None:
         found = await self.frame.ask(lambda client: host_history.record(client, self.name, window))
-        if found != self._record:
-            self._record = found
+        if found == self._record:
+            return
+        self._record = found
+        with self._page:
             self._show_versions(found)
             leases, owners = found.get("leases", 0), found.get("owners", 0)
             held = f"{_count(leases, 'lease')} of {_count(owners, 'owner')}" if leases else "No leases"
