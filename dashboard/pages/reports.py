@@ -69,7 +69,7 @@ class ReportsPage:
         self._prices = prices
         self._number = 0
         self._asking = False
-        self._follows_until = False
+        self._follows_now = False
         self._next = 0.0
         self._rows: dict[By, Any] = {}
         self._files: dict[str, Any] = {}
@@ -152,7 +152,7 @@ class ReportsPage:
 
     def _follow(self) -> None:
         """Ask again from time to time while the period is not over."""
-        if self._follows_until and not self._asking and time.monotonic() > self._next:
+        if self._follows_now and not self._asking and time.monotonic() > self._next:
             ui.timer(0, self._ask, once=True)
 
     # The answer
@@ -186,7 +186,7 @@ class ReportsPage:
             scope = report_scope(self.asked, self.frame.session, now, zone_of(self.frame.request.cookies))
         except ValueError as error:
             return Problem(kind="error", title="No such report", detail=str(error))
-        self._follows_until = scope.period.end >= now.replace(microsecond=0)
+        self._follows_now = scope.period.end >= now.replace(microsecond=0)
 
         async def ask(client: Client) -> tuple[UsageReport, Decimal]:
             report = await ask_usage(client, scope, self._prices, SECONDS)
