@@ -61,6 +61,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "reportlab": "report",
     "apprise": "notify",
     "prometheus_client": "exporter",
+    "opentelemetry": "otlp",
 }
 """Extra that installs a library or the dependencies of a part; a host has only the extras of the parts it runs."""
 

@@ -21,6 +21,7 @@ from ..client.client import Client
 from ..client.errors import CorralError
 from ..client.health import ask_health
 from ..schemas.globs import matches_any
+from ..schemas.groups import Groups
 from ..schemas.health import Measure, ServiceHealth
 from ..schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
 from ..schemas.operations import FleetSummary, QueueEntry
@@ -39,6 +40,7 @@ class ServiceAnswers(Struct, kw_only=True):
     fleet: FleetSummary | None = None
     leases: list[Lease] | None = None
     queue: list[QueueEntry] | None = None
+    groups: Groups | None = None
     history: ProcessorStatus | None = None
     services: list[ServiceHealth] = []
 
@@ -68,10 +70,11 @@ async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> ServiceA
             client.nc, kind.value, known=[each for each in known if each[0] == kind.value], first_seconds=1.0
         )
 
-    fleet, leases, queue, history, *services = await asyncio.gather(
+    fleet, leases, queue, groups, history, *services = await asyncio.gather(
         or_none(client.fleet()),
         or_none(client.leases()),
         or_none(client.queue()),
+        or_none(client.groups()),
         or_none(client.history()),
         *(or_none(healths(kind)) for kind in _ASKED),
     )
@@ -79,6 +82,7 @@ async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> ServiceA
         fleet=fleet,  # pyright: ignore[reportArgumentType]
         leases=leases,  # pyright: ignore[reportArgumentType]
         queue=queue,  # pyright: ignore[reportArgumentType]
+        groups=groups,  # pyright: ignore[reportArgumentType]
         history=history,  # pyright: ignore[reportArgumentType]
         services=[each for found in services for each in found or ()],  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
     )
@@ -139,6 +143,8 @@ class ServiceSeries:
             yield from _leases(answers.leases, self.hosts)
         if answers.queue is not None:
             yield from _queue(answers.queue)
+        if answers.groups is not None:
+            yield from _groups(answers.groups)
         if answers.history is not None:
             yield from _history(answers.history)
         yield from _services(answers.services)
@@ -307,7 +313,8 @@ def _leases(leases: Sequence[Lease], hosts: Sequence[Host]) -> Iterator[Metric]:
             memory[lease.owner] += grant.memory_bytes
             found = labels.get(grant.device, {})
             uuid, gpu = found.get("UUID", grant.device), found.get("gpu", str(grant.index))
-            held[uuid, gpu, found.get("GPU_I_ID", ""), grant.host, lease.owner, lease.name] += grant.share
+            part = found.get("GPU_I_ID", "")
+            held[uuid, gpu, part, grant.host, lease.owner, lease.group, lease.name] += grant.share
     owners = sorted(count)
     yield _gauge("corral_active_leases", "Active leases.", len(leases))
     yield _gauges("corral_leases", "Active leases by owner.", ["owner"], [([o], count[o]) for o in owners])
@@ -329,7 +336,7 @@ def _leases(leases: Sequence[Lease], hosts: Sequence[Host]) -> Iterator[Metric]:
     yield _gauges(
         "corral_device_lease_share",
         "Share of a device that a lease holds; joins with device series on UUID.",
-        ["UUID", "gpu", "GPU_I_ID", "Hostname", "owner", "name"],
+        ["UUID", "gpu", "GPU_I_ID", "Hostname", "owner", "group", "name"],
         [(list(key), share) for key, share in sorted(held.items())],
     )
 
@@ -346,6 +353,33 @@ def _queue(entries: Sequence[QueueEntry]) -> Iterator[Metric]:
         gpus[entry.owner] += entry.gpus
     values = [([owner], float(found)) for owner, found in sorted(gpus.items())]
     yield _gauges("corral_queue_devices", "Devices requested by queued requests, by owner.", ["owner"], values)
+
+
+def _groups(groups: Groups) -> Iterator[Metric]:
+    if len(groups.groups) < 2:  # `default` alone: nobody has set up groups
+        return
+    values: dict[str, dict[str, float]] = defaultdict(dict)
+    for status in groups.groups:
+        name = status.group.name
+        values["leased_devices"][name] = sum(status.gpus_used.values())
+        values["guaranteed_devices"][name] = status.gpus_guaranteed
+        values["borrowed_devices"][name] = status.gpus_borrowed
+        values["owed_devices"][name] = status.gpus_owed
+        values["usage"][name] = status.usage
+        values["fair_usage"][name] = status.fair_usage
+        values["queue_length"][name] = float(status.waiting_requests)
+        values["queue_devices"][name] = status.waiting_gpus
+    for name, help in (
+        ("leased_devices", "Sum of leased shares of devices, by group."),
+        ("guaranteed_devices", "Devices that a group is guaranteed."),
+        ("borrowed_devices", "Devices that a group uses beyond its guarantee."),
+        ("owed_devices", "Guaranteed devices that a group waits for."),
+        ("usage", "A group's part of all recent use (0 to 1)."),
+        ("fair_usage", "The part of recent use that a group's weight gives it (0 to 1)."),
+        ("queue_length", "Queued requests of a group."),
+        ("queue_devices", "Devices that a group's queued requests ask for."),
+    ):
+        yield _gauges(f"corral_group_{name}", help, ["group"], [([g], value) for g, value in values[name].items()])
 
 
 def _history(status: ProcessorStatus) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -26,6 +26,10 @@ from .families import Family
 from .live import FORGET_SECONDS, LiveFleet
 from .page import DEVICE_INFO, write
 from .pipeline import SERVICE_SECONDS, ServiceAnswers, ServiceSeries, ask
+
+if TYPE_CHECKING:
+    from .otlp.push import Fleet, OtlpPush
+    from .otlp.settings import OtlpSettings
 
 log = logging.getLogger("corral.exporter")
 
@@ -46,9 +50,17 @@ class Exporter:
         client: client of the bus.
         families: families of the devices' series; see `families.choose`.
         forget_seconds: see `LiveFleet`.
+        otlp: where to send the same over OTLP, too; None for nowhere.
     """
 
-    def __init__(self, client: Client, families: Sequence[Family], *, forget_seconds: float = FORGET_SECONDS) -> None:
+    def __init__(
+        self,
+        client: Client,
+        families: Sequence[Family],
+        *,
+        forget_seconds: float = FORGET_SECONDS,
+        otlp: OtlpSettings | None = None,
+    ) -> None:
         self.client = client
         self.families = families
         self.live = LiveFleet(client.nc, forget_seconds=forget_seconds)
@@ -61,6 +73,11 @@ class Exporter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: ThreadingWSGIServer | None = None
         self._thread: threading.Thread | None = None
+        self._push: OtlpPush | None = None
+        if otlp is not None:
+            from .otlp.push import OtlpPush
+
+            self._push = OtlpPush(otlp, self._fleet, self.instance)
 
     async def start(self, host: str = "127.0.0.1", port: int = 9400) -> int:
         """Read the state of the fleet, and start to serve it.
@@ -82,11 +99,15 @@ class Exporter:
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="exporter", daemon=True)
         self._thread.start()
         await self._door.open(self.client.nc)
+        if self._push is not None:
+            self._push.start()
         return int(server.server_port)
 
     async def stop(self) -> None:
         """Stop serving; a page that is being written is finished."""
         self._door.stopping = True
+        if self._push is not None:
+            await asyncio.to_thread(self._push.stop)
         if self._server is not None:
             await asyncio.to_thread(self._server.shutdown)
             self._server.server_close()
@@ -108,10 +129,15 @@ class Exporter:
 
     def _judge(self) -> HealthStatus:
         serves = self._thread is not None and self._thread.is_alive()
-        scrapes = float(sum(self._scrapes.counts))
-        return HealthStatus(
-            [] if serves else ["its HTTP server is not running"], {"scrapes": scrapes, "scrape_seconds": self._scrapes}
-        )
+        values: dict[str, Any] = {"scrapes": float(sum(self._scrapes.counts)), "scrape_seconds": self._scrapes}
+        if self._push is not None:
+            sent = self._push.sent
+            values |= {
+                "otlp_points": sent.points,
+                "otlp_success_timestamp_seconds": sent.success_at,
+                "otlp_seconds": sent.seconds,
+            }
+        return HealthStatus([] if serves else ["its HTTP server is not running"], values)
 
     def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
         """Write the page; may be called from any thread but the event loop's.
@@ -136,6 +162,17 @@ class Exporter:
         if not names:
             parts.append(generate_latest(self._process))
         return b"".join(parts)
+
+    def _fleet(self) -> Fleet:
+        """The fleet of the moment for OTLP; may be called from any thread but the event loop's."""
+        from .otlp.devices import snapshot
+        from .otlp.push import Fleet
+
+        answers = self._ask(())
+        with self._one_at_a_time:
+            shown, known = self.live.hosts(), self.live.known()
+            series = list(ServiceSeries(answers, shown, known, self.live).collect())
+            return Fleet(snapshot(shown), self.live.missing(), series, answers.leases)
 
     def _ask(self, names: Sequence[str]) -> ServiceAnswers:
         """Query the services, unless only DCGM series are wanted."""

@@ -200,6 +200,12 @@ _RUNNER: Final = (
 _EXPORTER: Final = (
     _counter("scrapes", "Pages written."),
     _histogram("scrape_seconds", "Time to write a page, without waiting for services.", SECONDS),
+    _counter("otlp_points", "Data points for the OTLP receiver, by outcome: sent or failed.", "outcome"),
+    _gauge(
+        "otlp_success_timestamp_seconds",
+        "Last time when an OTLP receiver took everything, seconds since the epoch; 0 before the first.",
+    ),
+    _histogram("otlp_seconds", "Time to make and send all metrics over OTLP.", SECONDS),
 )
 
 _NOTIFIER: Final = (
