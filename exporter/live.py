@@ -22,14 +22,14 @@ from nats.aio.subscription import Subscription
 
 from ..bus import stream_reader
 from ..schemas import clocks, codec, columns, speakers, subjects
-from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
+from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
 from .counters import CounterState, filter_counters
 from .expected import EXPECTED_SECONDS, ExpectedDevices, expected
 from .xids import History, Xids, concerns
 
 log = logging.getLogger("corral.exporter")
 
-T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
+T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport, ProcessBatch)
 
 FORGET_SECONDS: Final = 60.0
 GONE_SECONDS: Final = EXPECTED_SECONDS
@@ -37,6 +37,8 @@ GONE_SECONDS: Final = EXPECTED_SECONDS
 _LOOK_SECONDS: Final = 3600.0
 """Time between searches for such hosts."""
 _PENDING: Final = 65536
+PROCESSES_SECONDS: Final = 60.0
+"""Time for which a list of processes counts. Collectors send one every 10 s by default."""
 _READING_SECONDS: Final = 10.0
 """Time that a start waits for the events of a month; the rest of a long stream is read concurrently with scrapes."""
 _ENERGY: Final = "energy_millijoules"
@@ -64,6 +66,8 @@ class Host:
         xids_known: False while a device that is not in `xids` may have had some.
         expected: True if it was heard lately, and has not left in order.
         reported: when the report arrived, on the monotonic clock.
+        processes: the last list of processes; None before the first.
+        listed_processes: when it arrived, on the monotonic clock.
         labels: labels by device, as text behind a series name.
         static: lines that depend only on the inventory, by name of the family.
         blocks: lines of metrics, valid as long as the values stay the same.
@@ -83,9 +87,11 @@ class Host:
         "inventory_reading",
         "labels",
         "listed",
+        "listed_processes",
         "name",
         "order",
         "payload",
+        "processes",
         "report",
         "reported",
         "seen",
@@ -108,6 +114,8 @@ class Host:
         self.expected = False
         self.xids: dict[str, Xids] = {}
         self.xids_known = True
+        self.processes: ProcessBatch | None = None
+        self.listed_processes = 0.0
         self.reported = 0.0
         self.payload: bytes | None = None
         self.labels: dict[str, str] = {}
@@ -129,6 +137,7 @@ class LiveFleet:
         nc: a connected client of the bus.
         forget_seconds: a host that sends no samples for this long is no longer shown.
         clock: returns monotonic seconds.
+        processes: True to follow the lists of processes, too.
     """
 
     def __init__(
@@ -136,11 +145,13 @@ class LiveFleet:
         nc: nats.aio.client.Client,
         *,
         forget_seconds: float = FORGET_SECONDS,
+        processes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nc = nc
         self.forget_seconds = forget_seconds
         self.clock = clock
+        self.processes = processes
         self.messages = 0
         self.undecodable = 0
         self._owners = speakers.Owners()
@@ -163,6 +174,7 @@ class LiveFleet:
             (subjects.INVENTORY, self.take_inventory),
             (subjects.EVENTS, self.take_event),
             (subjects.AGENTS, self.take_report),
+            *([(subjects.PROCESSES, self.take_processes)] if self.processes else ()),
         ):
 
             async def on_message(message: Msg, take: Callable[[str, bytes], None] = take) -> None:
@@ -336,6 +348,14 @@ class LiveFleet:
         host = self._host(subject)
         host.report, host.reported = report, self.clock()
 
+    def take_processes(self, subject: str, data: bytes) -> None:
+        """Take the list of a host's processes."""
+        batch = self._decoded(subject, data, ProcessBatch)
+        if batch is None:
+            return
+        host = self._host(subject)
+        host.processes, host.listed_processes = batch, self.clock()
+
     def hosts(self) -> list[Host]:
         """Hosts that were heard lately, by name, with their samples decoded."""
         now = self.clock()
@@ -349,6 +369,8 @@ class LiveFleet:
                     self._hosts.pop(name, None)
                 if host.report is None:
                     continue
+            if now - host.listed_processes > PROCESSES_SECONDS:
+                host.processes = None
             payload, host.payload = host.payload, None
             if payload is not None:
                 self._open(host, payload)

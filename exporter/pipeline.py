@@ -30,6 +30,8 @@ from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceInfo
 from .live import Host, LiveFleet
 from .page import device_labels
+from .processes import Shown
+from .processes import families as process_families
 
 SERVICE_SECONDS: Final = 3.0
 
@@ -98,6 +100,7 @@ class ServiceSeries:
         live: state of the hosts, for counts of messages and for missing boards.
         names: globs over the names that are wanted; empty for all.
         scrape_seconds: time that it took to write the devices' series.
+        processes: processes to show.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class ServiceSeries:
         *,
         names: Sequence[str] = (),
         scrape_seconds: float = 0.0,
+        processes: Shown = Shown.NONE,
     ) -> None:
         self.answers = answers
         self.hosts = hosts
@@ -116,6 +120,7 @@ class ServiceSeries:
         self.live = live
         self.names = names
         self.scrape_seconds = scrape_seconds
+        self.processes = processes
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families that are wanted and not empty."""
@@ -141,6 +146,7 @@ class ServiceSeries:
             yield from _fleet(answers.fleet, len(missing))
         if answers.leases is not None:
             yield from _leases(answers.leases, self.hosts)
+            yield from process_families(self.hosts, answers.leases, self.processes)
         if answers.queue is not None:
             yield from _queue(answers.queue)
         if answers.groups is not None:

@@ -26,6 +26,7 @@ from .families import Family
 from .live import FORGET_SECONDS, LiveFleet
 from .page import DEVICE_INFO, write
 from .pipeline import SERVICE_SECONDS, ServiceAnswers, ServiceSeries, ask
+from .processes import Shown, by_lease
 
 if TYPE_CHECKING:
     from .otlp.push import Fleet, OtlpPush
@@ -51,6 +52,7 @@ class Exporter:
         families: families of the devices' series; see `families.choose`.
         forget_seconds: see `LiveFleet`.
         otlp: where to send the same over OTLP, too; None for nowhere.
+        processes: processes to show.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Exporter:
         *,
         forget_seconds: float = FORGET_SECONDS,
         otlp: OtlpSettings | None = None,
+        processes: Shown = Shown.LEASES,
     ) -> None:
         self.client = client
         self.families = families
-        self.live = LiveFleet(client.nc, forget_seconds=forget_seconds)
+        self.live = LiveFleet(client.nc, forget_seconds=forget_seconds, processes=processes is not Shown.NONE)
+        self.processes = processes
         self._door = HealthEndpoint(ServiceKind.EXPORTER, f"{socket.gethostname()}-{os.getpid()}", self._judge)
         self._known: list[tuple[str, str]] = []
         self._scrapes = Histogram(SECONDS)
@@ -156,7 +160,10 @@ class Exporter:
             parts = write(shown, families, info=info, silent=known)
             took = time.perf_counter() - started
             registry = CollectorRegistry()
-            registry.register(ServiceSeries(answers, shown, known, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
+            series = ServiceSeries(
+                answers, shown, known, self.live, names=names, scrape_seconds=took, processes=self.processes
+            )
+            registry.register(series)  # pyright: ignore[reportArgumentType]
             parts.append(generate_latest(registry))
             self._scrapes.observe(time.perf_counter() - started)
         if not names:
@@ -171,8 +178,9 @@ class Exporter:
         answers = self._ask(())
         with self._one_at_a_time:
             shown, known = self.live.hosts(), self.live.known()
-            series = list(ServiceSeries(answers, shown, known, self.live).collect())
-            return Fleet(snapshot(shown), self.live.missing(), series, answers.leases)
+            series = list(ServiceSeries(answers, shown, known, self.live, processes=self.processes).collect())
+            uses = by_lease(shown, answers.leases or ())
+            return Fleet(snapshot(shown), self.live.missing(), series, answers.leases, uses)
 
     def _ask(self, names: Sequence[str]) -> ServiceAnswers:
         """Query the services, unless only DCGM series are wanted."""

@@ -21,6 +21,7 @@ from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 if TYPE_CHECKING:
     from ...exporter import Exporter, Family
     from ...exporter.otlp.settings import OtlpSettings
+    from ...exporter.processes import Shown
 
 log = logging.getLogger("corral.exporter")
 
@@ -111,6 +112,15 @@ def export(
             help="Drop a host's series after this time without samples.",
         ),
     ] = "60s",
+    processes: Annotated[
+        str,
+        typer.Option(
+            "--processes",
+            envvar="CORRAL_EXPORT_PROCESSES",
+            metavar="WHICH",
+            help="Use of devices by processes: leases sums it up by lease, all adds the largest processes, none.",
+        ),
+    ] = "leases",
     otlp: OtlpUrl = None,
     otlp_protocol: OtlpProtocol = None,
     otlp_header: OtlpHeaders = None,
@@ -135,6 +145,7 @@ def export(
     """
     from ...exporter import choose
     from ...exporter.otlp import settings as otlp_settings
+    from ...exporter.processes import Shown
 
     identity = configure("exporter", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
@@ -161,10 +172,15 @@ def export(
         # The variable may be there for other programs.
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but OTLP needs pip install 'corral[otlp]': nothing is sent")
         sending = None
+    if processes not in tuple(Shown):
+        raise CommandError(f"--processes is leases, all or none, not {processes}", USAGE)
     if seconds <= 0:
         raise CommandError("--forget wants a time above 0, such as 60s", USAGE)
     stop = asyncio.Event()
-    work = _serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, sending, stop, identity.named)
+    shown = Shown(processes)
+    work = _serve(
+        nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, sending, shown, stop, identity.named
+    )
     run_service(work, within, stop)
 
 
@@ -183,6 +199,7 @@ async def _serve(
     families: Sequence[Family],
     forget_seconds: float,
     otlp: OtlpSettings | None,
+    processes: Shown,
     stopped: asyncio.Event,
     named: Callable[[str], None],
 ) -> None:
@@ -204,7 +221,7 @@ async def _serve(
         nats, name="corral-exporter", timeout=3, patience=0, reconnected_cb=reconnected, disconnected_cb=disconnected
     ) as client:
         try:
-            exporter = Exporter(client, families, forget_seconds=forget_seconds, otlp=otlp)
+            exporter = Exporter(client, families, forget_seconds=forget_seconds, otlp=otlp, processes=processes)
         except ValueError as error:  # the library's own reading of its variables
             raise CommandError(
                 f"OTLP can't be set up from the variables OTEL_EXPORTER_OTLP_…: {error}", USAGE

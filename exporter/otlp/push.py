@@ -31,6 +31,7 @@ from ...bus.process import corral_version
 from ...schemas.instruments import SECONDS, Histogram
 from ...schemas.requests import Lease
 from ...schemas.telemetry import DeviceInfo
+from ..processes import LeaseUse
 from . import devices, services
 from .names import SCHEMA_URL, STATES
 from .settings import OtlpSettings, Protocol
@@ -54,12 +55,14 @@ class Fleet(Struct, frozen=True):
         missing: boards that their hosts had lately and no longer have.
         families: series of services, leases, queue and groups.
         leases: active leases; None if no planner answered.
+        uses: what their processes use.
     """
 
     hosts: Sequence[devices.HostState]
     missing: Sequence[DeviceInfo]
     families: Sequence[Family]
     leases: Sequence[Lease] | None
+    uses: Sequence[LeaseUse] = ()
 
 
 class Sent(Struct):
@@ -191,7 +194,7 @@ class OtlpPush:
         """Metrics of each host and of the exporter, with their number of points."""
         now_ns = time.time_ns()
         more = services.metrics(fleet.families, self._starts, now_ns)
-        for host, found in services.leases(fleet.leases or (), now_ns, ids=self.settings.lease_ids).items():
+        for host, found in services.leases(fleet.leases or (), fleet.uses, now_ns, ids=self.settings.lease_ids).items():
             more.setdefault(host, []).extend(found)
         for host, found in _missing(fleet.missing, now_ns).items():
             more.setdefault(host, []).extend(found)

@@ -24,10 +24,16 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.samples import Sample
 
 from ...schemas.requests import Lease
+from ..processes import LeaseUse
 from .starts import Starts
 
 _UNITS: Final = (("_seconds", "s"), ("_bytes", "By"))
-_ATTRIBUTES: Final = {"UUID": "hw.id", "modelName": "hw.model", "gpu": "corral.gpu.index"}
+_ATTRIBUTES: Final = {
+    "UUID": "hw.id",
+    "modelName": "hw.model",
+    "gpu": "corral.gpu.index",
+    "GPU_I_ID": "corral.gpu.instance",
+}
 _HOST: Final = "Hostname"
 _LEFT_OUT: Final = frozenset({"hostname"})
 _PER_DEVICE: Final = "corral_device_lease_"
@@ -35,10 +41,15 @@ _PER_DEVICE: Final = "corral_device_lease_"
 _JOB: Final = re.compile(r"job-(.+)_\d+-\d+")
 """Id of the work request of a job's task, which has the job's id."""
 
-_LEASES: Final = (
-    ("corral.device.lease.share", "1", "Share of a device that a lease holds."),
-    ("corral.device.lease.memory", "By", "Device memory that a lease was granted."),
-)
+_LEASES: Final = {
+    "share": ("1", "Share of a device that a lease holds."),
+    "memory": ("By", "Device memory that a lease was granted."),
+    "processes": ("{process}", "Processes of a lease on a device."),
+    "memory_used": ("By", "Device memory that the processes of a lease hold."),
+    "sm_utilization": ("1", "Share of SM time of the processes of a lease."),
+}
+"""Unit and description of `corral.device.lease.…`."""
+_Key = tuple[tuple[str, str], ...]
 
 HostMetrics = dict[str, list[Metric]]
 """Metrics by host; those of no host under an empty name."""
@@ -90,36 +101,56 @@ def metric_name(series: str) -> tuple[str, str]:
     return f"corral.{part}.{rest}" if rest else f"corral.{part}", unit
 
 
-def leases(found: Sequence[Lease], now_ns: int, *, ids: bool) -> HostMetrics:
-    """Make points of leases on devices: the share and the memory that each holds.
+def leases(found: Sequence[Lease], uses: Sequence[LeaseUse], now_ns: int, *, ids: bool) -> HostMetrics:
+    """Make points of leases on devices: what each holds, and what its processes use.
 
     Args:
         found: active leases.
+        uses: use of devices by their processes.
         now_ns: time of the points.
         ids: True to add the ids of lease and job, which are new with each.
     """
-    held: dict[str, dict[tuple[tuple[str, str], ...], tuple[float, int]]] = defaultdict(dict)
+    values: dict[str, dict[str, dict[_Key, float]]] = defaultdict(lambda: defaultdict(dict))
+
+    def add(host: str, name: str, key: _Key, value: float | None) -> None:
+        if value is not None:  # without ids, leases of one workload on a device are one
+            values[host][name][key] = values[host][name].get(key, 0) + value
+
     for lease in found:
-        who = {"corral.owner": lease.owner, "corral.workload": lease.name, "corral.group": lease.group}
-        if ids:
-            job = _JOB.fullmatch(lease.request_id)
-            who |= {"corral.lease.id": lease.lease_id, "corral.job.id": job[1] if job is not None else ""}
         for grant in lease.grants:
-            if not grant.device:
-                continue
-            what = {"hw.id": grant.device, "hw.parent": grant.mig_parent, "hw.type": "gpu"}
-            key = tuple((name, value) for name, value in (what | who).items() if value)
-            # Without ids, leases of one workload on a device are one.
-            share, memory = held[grant.host].get(key, (0.0, 0))
-            held[grant.host][key] = (share + grant.share, memory + grant.memory_bytes)
-    made: HostMetrics = {}
-    for host, by_key in held.items():
-        values = [(dict(key), both) for key, both in by_key.items()]
-        made[host] = [
-            Metric(name, help, unit, _level([NumberDataPoint(found, 0, now_ns, both[at]) for found, both in values]))
-            for at, (name, unit, help) in enumerate(_LEASES)
+            if grant.device:
+                key = _lease_key(lease, grant.device, grant.mig_parent, ids=ids)
+                add(grant.host, "share", key, grant.share)
+                add(grant.host, "memory", key, grant.memory_bytes)
+    for used in uses:
+        if used.lease is not None:
+            parents = {grant.device: grant.mig_parent for grant in used.lease.grants}
+            key = _lease_key(used.lease, used.device, parents.get(used.device, ""), ids=ids)
+            busy = used.use.sm_utilization_percent
+            add(used.host, "processes", key, used.use.processes)
+            add(used.host, "memory_used", key, used.use.memory_used_bytes)
+            add(used.host, "sm_utilization", key, None if busy is None else busy / 100)
+    return {
+        host: [
+            Metric(
+                f"corral.device.lease.{name}",
+                _LEASES[name][1],
+                _LEASES[name][0],
+                _level([NumberDataPoint(dict(key), 0, now_ns, value) for key, value in by_key.items()]),
+            )
+            for name, by_key in by_name.items()
         ]
-    return made
+        for host, by_name in values.items()
+    }
+
+
+def _lease_key(lease: Lease, device: str, parent: str, *, ids: bool) -> _Key:
+    who = {"corral.owner": lease.owner, "corral.workload": lease.name, "corral.group": lease.group}
+    if ids:
+        job = _JOB.fullmatch(lease.request_id)
+        who |= {"corral.lease.id": lease.lease_id, "corral.job.id": job[1] if job is not None else ""}
+    found = {"hw.id": device, "hw.parent": parent, "hw.type": "gpu"} | who
+    return tuple((name, value) for name, value in found.items() if value)
 
 
 def _attributes(sample: Sample) -> dict[str, str]:
