@@ -11,6 +11,7 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from importlib.util import find_spec
 from typing import Final
 
 import nats.errors
@@ -23,7 +24,6 @@ from ..client import CorralError, QueryFailed, TimedOut
 from ..client.query import parts
 from ..schemas.query import MAX_ROWS, QueryEnd, QueryRequest, ResultFormat
 from .fleet import Fleet
-from .parquet import as_parquet
 from .security.guard import session_of
 
 FORMATS: Final = {
@@ -31,6 +31,8 @@ FORMATS: Final = {
     "parquet": ("application/vnd.apache.parquet", "parquet"),
     "arrow": ("application/vnd.apache.arrow.stream", "arrows"),
 }
+if find_spec("pyarrow") is None:  # 170 MB for this alone: whoever wants it installs it
+    del FORMATS["parquet"]
 AT_ONCE: Final = 2
 """Maximum number of concurrent exports per user."""
 _SECONDS: Final = 300.0
@@ -79,6 +81,8 @@ class Exports:
         wanted = ResultFormat.CSV if format == "csv" else ResultFormat.ARROW
         body = self._body(ticket.sql, wanted, session.name)
         if format == "parquet":
+            from .parquet import as_parquet
+
             body = as_parquet(body)
         try:
             # Errors of the query are known when the first part arrives.

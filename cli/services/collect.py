@@ -155,7 +155,8 @@ def collect(options: CollectOptions) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("numpy", "pyarrow"):
             raise
-        raise CommandError(f"{chosen} telemetry needs {error.name}: pip install 'corral[simulated]'") from error
+        extra = "replay" if chosen is SourceName.REPLAY else "simulated"
+        raise CommandError(f"{chosen} telemetry needs {error.name}: pip install 'corral[{extra}]'") from error
 
 
 def _settings(options: CollectOptions) -> dict[str, Any]:

@@ -63,9 +63,11 @@ def run_service(work: Coroutine[Any, Any, None], within_seconds: float, stop: as
     Raises:
         Exception: the error that ended the work.
     """
-    import uvloop
-
-    uvloop.run(_until_stopped(work, within_seconds, stop))
+    try:
+        from uvloop import run
+    except ImportError:  # only the extras of services bring it
+        from asyncio import run
+    run(_until_stopped(work, within_seconds, stop))
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None) -> None:

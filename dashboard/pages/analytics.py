@@ -15,7 +15,7 @@ from .. import period_usage, periods, view_queries
 from ..components.period_bar import PeriodBar
 from ..components.results import Chart, Grid
 from ..components.sql_history import SqlHistory
-from ..downloads import Exports
+from ..downloads import FORMATS, Exports
 from ..fleet import Problem, problem_of
 from ..html import button, remember, search, tag, url
 from ..page_frame import Frame, Notice
@@ -207,6 +207,8 @@ class AnalyticsPage:
         with tag("div", "bar").style("margin:14px 0 6px;justify-content:flex-end") as self._export_bar:
             self._count = tag("span", "note", "")
             for kind, word in (("csv", "CSV"), ("parquet", "Parquet"), ("arrow", "Arrow")):
+                if kind not in FORMATS:
+                    continue
                 button(word, lambda kind=kind: self._export(kind), "small", "download", title="Download all rows")
         self._export_bar.set_visibility(False)
         self._grid = Grid()
