@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The tests start hundreds of processes, each of which would compile all of Corral anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist clean
+.PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist packages sizes clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -87,6 +87,15 @@ sbom: $(READY)
 # Wheel, source archive and their bill of materials, in dist/.
 dist: sbom
 	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Debian packages for the distribution whose Python PACKAGES_PYTHON is: 3.11 is Debian 12, 3.12 Ubuntu 24.04, 3.13 Debian 13.
+PACKAGES_PYTHON ?= $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+packages: $(READY)
+	$(BIN)/python deploy/packages/build.py --python $(PACKAGES_PYTHON) --out dist
+
+# What each extra installs, in MB; the table goes into the installation page.
+sizes: $(READY)
+	$(BIN)/python deploy/release/sizes.py docs/how-to/install.md
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Corral needs Python 3.11 or newer: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else None'
