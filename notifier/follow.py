@@ -174,7 +174,7 @@ class Follower:
                 if not message.reply:
                     status = (message.headers or {}).get("Status", "")
                     continue
-                place = stream_reader.delivery(message.reply)
+                place = stream_reader.delivery(message.reply.encode())
                 if place.number != number + 1:
                     raise _Again
                 number += 1

@@ -210,9 +210,9 @@ class Reclaimer:
                 device = self._fleet.devices.get(grant.device)
                 if device is not None and device.blocked & STALE:
                     return True
-        victims = claim.victims.values()
-        choice = Reclaim(self._fleet, self._state.use, claim.node, claim.node, victims, lambda _: 0.0, Pending())
-        return choice.choose(queued.entry.ask) is not None
+        around = claim.node.parent or claim.node
+        choice = Reclaim(self._fleet, self._state.use, around, claim.victims.values(), Pending())
+        return choice.choose(queued.entry.ask, claim.node) is not None
 
     def _claim(self, queued: QueuedRequest, *victims: Candidate) -> None:
         claim = self._claims.get(queued)
