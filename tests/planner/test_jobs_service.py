@@ -197,6 +197,7 @@ async def test_versions_of_a_job_grow_from_planner_to_planner(
         subjects.job_events_subject(job_id), "versions", stream=subjects.JOBS_STREAM
     )
     [message] = await events.fetch(1, timeout=30)
+    await message.ack()
     first = codec.decode(message.data, JobEvent, codec.JSON)
     versions, planners = [first.version], {first.planner}
     for _ in range(3):  # each publishes the job once more
@@ -205,9 +206,11 @@ async def test_versions_of_a_job_grow_from_planner_to_planner(
         await until_ready(nc, 4)
         [message] = await events.fetch(1, timeout=30)
         event = codec.decode(message.data, JobEvent, codec.JSON)
+        await message.ack()  # else it comes again after 30 s
         while message.metadata.num_pending or event.planner in planners:
             versions.append(event.version)
             [message] = await events.fetch(1, timeout=30)
+            await message.ack()
             event = codec.decode(message.data, JobEvent, codec.JSON)
         versions.append(event.version)
         planners.add(event.planner)
