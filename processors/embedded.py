@@ -16,7 +16,6 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from nats.aio.client import Client
 
-from ..bus.process import release_memory
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest, permitted
 from .metrics import ProcessorMetrics
@@ -133,8 +132,6 @@ class EmbeddedHistory:
             adaptive=self._remote is None,
             prepare=self._open_remote,
         )
-        # Creating the tables and views takes more memory than they do.
-        await asyncio.to_thread(release_memory)
         self._maintenance = Maintenance(
             self._database,
             self._retention,

@@ -64,7 +64,6 @@ class _Job(Struct):
         seconds: pause after it.
         unread_seconds: the same while nobody reads the history.
         large_seconds: the same if it takes long.
-        releases_memory: give free memory back to the system after it, while nobody reads the history.
         due: when it is to be done next, on the monotonic clock; never before the thread is started.
         began: when it was begun last, on that clock.
         asked: when the first reader after a while came, who waits until it was begun after that.
@@ -75,7 +74,6 @@ class _Job(Struct):
     seconds: float
     unread_seconds: float
     large_seconds: float = math.inf
-    releases_memory: bool = False
     due: float = math.inf
     began: float = -math.inf
     asked: float = -math.inf
@@ -171,7 +169,7 @@ class Maintenance:
             levels, seconds = TOGETHER[at], ROLLUP_SECONDS[at]
             name = "rollups of " + " and ".join(level.name for level in levels)
             unread_seconds = max(seconds, UNREAD_FACTORS[at] * (self._unread_seconds or 0.0))
-            return _Job(name, lambda: self.roll_up(*levels), seconds, unread_seconds, LARGE_SECONDS[at], True)
+            return _Job(name, lambda: self.roll_up(*levels), seconds, unread_seconds, LARGE_SECONDS[at])
 
         def every(seconds: float, name: str, work: Callable[[], object]) -> _Job:
             return _Job(name, work, seconds, seconds)
@@ -179,13 +177,7 @@ class Maintenance:
         return [
             *(rollup(at) for at in range(len(TOGETHER))),
             every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
-            _Job(
-                "housekeeping",
-                self.housekeeping,
-                HOUSEKEEPING_SECONDS,
-                HOUSEKEEPING_SECONDS,
-                releases_memory=True,
-            ),
+            every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
             every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
         ]
 
@@ -218,7 +210,7 @@ class Maintenance:
                 # One job that fails must not end the others.
                 log.exception("%s failed, and is retried", job.name)
                 self.failing[job.name] = "the log says why"
-            if began - self._read_at > READ_SECONDS and job.releases_memory:
+            if began - self._read_at > READ_SECONDS and job.unread_seconds > job.seconds:
                 release_memory()
             with self._changed:
                 ended = time.monotonic()
