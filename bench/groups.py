@@ -477,6 +477,7 @@ def _teams() -> list[dict[str, Any]]:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--load", choices=[*LOADS, "kai", "plain", "line"], default="baseline")
+    parser.add_argument("--queues", type=int, help="so many queues in each cohort: a part of the load")
     parser.add_argument("--profile", default="", help="write the planner's profile to this file")
     options = parser.parse_args()
     if options.load == "line":
@@ -484,6 +485,8 @@ async def main() -> None:
             line_alone(name, load)
         return
     load = LOADS.get(options.load)
+    if load is not None and options.queues:
+        load = load._replace(queues=options.queues)
     gpus = 4000 if load is None else load.cohorts * load.queues * QUOTA
     with tempfile.TemporaryDirectory() as folder:
         servers = start(Path(folder), 1)
