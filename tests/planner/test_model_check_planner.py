@@ -51,6 +51,7 @@ from support.groups_model import (
 from support.planner_model import (
     ABSENT_SECONDS,
     CPUS,
+    ENDS,
     HEARD_SECONDS,
     RECOVERY_SECONDS,
     TRIES_MOST,
@@ -164,6 +165,22 @@ async def leave_one_by_one(
     await asyncio.gather(*going)
 
 
+def in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events by their times, each end behind the other events of its lease.
+
+    One that was lost with the bus is sent again, and is behind later ones of its lease on the stream. The time of an
+    end is when it was due: another change may have been written first.
+    """
+    last: dict[str, float] = {}
+    for event in events:
+        lease_id = event["lease"]["lease_id"]
+        last[lease_id] = max(last.get(lease_id, 0.0), stamp(event["time"]))
+    return sorted(
+        events,
+        key=lambda event: (last[event["lease"]["lease_id"]], 1) if event["kind"] in ENDS else (stamp(event["time"]), 0),
+    )
+
+
 async def ask_usage(nc: Client, groups: GroupHistory) -> None:
     """Ask for the use of groups, again and again, for ever."""
     while True:
@@ -249,8 +266,7 @@ async def model_check(
             planner.stop()
         bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
-        # One that was lost with the bus, or a connection, is sent again, and is behind later ones of its lease then.
-        events = sorted((event for _, event in await lease_events(nc)), key=lambda event: stamp(event["time"]))
+        events = in_order([event for _, event in await lease_events(nc)])
 
         def disturbed(since: float, until: float) -> bool:
             return seconds_away(waits.outages, since, until, RECOVERY_SECONDS) > 0
