@@ -103,6 +103,21 @@ def sql(view: str, where: str = "") -> str:
     return f"FROM {view}{f' WHERE {where}' if where else ''}{f' ORDER BY {order}' if order else ''}"
 
 
+def with_times(types: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows with times as such; answers have them as text where pyarrow is not installed."""
+    timed = [type if type.startswith("TIMESTAMP") else "" for type in types]
+    return [[_time(value, type) if type else value for value, type in zip(row, timed, strict=True)] for row in rows]
+
+
+def _time(value: Any, type: str) -> Any:
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:  # infinity, or a year beyond 9999
+        return value
+    # As text, a time without a zone looks as if it were UTC.
+    return found if "ZONE" in type or not isinstance(found, datetime) else found.replace(tzinfo=None)
+
+
 class Column(Struct, frozen=True, kw_only=True):
     """A column of a table.
 

@@ -50,12 +50,15 @@ def _zone() -> tzinfo:
     return ui.context.client.storage.get(_ZONE_OF_PAGE, UTC)
 
 
-def local(at: datetime | float, form: str = "%d %b %H:%M:%S") -> str:
-    """A time, or seconds since the epoch, in the reader's zone."""
-    moment = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at
+def local(at: datetime | float | str, form: str = "%d %b %H:%M:%S") -> str:
+    """A time, seconds since the epoch, or a time as text as it is in answers without pyarrow, in the reader's zone."""
+    if isinstance(at, str):
+        moment = datetime.fromisoformat(at)
+    else:
+        moment = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at
     return moment.astimezone(_zone()).strftime(form)
 
 
-def zone_name(at: datetime | float | None = None) -> str:
+def zone_name(at: datetime | float | str | None = None) -> str:
     """Abbreviation of the reader's zone at a time; now if it is None."""
     return local(datetime.now(UTC) if at is None else at, "%Z")

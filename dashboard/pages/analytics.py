@@ -258,7 +258,7 @@ class AnalyticsPage:
 
     def _show(self, sql: str, result: QueryResult, drawing: view_queries.Drawing | None) -> None:
         self._sql = sql
-        rows = result.rows
+        rows = view_queries.with_times(result.types, result.rows)
         columns = [
             Column(
                 name=name,

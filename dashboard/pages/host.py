@@ -146,7 +146,7 @@ class HostPage:
     def _show_head(self, devices: Sequence[DeviceStatus], may: bool, unready: str) -> None:
         self._head.clear()
         found = self._record or {}
-        labels = ", ".join(f"{name}={value}" for name, value in (found.get("labels") or ()))
+        labels = ", ".join(f"{name}={value}" for name, value in _pairs(found.get("labels")))
         with self._head, tag("div", "head"):
             with tag("div"):
                 tag("h1", text=self.name)
@@ -319,3 +319,8 @@ class HostPage:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _pairs(labels: Any) -> list[tuple[str, str]]:
+    """Labels as pairs: answers have them as pairs, or without pyarrow as an object."""
+    return list(labels.items()) if isinstance(labels, dict) else list(labels or ())

@@ -12,7 +12,7 @@ from corral.dashboard import cells
 from corral.dashboard.cells import GroupBy, Metric
 from corral.dashboard.history import Window, source
 from corral.dashboard.periods import narrowed, period_of
-from corral.dashboard.view_queries import Drawing, cell, draw, guess, spoken, zones_of
+from corral.dashboard.view_queries import Drawing, cell, draw, guess, spoken, with_times, zones_of
 from corral.schemas.operations import DeviceStatus
 from corral.schemas.requests import Grant, Lease, LeaseState
 from hypothesis import given, settings
@@ -187,3 +187,6 @@ def test_times_of_a_result_are_in_the_zone_of_the_reader() -> None:
     assert cell(datetime(2026, 1, 1, 12), berlin) == "2026-01-01 12:00:00"
     assert zones_of([[winter, 1], [summer, 2]], berlin) == "CEST and CET"
     assert zones_of([[1]], berlin) == ""
+    text = [["2026-01-01T12:00:00Z", "2026-01-01T12:00:00Z"], ["infinity", None]]
+    typed = with_times(["TIMESTAMP WITH TIME ZONE", "VARCHAR"], text)  # as answers are without pyarrow
+    assert typed == [[winter, text[0][1]], ["infinity", None]]
