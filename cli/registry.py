@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "busy": Entry("work.checkpoint:busy", _WORK, "Put the end of a preemption off."),
     "resize": Entry("work.resize:resize", _WORK, "Answer the notice that an elastic lease may grow or shrink."),
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
+    "prompt": Entry("work.prompt:prompt", _WORK, "Print the GPUs that you hold, for the prompt of a shell."),
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
     "fit": Entry("work.fit:fit", _WORK, "Find out whether the free GPUs can serve a model, how, and how fast."),
     "serve": Entry(

@@ -85,6 +85,17 @@ def environment(folder: Path, python: str) -> Path:
     return folder / "lib" / f"python{python}" / "site-packages"
 
 
+def copy_of_sources(folder: Path) -> Path:
+    """Copy what a wheel is built of."""
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    parts = {name.split(".")[1] for name in tables["tool"]["setuptools"]["packages"] if "." in name}
+    for part in parts:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    for name in ("__init__.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
 def files(folder: Path) -> set[str]:
     """Paths of all files below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
@@ -104,9 +115,9 @@ def main() -> None:
     major, minor = options.python.split(".")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        # What an earlier build left there would be packed, too.
-        shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
-        run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(work / "wheel"), str(ROOT))
+        # Of a copy: what an earlier build left in this folder would be packed, too.
+        source = copy_of_sources(work / "source")
+        run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(work / "wheel"), str(source))
         [wheel] = (work / "wheel").glob("*.whl")
         base = environment(work / "corral", options.python)
         install(base, EXTRAS["corral"], wheel, options.python, work)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PROJECT["project"]["version"]
 PACKAGES = [name.split(".") for name in PROJECT["tool"]["setuptools"]["packages"]]
-FOLDERS = sorted({package[1] for package in PACKAGES})
+FOLDERS = sorted({package[1] for package in PACKAGES if package[1:]})
 DATA = {".sql", ".typed", ".js", ".json", ".css", ".svg"}
 NEVER = ("tests/", "bench/", "docs/", "deploy/", "shared/", "examples/", ".duckdb", ".parquet", ".csv", ".pyc")
 
@@ -35,7 +35,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=hidden)
     (source / "tests").mkdir()
     (source / "tests" / "test_nothing.py").write_text("")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("__init__.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     out = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
