@@ -206,11 +206,11 @@ def _granted(lease: Lease, news: News, when: When) -> Message:
 
 
 def _expiring(lease: Lease, news: News, when: When) -> Message:
-    hard = lease.ends_at is not None and lease.ends_at <= lease.expires_at
-    end = lease.ends_at if hard and lease.ends_at is not None else lease.expires_at
+    end = news.end or lease.expires_at
+    hard = end == lease.ends_at
     return Message(
         title=f"{_named(lease)} ends at {when(end)}",
-        summary="It has reached its time limit and can't be renewed: save your work."
+        summary="Its time limit ends then, however often it is renewed: save your work."
         if hard
         else "It ends unless it is renewed before.",
         facts=_facts(lease, ("ends", f"{when(end)}, in {format_seconds((end - news.at).total_seconds())}")),

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..schemas.jobs import FINAL, Job, JobEvent, JobState, JobTask, attempt_of_request
 from ..schemas.notifications import NewsKind, NotifyRule
@@ -123,6 +124,7 @@ class News(Struct, frozen=True, kw_only=True):
         models: of the devices.
         workload: name of the lease or the job.
         waited_seconds: time that the request waited in the queue.
+        end: for `expiring`: when the lease ends.
     """
 
     kind: NewsKind
@@ -136,6 +138,7 @@ class News(Struct, frozen=True, kw_only=True):
     models: frozenset[str] = frozenset()
     workload: str = ""
     waited_seconds: float = 0.0
+    end: datetime | None = None
 
     @property
     def kinds(self) -> frozenset[NewsKind]:
@@ -203,7 +206,8 @@ def expiring(rule: NotifyRule, leases: Iterable[Lease], now: datetime) -> list[N
         if lease.state is LeaseState.ACTIVE and not of_job(lease):
             end = ends_soon(lease, rule.before_seconds, now)
             if end is not None:
-                found.append(_about(lease, NewsKind.EXPIRING, f":{end.timestamp():.3f}", now))
+                news = _about(lease, NewsKind.EXPIRING, f":{end.timestamp():.3f}", now)
+                found.append(replace(news, end=end))
     return found
 
 

@@ -86,6 +86,18 @@ def test_every_kind_has_a_text_and_its_commands_are_commands() -> None:
         made.make_context(name, arguments)  # it parses: all options are there, and nothing is missing
 
 
+def test_the_end_of_a_limit_is_told_as_such_whenever_the_lease_would_have_to_be_renewed() -> None:
+    """A holder renews a short time to live again and again, up to the limit."""
+    limited = lease(ttl=300.0, ends_at=NOON + timedelta(hours=1), expires_at=NOON + timedelta(minutes=54))
+    (news,) = expiring(owned("expiring").rule, [limited], NOON + timedelta(minutes=50))
+    message = message_of(news, "UTC")
+    assert "13:00" in message.title
+    assert "however often it is renewed" in message.summary
+    assert message.commands == []
+    (soft,) = expiring(owned("expiring").rule, [lease()], NOON + timedelta(minutes=55))
+    assert [what for what, _ in message_of(soft, "UTC").commands] == ["Keep it", "Give it back"]
+
+
 def test_times_are_those_of_the_readers_zone() -> None:
     news = of_lease_event(preempting())
     assert news is not None
