@@ -31,6 +31,10 @@ class BusUnavailable(ConnectionError):
     """No server answered."""
 
 
+class BusRefused(BusUnavailable):
+    """The server does not take the credentials."""
+
+
 class BusClosed(BusUnavailable):
     """The server has closed a connection for good. The process that depends on it ends; its supervisor restarts it."""
 
@@ -44,6 +48,7 @@ async def connect(
     certificate: str | None = None,
     key: str | None = None,
     inbox_prefix: str | None = None,
+    identity: who.Identity | None = None,
     wait_seconds: float | None = 5.0,
     closed: asyncio.Event | None = None,
     **options: Any,
@@ -62,12 +67,14 @@ async def connect(
         certificate: path of the client's, if the server asks for one; `CORRAL_NATS_CERT` by default.
         key: path of the certificate's key; `CORRAL_NATS_KEY` by default.
         inbox_prefix: of the subjects that answers come to; `CORRAL_INBOX_PREFIX` by default.
+        identity: in place of all of these and of the environment.
         wait_seconds: give up after this time if no server answers at the start; None tries for ever.
         closed: set once the connection is closed for good, by either side.
         options: further ones of `nats.connect`.
 
     Raises:
-        BusUnavailable: no server answered in time, or it refuses the credentials; the message says what to do.
+        BusUnavailable: no server answered in time; the message says what to do.
+        BusRefused: it refuses the credentials.
     """
     servers = [part.strip() for part in (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).split(",") if part.strip()]
     if websockets.wanted(servers):
@@ -76,7 +83,8 @@ async def connect(
         except ImportError:
             raise BusUnavailable("a WebSocket to the bus needs aiohttp: pip install aiohttp") from None
     try:
-        identity = who.identify(credentials, ca=ca, certificate=certificate, key=key, inbox=inbox_prefix)
+        if identity is None:
+            identity = who.identify(credentials, ca=ca, certificate=certificate, key=key, inbox=inbox_prefix)
         proofs = who.options(identity)
     except who.CredentialsError as error:
         raise BusUnavailable(str(error)) from None
@@ -169,7 +177,8 @@ class _Connecting:
             return None
         servers = ", ".join(self._servers)
         if refusal := _refusal(error, self._identity):
-            return BusUnavailable(f"the NATS server at {servers} {refusal}")
+            kind = BusRefused if _is_authorization(error) else BusUnavailable
+            return kind(f"the NATS server at {servers} {refusal}")
         if self._now() + pause_seconds <= self._deadline:
             return None
         return BusUnavailable(
@@ -230,7 +239,7 @@ async def _set(event: asyncio.Event) -> None:
 
 def _refusal(error: Exception, identity: who.Identity) -> str:
     """Message for a refusal that retries can't change: of credentials, or of TLS trust. Empty for any other error."""
-    if "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError):
+    if _is_authorization(error):
         if identity.login:
             return f"does not take your login, which was until {identity.expires}: corral login {identity.login}"
         refused = f"does not take the credentials in {identity.file}" if identity.file else "wants credentials"
@@ -244,6 +253,10 @@ def _refusal(error: Exception, identity: who.Identity) -> str:
             f"or name the CA's certificate in {who.CA_VARIABLE}"
         )
     return ""
+
+
+def _is_authorization(error: Exception) -> bool:
+    return "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError)
 
 
 async def _log_error(error: Exception) -> None:

@@ -107,4 +107,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "notifier": Entry("services.notifier:notifier", _PARTS, "Send notifications by e-mail, chat and webhook."),
     "export": Entry("services.export:export", _PARTS, "Serve the fleet's metrics for Prometheus."),
+    "serve-http": Entry(
+        "services.serve_http:serve_http", _PARTS, "Serve the bus over HTTP, for those who can't speak NATS."
+    ),
 }

@@ -48,6 +48,8 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_ADDRESSES": ("–", "Network addresses of the task's hosts, in the order of their ranks, with commas."),
     "CORRAL_HOSTS": ("–", "Names of the task's hosts, in the order of their ranks, with commas."),
     "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
+    "CORRAL_GRAFANA_TOKEN": ("–", "`compose.yaml`: token of Grafana for the history."),
+    "CORRAL_HTTP_PORT": ("`8700`", "`compose.yaml`: the port of the gateway on this machine."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),
     "CORRAL_PORT_3": ("`4224`", "`compose.yaml`: the port of the third server."),

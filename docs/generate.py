@@ -20,6 +20,7 @@ import metrics_table
 import roles_table
 import sbatch_table
 import telemetry_page
+from corral.gateway import openapi
 from corral.processors import views
 from corral.schemas import codec, json_schema
 from corral.schemas.channels import CHANNELS, Channel, Message
@@ -355,6 +356,7 @@ def files() -> dict[Path, str]:
     return {
         **json_schemas(),
         REFERENCE / "asyncapi.json": asyncapi(version("corral")),
+        REFERENCE / "openapi.json": json.dumps(json.loads(openapi.document()), indent=2, ensure_ascii=False) + "\n",
         REFERENCE / "messages.md": message_reference(),
         REFERENCE / "telemetry.md": telemetry_page.render(),
         REFERENCE / "cli.md": cli_reference.commands(),

@@ -8,9 +8,9 @@ from corral.schemas.instruments import COMMON, INSTRUMENTS, Instrument, Instrume
 _HEAD = """# Measurements of services
 
 Generated from `schemas/instruments.py`. Each service answers on `corral.v1.health` with these values as JSON
-([health checks](../how-to/services.md)). `corral export` serves those of planners, processors, dashboards and its own
-to Prometheus. Measurements of collectors come with their reports, as `corral_agent_…` by host. Counters start at 0 with
-the service. All series have the label `id`, the instance.
+([health checks](../how-to/services.md)). `corral export` serves those of planners, processors, dashboards, gateways and
+its own to Prometheus. Measurements of collectors come with their reports, as `corral_agent_…` by host. Counters start
+at 0 with the service. All series have the label `id`, the instance.
 """
 
 

@@ -17,6 +17,7 @@ _SHOWN = (
     Role.REQUESTER,
     Role.VIEWER,
     Role.OPERATOR,
+    Role.GATEWAY,
     Role.ADMIN,
 )
 

@@ -47,7 +47,7 @@ class ServiceAnswers(Struct, kw_only=True):
     services: list[ServiceHealth] = []
 
 
-_ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOARD)
+_ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOARD, ServiceKind.GATEWAY)
 """Services whose health is queried. Collectors publish reports, and there may be thousands; the exporter knows its own
 health."""
 

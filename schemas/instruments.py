@@ -24,6 +24,7 @@ class ServiceKind(StrEnum):
     EXPORTER = "exporter"
     DASHBOARD = "dashboard"
     NOTIFIER = "notifier"
+    GATEWAY = "gateway"
 
 
 class InstrumentKind(StrEnum):
@@ -222,6 +223,14 @@ _NOTIFIER: Final = (
     _gauge("unusable_rules", "Rules that name a target which is not there."),
 )
 
+_GATEWAY: Final = (
+    _counter("requests", "Answered HTTP requests by status.", "status"),
+    _histogram("answer_seconds", "Time to the begin of an answer, without requests that wait in the queue.", SECONDS),
+    _gauge("requests_running", "HTTP requests that are not answered yet, and streams."),
+    _gauge("callers", "Connections to the bus, one for each token in use."),
+    _counter("refused_tokens", "Requests with a token that the bus does not know, or that is damaged."),
+)
+
 INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
     kind: {instrument.name: instrument for instrument in (*COMMON, *own)}
     for kind, own in (
@@ -232,6 +241,7 @@ INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
         (ServiceKind.EXPORTER, _EXPORTER),
         (ServiceKind.DASHBOARD, ()),
         (ServiceKind.NOTIFIER, _NOTIFIER),
+        (ServiceKind.GATEWAY, _GATEWAY),
     )
 }
 """Every instrument, by service and name."""

@@ -178,7 +178,7 @@ class Authority:
             owner: name that it makes requests under; the user's name by default, `*` for any.
             hosts: that a collector or a runner speaks for; its name by default, `*` for any, `gpu[01-16]` for many.
             follows_leases: for a collector of simulated GPUs.
-            serves: for an exporter or a dashboard.
+            serves: for an exporter or a dashboard; a gateway does in any case.
             group: group of the owner; empty for none.
 
         Raises:
@@ -201,7 +201,7 @@ class Authority:
                 hosts=_hosts(role, name, hosts),
                 group=_group(owner, group),
                 follows_leases=follows_leases and role is Role.COLLECTOR,
-                serves=serves and role in (Role.VIEWER, Role.OPERATOR),
+                serves=role is Role.GATEWAY or (serves and role in (Role.VIEWER, Role.OPERATOR)),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             self.registry.users[name] = user

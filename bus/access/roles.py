@@ -46,6 +46,8 @@ class Role(StrEnum):
     """Sees the fleet."""
     OPERATOR = "operator"
     """Sees the fleet, requests devices under its own name, drains, books, evicts, changes groups, takes snapshots."""
+    GATEWAY = "gateway"
+    """Answers its own health checks. What it does for its callers it does with their credentials."""
     ADMIN = "admin"
     """Manages streams, in an emergency; no part needs it."""
 
@@ -67,6 +69,7 @@ ACCOUNTS: Final[dict[Role, Account]] = {
     Role.REQUESTER: Account.PEOPLE,
     Role.VIEWER: Account.PEOPLE,
     Role.OPERATOR: Account.PEOPLE,
+    Role.GATEWAY: Account.PEOPLE,
     Role.ADMIN: Account.CORE,
 }
 
@@ -117,6 +120,8 @@ ASKING: Final = frozenset({Role.REQUESTER, Role.OPERATOR})
 EVERYBODY: Final = frozenset(Role)
 ON_HOSTS: Final = frozenset({Role.COLLECTOR, Role.RUNNER})
 """Roles of users that speak for hosts."""
+_LOOKING: Final = EVERYBODY - ON_HOSTS - {Role.GATEWAY}
+"""Roles that may look for services and at the state of streams."""
 
 _TELEMETRY: Final = (bus.SAMPLES, bus.PROCESSES, bus.AGENTS)
 _FACTS: Final = (bus.INVENTORY, bus.EVENTS)
@@ -441,7 +446,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(
         _PUB,
         "discovery of services",
-        EVERYBODY - ON_HOSTS,
+        _LOOKING,
         "$SRV.PING",
         "$SRV.PING.>",
         "$SRV.INFO",
@@ -468,6 +473,15 @@ MATRIX: Final[tuple[Access, ...]] = (
         bus.HEALTH,
         f"{bus.HEALTH}.runner",
         f"{bus.HEALTH}.runner.{{host}}",
+        within=True,
+    ),
+    _may(
+        _SUB,
+        "health checks of itself (a gateway)",
+        [Role.GATEWAY],
+        bus.HEALTH,
+        f"{bus.HEALTH}.gateway",
+        f"{bus.HEALTH}.gateway.>",
         within=True,
     ),
     _may(
@@ -504,11 +518,11 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_PUB, "acknowledging parts of an answer", PEOPLE, "_R_.>", within=True),
     _may(_PUB, "acknowledging parts of an answer (a notifier)", [Role.NOTIFIER], f"{bus.QUERY_ACK}.>"),
     # JetStream
-    _may(_PUB, "whether JetStream is enabled", EVERYBODY, "$JS.API.INFO"),
+    _may(_PUB, "whether JetStream is enabled", EVERYBODY - {Role.GATEWAY}, "$JS.API.INFO"),
     _may(
         _PUB,
         "state of the streams",
-        EVERYBODY - ON_HOSTS,
+        _LOOKING,
         *_api(*(f"STREAM.INFO.{name}" for name in _STREAMS)),
     ),
     _may(
@@ -585,7 +599,8 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         owner: name that it makes requests under; `*` for any; empty for roles that make none.
         hosts: that a collector or a runner speaks for; `*` for any.
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
-        serves: of an exporter or a dashboard, which answer health checks. The server lets it answer each request once.
+        serves: of an exporter, a dashboard or a gateway, which answer health checks. The server lets it answer each
+            request once.
         group: group of its owner (`schemas/groups.py`), which `corral group apply` can take over; empty for none.
         created: when, RFC 3339.
         expires: when it ends, RFC 3339, for a login that lasts for a time; empty for a user that stays.

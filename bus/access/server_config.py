@@ -80,8 +80,8 @@ def _users(users: Iterable[User]) -> list[str]:
     entries = [
         f"# {user.name}: {user.role}\n"
         f"      {{ nkey: {user.key}, permissions: {{\n"
-        f"        publish: {{ allow: {_texts(allowed(user, Verb.PUBLISH))} }}\n"
-        f"        subscribe: {{ allow: {_texts(allowed(user, Verb.SUBSCRIBE))} }}\n"
+        f"        publish: {_only(allowed(user, Verb.PUBLISH))}\n"
+        f"        subscribe: {_only(allowed(user, Verb.SUBSCRIBE))}\n"
         + (f"        {_ANSWERS}\n" if user.serves else "")
         + "      } }"
         for user in users
@@ -128,6 +128,11 @@ def _imports(account: Account) -> list[str]:
 
 def _list(name: str, entries: Sequence[str]) -> list[str]:
     return [f"    {name}: [", *(f"      {entry}" for entry in entries), "    ]"]
+
+
+def _only(subjects: Sequence[str]) -> str:
+    """Permission for some subjects alone. A server may take an empty list of them for all."""
+    return f"{{ allow: {_texts(subjects)} }}" if subjects else '{ deny: [">"] }'
 
 
 def _texts(values: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ _ROLES: Final[dict[str, Role]] = {
     "exporter": Role.VIEWER,
     "dashboard": Role.OPERATOR,
     "notifier": Role.NOTIFIER,
+    "gateway": Role.GATEWAY,
 }
 """Role of each part of a cluster."""
 

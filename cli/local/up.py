@@ -64,6 +64,12 @@ def up(
         bool, typer.Option("--no-auth", help="Disable authentication: anyone on this machine may do anything.")
     ] = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Don't start the dashboard.")] = False,
+    http: Annotated[
+        int | None,
+        typer.Option(
+            "--http", metavar="PORT", help="Port of loopback to serve the bus on over HTTP, too.", min=1, max=65535
+        ),
+    ] = None,
 ) -> None:
     """Start a complete cluster on this machine: bus, collector, runner, processor, planner, dashboard. Ctrl-C stops it.
 
@@ -80,7 +86,7 @@ def up(
     if source not in ("auto", "nvml", "amd", "simulated", "none"):
         raise CommandError(f"--source {source!r}: use auto, nvml, amd, simulated or none", USAGE)
     server_binary()
-    if missing := missing_extras(source, dashboard=not no_dashboard):
+    if missing := missing_extras(source, dashboard=not no_dashboard, gateway=http is not None):
         extras = ",".join(extra for extra in missing if extra != "dashboard")
         if extras:
             raise CommandError(f"the cluster needs more than is installed: pip install 'corral[{extras}]'")
@@ -103,6 +109,10 @@ def up(
             parts.append(dashboard_part(folder.path))
         if (sending := notifier_part()) is not None:
             parts.append(sending)
+        if http is not None:
+            if no_auth:
+                raise CommandError("--http with --no-auth: tokens would prove nothing, so omit one of them", USAGE)
+            parts.append(Part(name="gateway", arguments=["serve-http", "--listen", f"127.0.0.1:{http}"]))
         server = EmbeddedServer(folder.path / "nats", port, listen)
         local = None if no_auth else ensure_access(folder.path, server.pid_file, listen)
         move_streams(server.data, local is not None)
@@ -114,19 +124,21 @@ def up(
         folder.close()
 
 
-_NEEDED: Final = {"processor": "duckdb", "planner": "numpy", "dashboard": "nicegui"}
+_NEEDED: Final = {"processor": "duckdb", "planner": "numpy", "dashboard": "nicegui", "gateway": "uvicorn"}
 """Library of each extra that the cluster needs, by which the extra is recognized."""
 
 
-def missing_extras(source: str, *, dashboard: bool) -> list[str]:
+def missing_extras(source: str, *, dashboard: bool, gateway: bool = False) -> list[str]:
     """Extras of the cluster's parts that are not installed.
 
     Args:
         source: as `--source`.
         dashboard: whether there shall be a dashboard.
+        gateway: whether the bus shall be served over HTTP.
     """
     libraries = _NEEDED | {"nvml": {"collector": "pynvml"}, "amd": {"amd": "amdsmi"}}.get(source, {})
-    wanted = {extra: library for extra, library in libraries.items() if dashboard or extra != "dashboard"}
+    left_out = {extra for extra, there in (("dashboard", dashboard), ("gateway", gateway)) if not there}
+    wanted = {extra: library for extra, library in libraries.items() if extra not in left_out}
     return [extra for extra, library in wanted.items() if find_spec(library) is None]
 
 
@@ -230,6 +242,8 @@ async def _up(
                 connection_flags = "" if add_context(name, server.url, credentials) else f" --context {name}"
             devices = await _devices(server.url, credentials)
             _print_ready(server.url, folder.path, collector, missing, summary, connection_flags, devices, source)
+            if gateway := next((part for part in parts if part.name == "gateway"), None):
+                _print_gateway(gateway.arguments[-1], connection_flags)
             ready = True
             await stopping.wait()
         else:
@@ -258,8 +272,8 @@ async def wait_until_ready(
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
-    # The runner waits for the planner, and jobs wait for the runner.
-    missing = {part.name for part in parts} - {"runner", "notifier"}
+    # The runner waits for the planner, and jobs wait for the runner. The gateway needs only the bus.
+    missing = {part.name for part in parts} - {"runner", "notifier", "gateway"}
     summary: operations.FleetSummary | None = None
     proof = str(credentials) if credentials else None
     async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:
@@ -375,6 +389,11 @@ def _print_dashboard(state: Path, data: Path) -> None:
         out.print(f"  [dim]that login link works once; for a new one: {escape(again)}[/]", soft_wrap=True)
     else:
         out.print(f"Dashboard: {url}; for a login link: `{escape(again)}`", soft_wrap=True)
+
+
+def _print_gateway(listening: str, connection_flags: str) -> None:
+    command = f"corral{connection_flags} auth token"
+    console().print(f"HTTP: http://{listening}; `{escape(command)}` prints your token", soft_wrap=True)
 
 
 def _taken(host: str, port: int) -> bool:

@@ -16,6 +16,8 @@ from msgspec import Struct
 from ...bus.access.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError, UnknownUser
 from ...bus.access.reload import reload
 from ...bus.access.roles import ASKING, Role, User, Verb, allowed
+from ...bus.access.tokens import TokenError, token_of
+from ...bus.credentials import CREDENTIALS_VARIABLE, CredentialsError, identify
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, print_json, say
 
@@ -44,7 +46,8 @@ Keep = Annotated[bool, typer.Option("--exist-ok", help="Succeed without a change
 def authority() -> None:
     """Manage the users of the bus and their roles, and generate the server's configuration.
 
-    Roles: collector, runner, processor, planner, notifier, requester, viewer, operator (docs/security.md has all).
+    Roles: collector, runner, processor, planner, notifier, requester, viewer, operator, gateway (docs/security.md has
+    all).
 
     Examples:
       corral auth init --dir /etc/corral/auth --tls-host bus.example
@@ -184,6 +187,7 @@ def add(
       corral auth add requester portal --owner '*'
       corral auth add operator olga --out ./olga
       corral auth add viewer exporter --service
+      corral auth add gateway http
     """
     found = _open(folder)
     if not (exist_ok and name in found.registry.users):
@@ -377,6 +381,42 @@ def print_credentials(
     if ca and not found.tls:
         raise CommandError("this authority has no CA, since it doesn't use TLS", USAGE)
     typer.echo(_translate_errors(lambda: (path.with_name("ca.crt") if ca else path).read_text()), nl=False)
+
+
+@auth.command("token")
+def print_token(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the user. Default: the one whose credentials are in use.")
+    ] = None,
+    owner: Annotated[
+        str,
+        typer.Option("--owner", metavar="NAME", help="Owner of the token's requests, if the user may name any."),
+    ] = "",
+    header: Annotated[
+        bool, typer.Option("--header", help="Print a line for `curl -H @FILE`, which keeps it out of process lists.")
+    ] = False,
+    folder: Folder = None,
+) -> None:
+    """Print a user's bearer token for `corral serve-http`, which is as secret as its credentials are.
+
+    It has the user's rights, and ends when the user is revoked or its key is rotated. For a program, add a user of its
+    own, with the same owner.
+
+    Examples:
+      corral auth token alice > alice.token
+      corral auth token --header > corral.header
+      corral auth add requester alice-ci --owner alice && corral auth token alice-ci
+    """
+    if name is not None:
+        found = _open(folder)
+        file = str(_translate_errors(lambda: found.credentials(name)))
+    elif not (file := os.environ.get(CREDENTIALS_VARIABLE, "")):
+        raise CommandError(f"name a user, or credentials with --creds or {CREDENTIALS_VARIABLE}", USAGE)
+    try:
+        token = token_of(identify(file), owner)
+    except (TokenError, CredentialsError) as error:
+        raise CommandError(str(error), USAGE) from None
+    typer.echo(f"Authorization: Bearer {token}" if header else token)
 
 
 class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

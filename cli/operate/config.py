@@ -15,7 +15,7 @@ from ..config import SOURCES
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, print_json
 
-SERVICES: Final = ("up", "collect", "runner", "process", "plan", "export", "dashboard", "notifier")
+SERVICES: Final = ("up", "collect", "runner", "process", "plan", "export", "dashboard", "notifier", "serve-http")
 """Commands whose settings are shown even if none is set."""
 
 

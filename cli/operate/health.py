@@ -29,6 +29,7 @@ class PartName(StrEnum):
     EXPORTER = "exporter"
     DASHBOARD = "dashboard"
     NOTIFIER = "notifier"
+    GATEWAY = "gateway"
 
 
 AGENT_SECONDS = 35.0

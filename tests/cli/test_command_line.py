@@ -272,10 +272,10 @@ NO_JSON = {
     "up", "demo", "run", "shell", "collect", "runner", "process", "plan", "export",  # run until something ends
     "logs", "attach",  # print what jobs print
     "login", "logout", "login-service", "notifier",
-    "dashboard",
+    "dashboard", "serve-http",
     "context add", "context use", "context remove", "context export",  # a line, or a file
     "config set", "config unset", "config check", "config path", "dashboard user", "dashboard link",
-    "auth init", "auth add", "auth apply", "auth group", "auth revoke", "auth rotate", "auth print",
+    "auth init", "auth add", "auth apply", "auth group", "auth revoke", "auth rotate", "auth print", "auth token",
     "group export", "notify remove",
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
             "notifier",
             "cli",
             "dashboard",
+            "gateway",
         ],
         "compose.yaml",
     )

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from corral.bus.access.folder import Authority
+from corral.bus.access.reload import reload
+from corral.bus.access.roles import Role
 from corral.cli import config
 from corral.cli.loading import load
 from corral.cli.registry import COMMANDS
 from support import docs_pages as pages
-from support.local_cluster import LocalCluster, environment, wait_for
+from support.exporter_process import running
+from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 ROOT = pages.ROOT
 PAGES = sorted(
@@ -25,7 +29,7 @@ PAGES = sorted(
     # The reference repeats the examples of the commands' own help, which are held to their options below.
     if "node_modules" not in page.parts and page.parent != ROOT / "docs" / "reference"
 )
-NEEDED = ("bash", "jq")
+NEEDED = ("bash", "jq", "curl")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +59,24 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def gateway(fleet: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway beside the cluster; its URL."""
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    authority = Authority(fleet.folder / "auth")
+    if "http" not in authority.registry.users:
+        authority.add(Role.GATEWAY, "http")
+        reload(Path(authority.registry.pid_file))
+    own = {"CORRAL_NATS_URL": fleet.url, "CORRAL_NATS_CREDS": str(authority.credentials("http"))}
+    with running(log, *CORRAL, "serve-http", "--listen", "127.0.0.1:0", **own):
+        yield wait_for(lambda: re.search(r"served at (\S+)", log.read_text()))[1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs: Path, tmp_path: Path) -> None:
+def test_every_command_of_a_page_works(
+    page: Path, fleet: LocalCluster, programs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         pytest.skip(f"the pages use {', '.join(missing)}, which is not installed here")
     home = tmp_path / "home"
@@ -94,6 +113,8 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
         TERM="dumb",
         DOCS_URL=fleet.url,
         DOCS_CREDENTIALS=credentials,
+        DOCS_CURL=shutil.which("curl") or "",
+        DOCS_HTTP=request.getfixturevalue("gateway") if "curl " in page.read_text() else "",
         # Who asks is the account's name, until a page says otherwise.
         USER="you",
         LOGNAME="you",

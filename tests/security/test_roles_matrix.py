@@ -45,6 +45,7 @@ USERS = {
     Role.REQUESTER: "alice",
     Role.VIEWER: "vera",
     Role.OPERATOR: "olga",
+    Role.GATEWAY: "http",
 }
 PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
 LISTS = ("leases", "devices", "fleet", "queue", "groups", "windows", "moves", "jobs")
@@ -138,7 +139,8 @@ def subscribe_probes() -> list[str]:
     found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice"]
     found += [f"{V}.query", f"{V}.query.*", f"{V}.query.alice", f"{V}.history.snapshot.*", f"{V}.history.read.olga"]
     found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
-    found += [f"{V}.health.exporter.x", f"{V}.health.notifier", f"{V}.health.notifier.x"]
+    found += [f"{V}.health.{kind}{rest}" for kind in ("exporter", "gateway") for rest in ("", ".x")]
+    found += [f"{V}.health.notifier", f"{V}.health.notifier.x"]
     found += [f"{V}.notify.>", f"{V}.notify.rules", f"{V}.notify.rules.alice", f"{V}.notify.override.olga"]
     for kind in ("collector", "runner"):
         found += [f"{V}.health.{kind}", *(f"{V}.health.{kind}.{host}" for host in HOSTS)]
@@ -286,6 +288,7 @@ PUBLISH: dict[Role, set[str]] = {
     },
     Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice") | attaching("alice"),
     Role.VIEWER: seeing("vera"),
+    Role.GATEWAY: set(),
     Role.OPERATOR: {
         *seeing("olga"),
         *asking("olga"),
@@ -341,6 +344,7 @@ SUBSCRIBE: dict[Role, set[str]] = {
     },
     Role.REQUESTER: EVENTS | {f"{V}.logs.*.*.*.*.alice", *(logs(host, "alice") for host in HOSTS)},
     Role.VIEWER: EVENTS,
+    Role.GATEWAY: {f"{V}.health", f"{V}.health.gateway", f"{V}.health.gateway.x"},
     Role.OPERATOR: EVENTS | {f"{V}.dead.*", *ALL_LOGS},
 }
 
@@ -416,6 +420,22 @@ async def test_a_role_may_do_what_is_written_here_and_nothing_else(layout: Secur
     expected = SUBSCRIBE[role] | {f"_INBOX.{name}.>"}
     assert listened - expected == set(), "it may listen to what it should not"
     assert expected - listened == set(), "it may not listen to what it should"
+
+
+async def test_a_gateway_answers_its_health_checks_and_can_ask_nothing_of_its_own(layout: SecuredBus) -> None:
+    gateway = await layout.connect("http")
+    asker = await layout.connect("vera")
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b"well")
+
+    try:
+        await gateway.subscribe(f"{V}.health.gateway", cb=answer)
+        await gateway.flush()
+        assert (await asker.request(f"{V}.health.gateway", b"", timeout=10)).data == b"well"
+    finally:
+        await gateway.close()
+        await asker.close()
 
 
 async def test_nobody_gets_in_without_a_key_that_is_known(layout: SecuredBus, tmp_path: Path) -> None:

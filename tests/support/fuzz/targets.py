@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
+from corral.bus.access.folder import make_key
+from corral.bus.access.tokens import TokenError, identity_of_token, token_of
+from corral.bus.credentials import Identity
 from corral.cli import config
 from corral.cli.exits import CommandError
 from corral.cli.loading import load
@@ -36,6 +39,9 @@ from corral.collectors.source import EndOfData
 from corral.exporter.families import FAMILIES
 from corral.exporter.live import LiveFleet
 from corral.exporter.page import write
+from corral.gateway.guard import hostname
+from corral.gateway.routes import message_of as message_of_parameters
+from corral.gateway.waiting import wait_seconds
 from corral.notifier.messages import message_of
 from corral.notifier.news import of_lease_event
 from corral.notifier.quiet import parse_quiet, quiet_until
@@ -60,6 +66,7 @@ from corral.processors.storage.protocol import Series
 from corral.schemas import codec, columns, globs, groups, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
+from corral.schemas.jobs import JobFilter
 from corral.schemas.models.sizes import sizes
 from corral.schemas.query import QueryEnd, ResultFormat
 from corral.schemas.units import parse_bytes, parse_seconds
@@ -392,6 +399,25 @@ def names(data: bytes) -> None:
     assert not set(token) & set(".*> \t\r\n")
     with contextlib.suppress(codec.DecodeError):
         assert codec.content_type({codec.CONTENT_TYPE_HEADER: text}) in _FORMS
+
+
+_TOKEN = token_of(Identity(user="alice", role="requester", owner="team.a", seed=make_key()[0]))
+
+
+@target([b"owner=team.a&states=released&limit=5", b"job_ids=12&indexes=3&active=true", _TOKEN.encode(), b"wait=30"])
+def http(data: bytes) -> None:
+    """Parameters of a URL become a message or a refusal; a token is one whose names can stand in a subject."""
+    for type in (operations.LeaseFilter, JobFilter, operations.DeviceFilter):
+        with contextlib.suppress(codec.DecodeError):
+            codec.decode_request(message_of_parameters(data, type), type)
+    text = data.decode("latin-1")
+    hostname(text)
+    wait_seconds(text)
+    with contextlib.suppress(TokenError):
+        identity = identity_of_token(text)
+        assert not set(identity.user + identity.owner.removeprefix("*")) & set("*> \t\r\n")
+        assert ".." not in identity.owner
+        assert len(identity.seed) == 58
 
 
 # Files

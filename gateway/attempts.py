@@ -1,0 +1,51 @@
+"""Limit of wrong tokens by address. Pure state.
+
+A key can't be guessed: the limit is for the work that each attempt makes for the bus.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from typing import Final
+
+FREE: Final = 20
+"""Wrong tokens from one address in `SECONDS` before it has to wait."""
+SECONDS: Final = 60.0
+_KEPT: Final = 10_000
+
+
+class Attempts:
+    """Times of wrong tokens; of more than 10,000 addresses those that were heard first are dropped."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+
+    def failed(self, address: str, now: float) -> None:
+        """Count a wrong token.
+
+        Args:
+            address: of the client.
+            now: seconds on a monotonic clock.
+        """
+        place = _place(address)
+        times = [at for at in self._failures.pop(place, []) if now - at < SECONDS]
+        self._failures[place] = [*times, now][-FREE:]
+        while len(self._failures) > _KEPT:
+            self._failures.popitem(last=False)
+
+    def wait_seconds(self, address: str, now: float) -> float:
+        """Seconds until an address may log in again; 0 if it may now."""
+        times = self._failures.get(_place(address), [])
+        return max(0.0, times[0] + SECONDS - now) if len(times) >= FREE else 0.0
+
+
+def _place(address: str) -> str:
+    """An IPv4 address, or the /64 network of an IPv6 address, all of which one machine may have."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
