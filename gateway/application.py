@@ -151,7 +151,8 @@ class Application:
         events = EVENT_STREAM in headers.get("accept", "")
         said.waits = route.kind is Kind.REQUEST
         working = self._found(route, headers, body, caller, events)
-        found = await _until_gone(working, receive)
+        # What only waits is ended at once, so that its client can go on at the next gateway.
+        found = await _until_gone(working, receive, self.stopping if said.waits else None)
         if isinstance(found, Answer):
             await _send(sender, found)
         else:
@@ -180,7 +181,7 @@ class Application:
                 if events:
                     return streams.request_events(waiting)
                 prefer = wait_seconds(headers.get("prefer"))
-                if prefer is None:
+                if prefer is None or not waiting.may_wait:
                     return answer_of_outcome(await waiting.outcome())
                 return answer_of_outcome(await waiting.outcome_within(prefer))
             case Kind.MESSAGE:
@@ -196,9 +197,9 @@ class Application:
 
         try:
             await _until_gone(send(), receive, self.stopping)
-        except Gone:
+        except (Gone, Failed):
             sender.abort()
-            raise
+            raise Gone from None
         except CorralError as error:
             log.info("an answer to %s was broken off: %s", caller.identity.user, type(error).__name__)
             sender.abort()
@@ -256,6 +257,7 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive, stop: asyn
 
     Raises:
         Gone: it went away.
+        Failed: `stop` was set.
     """
     working = asyncio.ensure_future(work)
     others: list[asyncio.Future[Any]] = [asyncio.ensure_future(_gone(receive))]
@@ -265,7 +267,9 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive, stop: asyn
         await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise Gone
+        if others[0].done():
+            raise Gone
+        raise Failed("unavailable", "The gateway is stopping: ask again, with the same request_id if it had one")
     finally:
         for each in (working, *others):
             if not each.done():

@@ -35,7 +35,8 @@ _CONNECT_SECONDS: Final = 3.0
 _CONNECTING: Final = 16
 """Logins on the bus at a time."""
 _SWEEP_SECONDS: Final = 5.0
-_MAX_REFUSED: Final = 10_000
+_MAX_KNOWN: Final = 10_000
+"""Tokens of which is known that they were taken or refused lately."""
 
 
 class Caller:
@@ -80,6 +81,7 @@ class Callers:
         self._callers: OrderedDict[bytes, Caller] = OrderedDict()
         self._logins: dict[bytes, asyncio.Task[Caller]] = {}
         self._refused: OrderedDict[bytes, float] = OrderedDict()
+        self._proven: OrderedDict[bytes, None] = OrderedDict()
         self._connecting = asyncio.Semaphore(_CONNECTING)
         self._attempts = Attempts()
         self._closing: set[asyncio.Task[None]] = set()
@@ -132,8 +134,8 @@ class Callers:
         if (found := self._known(key)) is not None:
             return found
         now = asyncio.get_running_loop().time()
-        # Only logins are limited: who has one is not kept out by others behind the same address.
-        if (wait := self._attempts.wait_seconds(address, now)) > 0:
+        # Whoever is or was logged in is not kept out by others behind the same address.
+        if key not in self._proven and (wait := self._attempts.wait_seconds(address, now)) > 0:
             raise Failed("too_many_requests", "Too many wrong tokens came from this address", retry_after_seconds=wait)
         try:
             identity = identity_of_token(token)
@@ -155,6 +157,10 @@ class Callers:
             self._make_room()
             caller = await self._connect(key, identity, address)
         self._callers[key] = caller
+        self._proven[key] = None
+        self._proven.move_to_end(key)
+        while len(self._proven) > _MAX_KNOWN:
+            self._proven.popitem(last=False)
         return caller
 
     def _known(self, key: bytes) -> Caller | None:
@@ -250,9 +256,10 @@ class Callers:
         now = asyncio.get_running_loop().time()
         self.refused_tokens += 1
         self._attempts.failed(address, now)
+        self._proven.pop(key, None)
         if self._refused.get(key, 0.0) < now:
             self._refused[key] = now + _REFUSED_SECONDS
-        while len(self._refused) > _MAX_REFUSED:
+        while len(self._refused) > _MAX_KNOWN:
             self._refused.popitem(last=False)
         return Failed("unauthenticated", message)
 

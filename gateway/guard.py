@@ -174,16 +174,20 @@ class Sender:
         """Send a piece of the body."""
         await self._in_time({"type": "http.response.body", "body": body, "more_body": not last})
 
-    def abort(self) -> None:
-        """End the connection, so that the client knows that the response is not whole."""
+    def abort(self, *, reset: bool = False) -> None:
+        """End the connection, so that the client knows that the response is not whole.
+
+        Args:
+            reset: the client takes nothing: forget what was not sent.
+        """
         abort: Any = self._scope.get(ABORT_KEY)
         if abort is not None:
-            abort()
+            abort(reset)
 
     async def _in_time(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._send(message)
         except TimeoutError:
-            self.abort()
+            self.abort(reset=True)
             raise Gone from None

@@ -17,7 +17,7 @@ from ..schemas.requests import Error
 from .settings import Settings, is_in
 
 ABORT_KEY: Final = "corral.abort"
-"""Key of the scope: function that ends the connection at once, whatever is unsent."""
+"""Key of the scope: function that ends the connection at once; with true, also what the kernel has not sent yet."""
 MAX_HEADER_BYTES: Final = 16 * 1024
 _SHARE: Final = 4
 """Part of all connections that one address may have: one in so many."""
@@ -118,11 +118,11 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
             if scope is not None:
                 scope[ABORT_KEY] = self._abort
 
-        def _abort(self) -> None:
+        def _abort(self, reset: bool) -> None:
             own: Any = self.transport.get_extra_info("socket")
-            if own is not None:
+            if reset and own is not None and not self.transport.is_closing():
                 # The kernel would keep what is unsent for a client that reads nothing.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):  # it may be closed already
                     own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 

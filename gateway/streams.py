@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, TypeVar
 
+import msgspec
 import nats.errors
 from msgspec import Struct
 from msgspec.structs import replace
@@ -80,7 +82,7 @@ async def query(caller: Caller, body: bytes) -> Pieces:
         await asyncio.sleep(RETRY_SECONDS)
     headers = {codec.CONTENT_TYPE_HEADER: _CONTENT_TYPES[request.format]}
     if ended is not None:
-        headers[END_HEADER] = codec.encode(ended, codec.JSON).decode("ascii", "replace")
+        headers[END_HEADER] = json.dumps(msgspec.to_builtins(ended))
     if warnings:
         headers[codec.WARNINGS_HEADER] = codec.warnings_header(warnings)
 

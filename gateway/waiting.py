@@ -91,6 +91,11 @@ class WaitingRequest:
             on_wait=self._on_wait,
         )
 
+    @property
+    def may_wait(self) -> bool:
+        """True if it waits in the queue where nothing fits now."""
+        return self._request.wait_seconds > 0
+
     async def outcome(self) -> Outcome:
         """Wait for the answer. Whoever goes away before it comes leaves no lease behind, unless the id is its own.
 

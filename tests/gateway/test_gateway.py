@@ -229,7 +229,7 @@ def test_rows_come_in_the_format_that_is_asked_for_and_what_is_not_for_readers_d
         assert alice.post("/v1/query", json={"sql": sql}).status_code == status, sql
     # Of a query that fails after its first rows the end is missing.
     late = "SELECT CASE WHEN range < 2900000 THEN range ELSE error('late') END AS i FROM range(3000000)"
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
         read_to_end(alice, {"sql": late, "format": "csv", "limit": 3_000_000})
     slow = {"sql": "SELECT count(*) FROM range(400000) a, range(400000) b", "query_id": "abandoned"}
     with pytest.raises(httpx.ReadTimeout):
@@ -293,6 +293,8 @@ def test_no_secret_is_logged_and_the_gateway_reports_its_health(rig: GatewayRig,
         assert client.get("/-/ready").status_code == client.get("/-/healthy").status_code == 200
     alice.get("/v1/groups")
     wait_for(lambda: "GET /v1/groups: 200 for alice" in rig.log, 10)
+    # Nor has any of the requests before been a surprise.
+    assert "Traceback" not in rig.log
     for secret in ("corral_", "secret", *(token(rig.bus, name)[-40:] for name in ("alice", "bob"))):
         assert secret not in rig.log
     own = {"CORRAL_NATS_CREDS": rig.bus.credentials("vera")}
@@ -355,3 +357,33 @@ def test_every_panel_of_the_history_board_gets_its_columns(rig: GatewayRig, alic
     assert all(provisioned["url"].startswith(host) for host in provisioned["jsonData"]["allowedHosts"])
     assert provisioned["jsonData"]["customHealthCheckUrl"] == provisioned["url"] + "/-/ready"
     alice.post("/v1/release", json={"lease_id": lease["lease_id"]})
+
+
+def test_a_gateway_that_stops_sends_those_who_wait_elsewhere(rig: GatewayRig, alice: httpx.Client) -> None:
+    body = {"gpus": 4, "hosts": ["sim-0002"], "ttl_seconds": 60, "allow_in_use": True}
+    held = granted(alice, **body)
+    log = rig.bus.folder / "http.log"
+    before = log.read_text().count("served at")
+    with rig.bus.part("http", "serve-http", "--listen", "127.0.0.1:0") as second:
+        wait_for(lambda: log.read_text().count("served at") > before)
+        url = log.read_text().rpartition("served at ")[2].split()[0]
+        answers: dict[str, httpx.Response] = {}
+
+        def ask(name: str, **fields: str) -> None:
+            with httpx.Client(base_url=url, headers=bearer(token(rig.bus, "bob")), timeout=60) as bob:
+                answers[name] = bob.post("/v1/request", json={**body, "wait_seconds": 60, **fields})
+
+        asking = [threading.Thread(target=ask, args=("unnamed",))]
+        asking.append(threading.Thread(target=ask, args=("named",), kwargs={"request_id": "stays"}))
+        for thread in asking:
+            thread.start()
+        wait_for(lambda: len(queued(alice)) == 2)
+        second.terminate()
+        for thread in asking:
+            thread.join(60)
+        assert second.wait(30) == 0
+    assert {name: answer.status_code for name, answer in answers.items()} == {"unnamed": 503, "named": 503}
+    assert queued(alice) == ["stays"], "who can't ask for it again has left nothing in the queue"
+    with rig.person("bob") as bob:
+        bob.post("/v1/withdraw", json={"request_id": "stays"})
+    alice.post("/v1/release", json={"lease_id": held["lease_id"]})
