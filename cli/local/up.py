@@ -82,6 +82,7 @@ def up(
       corral up
       corral up --source simulated --hosts 100 --devices 8
       corral up --data /tmp/try --port 0
+      corral up --http 8700
     """
     if source not in ("auto", "nvml", "amd", "simulated", "none"):
         raise CommandError(f"--source {source!r}: use auto, nvml, amd, simulated or none", USAGE)
