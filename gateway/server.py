@@ -67,22 +67,15 @@ class Gateway:
         """Serve until the server is told to stop.
 
         Raises:
-            BusUnavailable: the bus refuses its own credentials.
             BusClosed: the bus has closed its own connection for good.
         """
-        closed = asyncio.Event()
-        if self._identity.role == ROLE:
-            self._own = await bus_connect(
-                self.settings.url, name="corral-gateway", identity=self._identity, wait_seconds=None, closed=closed
-            )
-            await self.door.open(self._own)
-        else:
+        tidying = asyncio.create_task(self.callers.keep_tidy())
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        ending = asyncio.create_task(self._answer_health_checks()) if self._reports else None
+        if ending is None:
             log.warning(
                 "no health checks are answered on the bus: `corral auth add gateway NAME` makes credentials for that"
             )
-        tidying = asyncio.create_task(self.callers.keep_tidy())
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        ending = asyncio.create_task(until_closed(self._own, closed)) if self._own is not None else None
         try:
             await asyncio.wait({serving, *([ending] if ending else ())}, return_when=asyncio.FIRST_COMPLETED)
             if ending is not None and ending.done():
@@ -90,15 +83,29 @@ class Gateway:
         finally:
             server.should_exit = True
             self.begin_to_stop()
-            for task in (tidying, ending):
-                if task is not None:
-                    task.cancel()
-            await asyncio.wait({serving})
+            ended = [task for task in (tidying, ending) if task is not None]
+            for task in ended:
+                task.cancel()
+            await asyncio.wait({serving, *ended})
             await self.callers.close()
             await self.door.close()
             if self._own is not None:
                 await self._own.close()
         serving.result()
+
+    @property
+    def _reports(self) -> bool:
+        """True if it has a connection of its own, or will have one."""
+        return self._identity.role == ROLE
+
+    async def _answer_health_checks(self) -> None:
+        """Connect once the bus is there, and answer until the connection is closed for good."""
+        closed = asyncio.Event()
+        self._own = await bus_connect(
+            self.settings.url, name="corral-gateway", identity=self._identity, wait_seconds=None, closed=closed
+        )
+        await self.door.open(self._own)
+        await until_closed(self._own, closed)
 
     def begin_to_stop(self) -> None:
         """End streams, so that connections can be closed."""
@@ -107,7 +114,7 @@ class Gateway:
 
     def _reasons(self) -> list[str]:
         reasons = ["it is stopping"] if self.door.stopping else []
-        if self._own is not None and not self._own.is_connected:
+        if self._reports and (self._own is None or not self._own.is_connected):
             reasons.append("the bus is not reachable")
         return reasons
 
@@ -171,7 +178,6 @@ async def serve(
     Raises:
         SettingsError: the settings would send tokens in the clear, or a certificate can't be used.
         PortTaken: it can't listen on the address and port.
-        BusUnavailable: the bus refuses its own credentials.
     """
     gateway = Gateway(settings, identity or who.identify())
     if named is not None:

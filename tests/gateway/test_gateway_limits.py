@@ -236,6 +236,16 @@ async def test_a_client_that_takes_nothing_loses_its_connection(bus: SecuredBus)
     await planner.close()
 
 
+async def test_it_serves_before_the_bus_is_there_and_says_that_it_is_not(bus: SecuredBus) -> None:
+    async with (
+        in_process("nats://127.0.0.1:1", bus.credentials("http")) as url,
+        httpx.AsyncClient(base_url=url, timeout=SECONDS) as client,
+    ):
+        ready = await client.get("/-/ready")
+        assert (ready.status_code, "not reachable" in ready.text) == (503, True)
+        assert (await client.get("/-/healthy")).status_code == 200
+
+
 async def test_tokens_prove_nothing_to_a_bus_that_checks_nobody(bus: SecuredBus, server: EmbeddedServer) -> None:
     async with (
         in_process(server.url) as url,
