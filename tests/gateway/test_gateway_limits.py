@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -234,6 +237,21 @@ async def test_a_client_that_takes_nothing_loses_its_connection(bus: SecuredBus)
         await until(reset)
         sock.close()
     await planner.close()
+
+
+async def test_it_ends_in_order_while_the_bus_says_nothing(bus: SecuredBus) -> None:
+    assert bus.server.process is not None
+    async with asyncio.timeout(2 * SECONDS):
+        async with in_process(bus.server.url, bus.credentials("http")) as url:
+            client = httpx.AsyncClient(base_url=url, timeout=SECONDS, headers=bearer(token(bus, "alice")))
+            assert (await client.get("/v1/fleet")).status_code == 503
+            following = client.stream("GET", "/v1/lease_events")
+            assert (await following.__aenter__()).status_code == 200
+            os.kill(bus.server.process.pid, signal.SIGSTOP)
+        os.kill(bus.server.process.pid, signal.SIGCONT)
+    with contextlib.suppress(httpx.HTTPError):
+        await following.__aexit__(None, None, None)
+    await client.aclose()
 
 
 async def test_it_serves_before_the_bus_is_there_and_says_that_it_is_not(bus: SecuredBus) -> None:
