@@ -9,6 +9,8 @@ from typing import Any, Final, cast
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
+from .tasks import heed_cancellation
+
 log = logging.getLogger("corral.bus")
 
 RENEW_SECONDS: Final = 5.0
@@ -84,6 +86,11 @@ class Connection(Client):
                 log.debug("reconnecting failed, and is tried again: %r", error)
                 self._status = Client.RECONNECTING
             await asyncio.sleep(self.options["reconnect_time_wait"])
+
+    async def _connect_to_server(self, s: Any) -> None:
+        # An attempt that fails at the moment of its cancellation swallows that, and the next would go on for ever.
+        heed_cancellation()
+        await super()._connect_to_server(s)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self._abort_later()

@@ -9,9 +9,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 from corral.bus.connect import connect
 from corral.cli.local.server import EmbeddedServer
+from nats.aio.client import Client
 from support.stalling_proxy import StallingProxy
 
 
@@ -65,6 +67,29 @@ async def test_a_server_that_dies_while_it_is_connected_to_is_tried_again(server
         await connection.close()
 
     await asyncio.to_thread(uvloop.run, scenario())
+
+
+async def test_an_attempt_that_fails_while_it_is_cancelled_is_the_last(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An await that has failed already swallows the cancellation, as `asyncio.wait_for` does before Python 3.12."""
+    connection: Any = await connect(server.url, reconnect_time_wait=0.01)
+    trying = asyncio.Event()
+
+    async def swallow(*_: object) -> None:
+        trying.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(Client, "_connect_to_server", swallow)
+    server.kill()
+    async with asyncio.timeout(60):
+        await trying.wait()
+        attempts = connection._reconnection_task
+        attempts.cancel()
+        await asyncio.wait({attempts})
+    await connection.close()
 
 
 async def test_what_a_vanished_server_never_took_does_not_hold_up_the_next(
