@@ -16,10 +16,10 @@ OTHERS: Final = frozenset(
     for name in (
         *("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY", "INBOX_PREFIX", "OWNER", "CONTEXT", "CONFIG"),
         *("LEASE", "DEVICES_FILE", "RESTART_COUNT"),
-        *("JOB_ID", "JOB_NAME", "ATTEMPT", "HOSTS"),
+        *("JOB_ID", "JOB_NAME", "ATTEMPT", "HOSTS", "ADDRESSES"),
         *("ARRAY_INDEX", "ARRAY_FIRST", "ARRAY_LAST", "ARRAY_COUNT"),
         *("DEBUG", "DATA", "REPLICAS", "STREAMS_SCALE", "AUTH_DIR", "STATE_DIR", "CHUNKED_TRANSPORT"),
-        *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG", "NOTIFY_DIR"),
+        *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG", "NOTIFY_DIR", "HTTP_PORT", "GRAFANA_TOKEN"),
     )
 )
 """Variables that Corral reads but that belong to no command's option."""

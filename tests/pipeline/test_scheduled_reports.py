@@ -70,6 +70,13 @@ def test_a_wrong_schedule_is_refused_with_the_key(text: str, error: str) -> None
         parse_schedule(text, Path("/"))
 
 
+def test_the_schedule_in_the_documentation_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "reports.md").read_text()
+    text = page.partition("```toml\n# /etc/corral/reports.toml\n")[2].partition("```")[0]
+    schedule = parse_schedule(text, Path("/etc/corral"))
+    assert [report.name for report in schedule.report] == ["fleet", "vision"]
+
+
 @pytest.mark.long
 def test_a_processor_makes_them_once_whatever_is_killed(server: EmbeddedServer, tmp_path: Path) -> None:
     usage_history(tmp_path).close()

@@ -26,6 +26,7 @@ SERVICES = {
     "runner": ("runner", "--host", "sim-0001", "--executor", "process", "--own-account"),
     "export": ("export", "--listen", "127.0.0.1:0"),
     "dashboard": ("dashboard", "--port", "0", "--state", "dashboard"),
+    "notifier": ("notifier", "--targets", "targets.toml"),
 }
 """Commands of the services, by the names of their modules."""
 WITHOUT_BUS = {"login", "serve_http"}

@@ -124,7 +124,7 @@ def test_what_if_adds_devices_for_the_question_alone() -> None:
     assert not told.granted
     assert "most on one host: 4 of 8" in told.message
     assert isinstance(decide(fleet, request, NOW, Policies()), Rejection)
-    with pytest.raises(InvalidRequest, match=r"not in the fleet, which has: NVIDIA H100 80GB HBM3, Tesla T4"):
+    with pytest.raises(InvalidRequest, match=r"no model of the fleet is called 'H200': there are NVIDIA H100"):
         explain(fleet, request, NOW, Policies(), [Addition(model="H200", devices=1)])
 
 
