@@ -16,7 +16,18 @@ from corral.planner.work.balance import Machine
 from corral.planner.work.pipeline import pipeline
 from corral.planner.work.serving.bound import bound
 from corral.planner.work.serving.chain import chain
-from corral.planner.work.serving.cluster import SINK, SOURCE, Batch, Cluster, Interval, Kind, Link, Model, Requirement
+from corral.planner.work.serving.cluster import (
+    SINK,
+    SOURCE,
+    Batch,
+    Cluster,
+    Interval,
+    Kind,
+    Link,
+    Model,
+    Requirement,
+    Route,
+)
 from corral.planner.work.serving.flow import Network, flow, routes
 from corral.planner.work.serving.latency import idle_seconds
 from corral.planner.work.serving.place import place
@@ -173,6 +184,35 @@ def test_one_request_takes_as_long_as_computed_by_hand() -> None:
     assert served.token_seconds == pytest.approx(token)
     assert served.decode_tokens_per_second == pytest.approx(5 / (prompt + 5 * token), rel=0.02)
     assert served.concurrency == pytest.approx(1.0)
+
+
+def test_requests_travel_together_or_one_after_the_other() -> None:
+    # 10 ms for a layer with any batch, and 1 ms for a token over the link between the nodes.
+    batch = Batch((1.0, 100.0), (0.010, 0.010))
+    kind = Kind((100.0, 50.0), (1e6, 1e6), batch, batch)
+    links = (Link(SOURCE, 0, 1e9), Link(0, 1, 2e3), Link(1, SINK, 1e9))
+    cluster = Cluster(Model(2, 1.0, 1.0), (kind,), (0, 0), links, 1e9)
+    placement = (Interval(0, 1), Interval(1, 1))
+    load = Load([(1, 1000)], concurrency=10, start_gap_seconds=0.0, warm_seconds=5.0, seconds=10.0)
+
+    def output(together: float) -> float:
+        asked = msgspec.structs.replace(load, together_seconds=together)
+        return simulate(cluster, placement, routes(Network(cluster), placement), asked).decode_tokens_per_second
+
+    # One after the other, an idle node begins with the first alone, and batches get smaller.
+    assert output(0.02) > 1.2 * output(0.0)
+
+
+def test_ways_by_delay_prefer_the_faster_node() -> None:
+    quick, slow = (Batch((1.0, 64.0), (seconds, 64 * seconds)) for seconds in (0.002, 0.010))
+    kinds = tuple(Kind((100.0, 50.0), (1e6, 1e6), batch, batch) for batch in (quick, slow))
+    cluster = meshed(kinds, (0, 0, 1), 2)
+    placement = (Interval(0, 1), Interval(1, 1), Interval(1, 1))
+    alike = [Route(a, b, 20.0) for a, b in ((SOURCE, 0), (0, 1), (0, 2), (1, SINK), (2, SINK))]
+    load = Load([(20, 30)], concurrency=12, warm_seconds=5.0, seconds=30.0)
+    by_weights = simulate(cluster, placement, alike, load)
+    by_delay = simulate(cluster, placement, alike, msgspec.structs.replace(load, by_delay=True))
+    assert by_delay.decode_tokens_per_second > 1.2 * by_weights.decode_tokens_per_second
 
 
 def test_longer_strides_serve_about_the_same() -> None:

@@ -3,7 +3,8 @@
 Each node computes iterations with continuous batching: all requests that wait when the last one ends, in the order of
 their arrival. Requests that enter at a later layer of the node take part from that layer on. A link sends one request
 after another. A request keeps to the route of its prompt, since the KV cache of its layers is there. Routes are chosen
-by interleaved weighted round robin among nodes with room for the cache, with the greatest flow as weights.
+by interleaved weighted round robin among nodes with room for the cache, with the greatest flow as weights: a prompt
+counts with its tokens when it starts, and each further token when it is there.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from .cluster import SINK, SOURCE, Cluster, Kind, Placement, Route
 
 _SLIGHT_SHARE: Final = 0.05
 """Ways with less than this share of what leaves a node are not used: Helix's scheduler (ASPLOS 2025) does so."""
-_SMOOTHING: Final = 0.1
-"""Share of the newest delay in the mean by which ways are chosen."""
-_TOGETHER_SECONDS: Final = 0.002
-"""Requests that arrive within this time of each other at a node arrive in one event."""
+_SMOOTHING: Final = 0.8
+"""Share of the newest delay in the mean by which ways are chosen: Helix's artifact runs SWARM with it."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -38,7 +37,11 @@ class Load(msgspec.Struct, frozen=True):
         start_gap_seconds: gap between requests at the start.
         feed_share: see above.
         cache_share: share of a node's cache up to which it accepts a request, with the prompt and a mean output.
-        by_delay: choose ways by their measured delays, as SWARM (ICML 2023, appendix C) does, instead of by weights.
+        by_delay: choose ways by their measured delays, as SWARM (ICML 2023, appendix C) does, instead of by weights. A
+            delay is the time from the start of the transmission to the end of the node's iteration. The first one is
+            the inverse of the route's weight.
+        together_seconds: requests of an iteration that arrive at a node within this time of each other arrive as one.
+            0: one after the other, so that an idle node begins an iteration with the first one alone.
         warm_seconds: time before the measurement.
         seconds: time of the measurement.
         seed: seed of the lengths.
@@ -55,6 +58,7 @@ class Load(msgspec.Struct, frozen=True):
     feed_share: float = 0.8
     cache_share: float = 0.85
     by_delay: bool = False
+    together_seconds: float = 0.002
     warm_seconds: float = 60.0
     seconds: float = 600.0
     seed: int = 0
@@ -85,13 +89,21 @@ class Simulated(NamedTuple):
 
 
 class _Request:
-    __slots__ = ("at", "begun", "layers", "left", "nodes", "prompt", "prompted", "reserved", "sent")
+    __slots__ = ("at", "begun", "layers", "left", "nodes", "prompt", "prompted", "reserved", "sent", "ways")
 
     def __init__(
-        self, prompt: int, output: int, nodes: list[int], layers: list[int], reserved: int, now: float
+        self,
+        prompt: int,
+        output: int,
+        ways: list[tuple[_Ways, int]],
+        nodes: list[int],
+        layers: list[int],
+        reserved: int,
+        now: float,
     ) -> None:
         self.prompt = prompt
         self.left = output
+        self.ways = ways
         self.nodes = nodes
         self.layers = layers
         self.reserved = reserved
@@ -278,7 +290,9 @@ class _Simulation:
     def _admit(self, now: float) -> None:
         prompt, output = self.random.choice(self.load.lengths)
         reserved = int(prompt + self.output_mean)
-        work = 1.0 if self.load.by_delay else prompt + self.output_mean
+        # By delay each request counts alike, and the way with the least load before this one is taken.
+        by_delay = self.load.by_delay
+        work, ahead = (1.0, 0.0) if by_delay else (float(prompt), float(prompt))
         nodes: list[int] = []
         layers: list[int] = []
         chosen: list[tuple[_Ways, int]] = []
@@ -286,7 +300,7 @@ class _Simulation:
         while origin != SINK:
             ways = self.ways.get(origin)
             fits = [] if ways is None else [target == SINK or self._fits(target, reserved) for target in ways.targets]
-            way = None if ways is None else ways.choose(work, fits)
+            way = None if ways is None else ways.choose(ahead, fits)
             if ways is None or way is None:
                 self.refused += now >= self.start
                 return
@@ -302,7 +316,7 @@ class _Simulation:
         for node, held in zip(nodes, layers, strict=True):
             self.nodes[node].free -= reserved * held
         self._occupy(now, 1)
-        request = _Request(prompt, output, nodes, layers, reserved, now)
+        request = _Request(prompt, output, [] if by_delay else chosen, nodes, layers, reserved, now)
         self._send(now, SOURCE, nodes[0], [request])
 
     def _fits(self, node: int, tokens: int) -> bool:
@@ -330,7 +344,6 @@ class _Simulation:
             if self.load.by_delay:
                 origin = request.nodes[request.at - 1] if request.at else SOURCE
                 self.ways[origin].delayed(place, now - request.sent)
-                request.sent = now
             request.at += 1
             target = request.nodes[request.at] if request.at < len(request.nodes) else SINK
             targets.setdefault(target, []).append(request)
@@ -345,12 +358,13 @@ class _Simulation:
         sent = max(now, self.link_free[origin, target])
         group: list[_Request] = []
         first = sent
-        stride = self.load.stride
+        stride, together = self.load.stride, self.load.together_seconds
         for request in requests:
+            request.sent = sent
             # Each token of a step is sent when it is there: the time of the last and the latency count for all.
             steps = stride if request.prompted else 1
             end = sent + size * request.tokens * steps / rate
-            if group and end - first > _TOGETHER_SECONDS:
+            if group and end - first >= together:
                 self._push(sent + latency * self._steps(group), target, group)
                 group = []
             if not group:
@@ -374,6 +388,8 @@ class _Simulation:
             if request.prompted:
                 generated = min(stride, request.left)
                 request.left -= generated
+                for ways, at in request.ways:
+                    ways.loads[at] += generated * ways.costs[at]
                 self.decoded += measured * generated
                 ended = request.left <= 0
             else:
@@ -387,7 +403,7 @@ class _Simulation:
                     self.nodes[node].free += request.reserved * held
             else:
                 request.at = 0
-                request.begun = request.sent = now
+                request.begun = now
                 again.setdefault(request.nodes[0], []).append(request)
             if launch and (self.load.concurrency or self._use() <= self.load.feed_share):
                 self._push(now + self.load.start_gap_seconds, SOURCE, [])
