@@ -6,7 +6,8 @@ the independent evaluator beside the data where scipy is installed. Time is proc
 
 With --profiles FOLDER placements are simulated too. It is the folder `simulator/model_manager/llama2_70b` of Helix's
 artifact, with the seconds of a layer by tokens of a batch for each machine; its simulator gave the published rates. The
-load is as there: requests one after another as the KV cache allows, 60 s of warm-up, 600 s measured.
+load is as there: requests one after another as the KV cache allows, 60 s of warm-up, 600 s measured. Each figure is a
+mean over seeds of the lengths that are drawn.
 
     python bench/serving.py [--data FOLDER] [--cluster FILE …] [--profiles FOLDER] [--seeds 3] [--only flow|output]
 """
@@ -18,6 +19,7 @@ import csv
 import importlib.util
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ from corral.planner.work.serving.cluster import SINK, SOURCE, Batch, Cluster, In
 from corral.planner.work.serving.flow import Network, flow, routes
 from corral.planner.work.serving.place import place
 from corral.planner.work.serving.serve import serve
-from corral.planner.work.serving.simulate import Load, Simulated, simulate
+from corral.planner.work.serving.simulate import Load, simulate
 from support.serving_clusters import intervals, published
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "inference"
@@ -56,21 +58,31 @@ SEARCH_SECONDS = 1.5
 """Processor time of the search for each."""
 SWARM_REQUESTS = 180
 """Requests in progress with SWARM's scheduler: the artifact's setting."""
+SWARM_FIRST_DELAY_SECONDS = 0.05
+"""Delay that SWARM's scheduler assumes for each way at first: the artifact's setting."""
 _PAIRS = """
-1104,396 1127,426 1114,414 1083,396 1313,173 888,395 13,130 874,89 1065,395 1157,426 1077,390 1149,411 996,389
-990,394 197,183 197,217 1378,407 1214,421 1016,375 1186,398 1100,426 218,217 1232,419 975,416 209,217 181,85
-1029,388 888,418 1113,375 1035,520 1009,425 869,450 1183,431 972,395 1097,396 206,183 181,208 1316,200 908,456
-1094,422 996,422 420,89 1112,385 1133,396 890,403 833,36 1093,426 206,211 898,454 1312,180 1129,396 375,67
-862,425 167,179 914,414 209,217 982,594 200,161 1313,156 999,416 389,60 380,60 396,93 399,80 1315,200 1697,47
-1058,431 408,105 1275,54 1033,507 1103,391 412,95 392,84 1068,384 383,60 392,89 871,40 1073,380 409,105 418,84
-397,137 372,57 1086,393 397,108 385,88 998,388 408,55 405,105 401,106 1131,397 438,93 396,123 400,108 422,93
-429,95 1842,101 397,91 409,94 403,94 412,123 426,103 415,121 1318,183 389,76 380,53 200,153 374,86 1031,361
-400,102 408,108 398,124 398,135 413,101 395,107 1969,111 946,80 181,130 390,147 414,164 1895,113
+427,93 1207,400 1001,407 50,168 1381,40 396,93 1040,396 394,88 378,48 1307,501 974,402 1129,467 1040,388 1159,405
+946,398 967,419 1109,383 1171,526 1670,65 1039,399 1184,405 421,99 1046,398 1034,428 373,93 890,115 377,51 426,126
+1508,76 1059,410 1196,410 1072,419 1020,394 26,150 1045,378 1116,446 1084,418 1338,195 1137,509 1130,468 1053,409
+407,136 126,178 1057,442 406,143 129,177 1093,396 206,217 1055,411 1316,161 206,167 1030,405 1103,423 393,75 957,113
+1054,424 1301,401 1316,182 389,133 392,105 403,69 1017,570 209,217 373,58 1020,411 120,14 1001,396 1069,388 403,111
+209,217 200,167 396,89 1059,401 493,107 1316,216 1314,210 1075,375 320,18 181,205 1064,411 376,74 181,201 408,89
+397,98 391,161 1014,394 385,97 415,113 412,101 1111,459 407,113 380,73 382,99 375,52 206,158 410,96 1036,451 375,41
+385,102 374,79 181,142 428,95 376,42 1315,160 374,87 382,78 334,18 381,96 371,87 200,183 374,63 873,382 404,144
+200,179 376,52 382,87 913,447 1066,403 392,65 396,162 464,104 181,169 1076,405 42,168 396,92 396,99 406,117 1129,40
+956,513 1772,75 413,90 1013,408 374,54 1020,399 1314,130 401,94 886,138 400,99 181,97 399,101 1802,87 395,117 411,100
+400,84 1316,158 181,309 958,395 1901,101 426,111 421,99 402,130 16,190 1186,45 1262,59 1314,202 419,105 385,109
+412,104 405,119 946,399 1153,388 1174,145 1121,114 1342,73 1966,118 417,90 989,411 437,91 165,217 618,145 1416,377
+454,80 1121,484 134,81 804,70 216,111 401,88 1087,393 1122,394 1369,109 1315,200 399,92 417,133 1245,50 1094,417
+1177,115 207,59 419,111 395,83 965,110 428,94 1152,382 932,55 817,135 556,47 201,68 459,331 618,117 445,97 1179,81
+120,12 1064,419 1075,414 1243,423 399,107 1123,411 200,183 1193,394 1114,396 1187,992 1351,202 1121,388 398,97 844,110
+1212,401 402,83 1045,958 1210,380 416,125 1316,176 1036,419 989,414 1047,537 399,104 1056,397 203,162 206,158 1212,409
+203,161 203,183 996,520 200,152 1103,442 1051,388 48,202 1074,391 953,405 1076,394 1184,414 1037,409
 """
 LENGTHS = [(int(prompt), int(output)) for prompt, output in (pair.split(",") for pair in _PAIRS.split())]
-"""Prompt and output lengths: 60 requests each of two minutes of the conversations in the Azure LLM inference trace of
-2023 (CC BY 4.0), without prompts beyond 2,048 tokens. Their means are 759 and 239; of all that the artifact draws from,
-763 and 232."""
+"""Prompt and output lengths: 40 requests each from six places, 120,000 bytes apart, of the conversations in the Azure
+LLM inference trace of 2023 (CC BY 4.0), without prompts beyond 2,048 tokens. Their means are 742 and 226; of all that
+the artifact draws from, 763 and 232."""
 
 
 def profiled(cluster: Cluster, names: Sequence[str], folder: Path) -> Cluster:
@@ -80,6 +92,9 @@ def profiled(cluster: Cluster, names: Sequence[str], folder: Path) -> Cluster:
     def batch(name: str, phase: str, most: int) -> Batch:
         with (folder / name.lower() / f"{phase}_bs2time.csv").open() as file:
             rows = [(float(tokens), float(ms) / 1000) for tokens, ms in csv.reader(file) if float(tokens) > 0]
+        if phase == "prompt":
+            # Below the first size a prompt takes time in proportion to its tokens.
+            rows.insert(0, (1.0, rows[0][1] / rows[0][0]))
         return Batch(tuple(tokens for tokens, _ in rows), tuple(seconds for _, seconds in rows), most)
 
     kinds = tuple(
@@ -94,8 +109,8 @@ def profiled(cluster: Cluster, names: Sequence[str], folder: Path) -> Cluster:
     return msgspec.structs.replace(cluster, kinds=kinds)
 
 
-def all_ways(cluster: Cluster, placement: Placement) -> list[Route]:
-    """All pairs of nodes that may hand on, alike."""
+def all_ways(cluster: Cluster, placement: Placement, *, weight: float = 1.0, partial: bool = True) -> list[Route]:
+    """All pairs of nodes that may hand on, alike; without `partial` only to nodes whose first layer is the next one."""
     found: list[Route] = []
     for link in cluster.links:
         a, b = link.origin, link.target
@@ -104,9 +119,10 @@ def all_ways(cluster: Cluster, placement: Placement) -> list[Route]:
             if b == SINK:
                 takes = end == cluster.model.layers
             else:
-                takes = placement[b].first == 0 if a == SOURCE else placement[b].first <= end < placement[b].end
+                first = placement[b].first
+                takes = first <= end < placement[b].end if partial and a != SOURCE else first == end
             if takes:
-                found.append(Route(a, b, 1.0))
+                found.append(Route(a, b, weight))
     return found
 
 
@@ -122,7 +138,10 @@ def shuffled(cluster: Cluster, placement: Placement, seed: int) -> tuple[Cluster
 
 
 def networkx_routes(cluster: Cluster, placement: Placement) -> list[Route]:
-    """The greatest flow that networkx finds, as the artifact asks it; it depends on PYTHONHASHSEED."""
+    """The greatest flow that networkx finds, as the artifact asks it.
+
+    The artifact's links lead only to nodes whose first layer is the next one (`allow_partial_inference` is false).
+    """
     graph: Any = networkx.DiGraph()
     carried = cluster.model.carried_bytes
     card = cluster.nic_bytes_per_second / carried
@@ -132,7 +151,7 @@ def networkx_routes(cluster: Cluster, placement: Placement) -> list[Route]:
             graph.add_edge(f"{node}_start", f"{node}_end", capacity=cluster.kind_of(node).tokens_per_second[layers - 1])
             graph.add_edge(f"{node}_end", f"{node}_out", capacity=card)
     rates = {(link.origin, link.target): link.bytes_per_second for link in cluster.links}
-    for a, b, _ in all_ways(cluster, placement):
+    for a, b, _ in (ways := all_ways(cluster, placement, partial=False)):
         size = cluster.model.token_bytes if a == SOURCE or b == SINK else carried
         graph.add_edge(
             "source" if a == SOURCE else f"{a}_out", "sink" if b == SINK else f"{b}_in", capacity=rates[a, b] / size
@@ -142,7 +161,7 @@ def networkx_routes(cluster: Cluster, placement: Placement) -> list[Route]:
     def passed(a: int, b: int) -> float:
         return flows["source" if a == SOURCE else f"{a}_out"]["sink" if b == SINK else f"{b}_in"]
 
-    return [Route(a, b, passed(a, b)) for a, b, _ in all_ways(cluster, placement) if passed(a, b) > 1e-9]
+    return [Route(a, b, passed(a, b)) for a, b, _ in ways if passed(a, b) > 1e-9]
 
 
 def evaluator(folder: Path) -> Any:
@@ -175,44 +194,52 @@ def compare_flows(name: str, raw: Mapping[str, Any], folder: Path, seeds: int, c
         )
 
 
-def compare_output(name: str, raw: Mapping[str, Any], folder: Path, profiles: Path) -> None:
+def compare_output(name: str, raw: Mapping[str, Any], folder: Path, profiles: Path, seeds: int) -> None:
     cluster = profiled(published(raw), list(raw["machines"]), profiles)
-    load = Load(LENGTHS)
+    # The artifact sends each request's activations by themselves, so that the first one to arrive starts an iteration.
+    load = Load(LENGTHS, together_seconds=0.0)
 
-    def row(what: str, result: Simulated, value: float | None = None) -> None:
-        output = result.decode_tokens_per_second
-        beside = "" if value is None else f" (artifact {value}, {100 * (output / value - 1):+.0f} %)"
+    def row(
+        what: str, cluster: Cluster, placement: Placement, ways: Sequence[Route], load: Load, value: float = 0
+    ) -> None:
+        """Simulate with each seed of the lengths, and print means."""
+        results = [
+            simulate(cluster, placement, ways, msgspec.structs.replace(load, seed=seed)) for seed in range(seeds)
+        ]
+        outputs = [result.decode_tokens_per_second for result in results]
+        mean = statistics.fmean(outputs)
+        beside = f", artifact {value}, {100 * (mean / value - 1):+.1f} %" if value else ""
+        first, following, concurrency = (
+            statistics.fmean(getattr(result, field) for result in results)
+            for field in ("first_token_seconds", "token_seconds", "concurrency")
+        )
         print(
-            f"{name} {what}: output {output:.1f} tokens/s{beside}, prompts "
-            f"{result.prompt_tokens_per_second:.0f}, first token {result.first_token_seconds:.2f} s, "
-            f"next {result.token_seconds:.2f} s, {result.concurrency:.0f} requests",
+            f"{name} {what}: output {mean:.1f} tokens/s{beside} ({', '.join(f'{output:.1f}' for output in outputs)}), "
+            f"first token {first:.2f} s, next {following:.2f} s, {concurrency:.0f} requests",
             flush=True,
         )
 
     helix = intervals(folder / f"{name}_helix.json")
-    for order in range(3):
-        other, placement = shuffled(cluster, helix, order)
-        result = simulate(other, placement, routes(Network(other), placement), load)
-        row(f"helix, greatest flow {order}", result, PUBLISHED[name, "helix"])
-    result = simulate(cluster, helix, networkx_routes(cluster, helix), load)
-    row("helix, networkx's greatest flow", result, PUBLISHED[name, "helix"])
-    greatest = place(cluster, seconds=SECONDS.get(name, 5.0))
-    result = simulate(cluster, greatest.placement, greatest.routes, load)
-    row(f"ours, greatest flow {greatest.flow:,.0f}", result)
+    row("helix", cluster, helix, networkx_routes(cluster, helix), load, PUBLISHED[name, "helix"])
     swarm = intervals(folder / f"{name}_swarm.json")
     by_delay = msgspec.structs.replace(load, concurrency=SWARM_REQUESTS, by_delay=True, cache_share=1e9)
-    row("swarm, by delay", simulate(cluster, swarm, all_ways(cluster, swarm), by_delay), PUBLISHED[name, "swarm"])
-    weighted = msgspec.structs.replace(by_delay, by_delay=False)
-    result = simulate(cluster, swarm, routes(Network(cluster), swarm), weighted)
-    row("swarm, weights from its greatest flow", result, PUBLISHED[name, "swarm"])
+    ways = all_ways(cluster, swarm, weight=1 / SWARM_FIRST_DELAY_SECONDS)
+    row("swarm", cluster, swarm, ways, by_delay, PUBLISHED[name, "swarm"])
+    for order in range(2):
+        other, placement = shuffled(cluster, helix, order)
+        row(f"helix, our greatest flow {order}", other, placement, routes(Network(other), placement), load)
+    greatest = place(cluster, seconds=SECONDS.get(name, 5.0))
+    row(f"ours, greatest flow {greatest.flow:,.0f}", cluster, greatest.placement, greatest.routes, load)
     start = time.process_time()
     served = serve(cluster, load, seconds=(1 + CANDIDATES) * SEARCH_SECONDS, candidates=CANDIDATES)
     took = time.process_time() - start
-    for placed, result in served:
-        row(f"ours, flow {placed.flow:,.0f}", result)
     print(f"{name}: searches and simulations took {took:.1f} s of processor time")
-    other, placement = shuffled(cluster, served[0].placed.placement, 1)
-    row("ours, best, another greatest flow", simulate(other, placement, routes(Network(other), placement), load))
+    for placed, result in served:
+        print(f"{name} expected of flow {placed.flow:,.0f}: output {result.decode_tokens_per_second:.1f}")
+    best = served[0].placed
+    row(f"ours, best, flow {best.flow:,.0f}", cluster, best.placement, best.routes, load)
+    other, placement = shuffled(cluster, best.placement, 1)
+    row("ours, best, another greatest flow", other, placement, routes(Network(other), placement), load)
 
 
 def main() -> None:
@@ -230,7 +257,7 @@ def main() -> None:
             compare_flows(file.stem, json.loads(file.read_text()), file.parent, arguments.seeds, check)
     if arguments.profiles and arguments.only != "flow":
         for file in files:
-            compare_output(file.stem, json.loads(file.read_text()), file.parent, arguments.profiles)
+            compare_output(file.stem, json.loads(file.read_text()), file.parent, arguments.profiles, arguments.seeds)
 
 
 if __name__ == "__main__":
