@@ -1,6 +1,7 @@
 """Does maintenance hold ingest up? The longest commit while a day goes to the archive, beside commits left alone.
 
     python bench/maintenance.py --rows 2000000
+    python bench/maintenance.py --rows 1728000 --devices 20    whole days of devices, as archived files have them
 
 A day of samples is filled in, then small batches of today are committed one after another: first alone, then while
 rollups are brought up to date, while the old day is copied to Parquet and dropped, and while a snapshot is made.
@@ -26,24 +27,25 @@ from corral.processors.storage.embedded.rollups import LEVELS
 from corral.processors.storage.embedded.snapshot import write_snapshot
 from ingest import values
 
-DEVICES = 1000
-
 
 class Ingest:
     """Commits a second of all devices at a time."""
 
-    def __init__(self, history: Database, ticks: int) -> None:
+    def __init__(self, history: Database, ticks: int, devices: int) -> None:
         self.history = history
-        self.data = values(DEVICES, ticks)
-        self.series = np.array([history.series.number(f"h{at // 8}", f"GPU-{at:08x}") for at in range(DEVICES)])
+        self.devices = devices
+        self.data = values(devices, ticks)
+        self.series = np.array([history.series.number(f"h{at // 8}", f"GPU-{at:08x}") for at in range(devices)])
         self.sequence = 0
 
     def table(self, first_us: int, ticks: int, skip: int = 0) -> pa.Table:
         columns = {
-            "time": pa.array(np.repeat(first_us + np.arange(ticks) * 10**6, DEVICES)).cast(SCHEMA.field("time").type),
+            "time": pa.array(np.repeat(first_us + np.arange(ticks) * 10**6, self.devices)).cast(
+                SCHEMA.field("time").type
+            ),
             "series": pa.array(np.tile(self.series, ticks).astype(np.int32)),
         }
-        rows = DEVICES * ticks
+        rows = self.devices * ticks
         for field in list(SCHEMA)[2:]:
             found = self.data.get(field.name)
             part = None if found is None else found[skip : skip + ticks].ravel()
@@ -82,7 +84,7 @@ def beside(ingest: Ingest, label: str, work: Callable[[], object], at_least: flo
         raise failures[0]
     took.sort()
     print(
-        f"{label}: {time.perf_counter() - began:.1f} s, {len(took)} commits of {DEVICES} samples: "
+        f"{label}: {time.perf_counter() - began:.1f} s, {len(took)} commits of {ingest.devices} samples: "
         f"median {took[len(took) // 2] * 1e3:.0f} ms, longest {took[-1] * 1e3:.0f} ms",
         flush=True,
     )
@@ -91,21 +93,23 @@ def beside(ingest: Ingest, label: str, work: Callable[[], object], at_least: flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000, help="of the day that goes to the archive")
+    parser.add_argument("--devices", type=int, default=1000, help="that they are of, one a second")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-maintenance-"))
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     try:
         history = Database(folder / "history.duckdb")
         old_us = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6)
-        ticks = given.rows // DEVICES
-        ingest = Ingest(history, ticks)
-        for first in range(0, ticks, 300):
-            ingest.commit(ingest.table(old_us + first * 10**6, min(300, ticks - first), first))
+        ticks = given.rows // given.devices
+        ingest = Ingest(history, ticks, given.devices)
+        step = 300_000 // given.devices
+        for first in range(0, ticks, step):
+            ingest.commit(ingest.table(old_us + first * 10**6, min(step, ticks - first), first))
         care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
         beside(ingest, "alone", lambda: None, 3.0)
         for level in LEVELS:
             beside(ingest, f"rollup {level.name}", lambda level=level: care.roll_up(level))
-        beside(ingest, f"archive of {given.rows:,} samples", care.housekeeping)
+        beside(ingest, f"archive of {given.rows:,} samples", lambda: care.housekeeping(datetime.now(UTC)))
         size = sum(file.stat().st_size for file in history.archive.rglob("*.parquet"))
         print(f"{size / given.rows:.1f} bytes a sample in the archive")
         beside(ingest, "snapshot", lambda: write_snapshot(history, history.snapshots / "copy.duckdb"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database, Maintenance, Retention
@@ -88,6 +89,26 @@ def test_killed_at_any_point_of_maintenance_the_sums_are_exact(tmp_path: Path) -
     for level in LEVELS:
         row = history.cursor().execute(f"SELECT sum(samples) FROM rollup_{level.name}").fetchone()
         assert row == (DAYS * SAMPLES_A_DAY,), level.name
+    history.close()
+
+
+def test_another_reader_has_the_same_samples_in_encodings_of_their_columns(tmp_path: Path) -> None:
+    history = new_database(tmp_path)
+    fill(history, 1)
+    expected = history.cursor().execute("FROM samples ORDER BY host, device, time").to_arrow_table()
+    care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
+    for level in LEVELS:
+        care.roll_up(level)
+    care.housekeeping(datetime(2026, 7, 1, tzinfo=UTC))
+    [file] = history.archive.glob("day=*/*.parquet")
+    found = pq.ParquetFile(file).read()
+    shared = [name for name in expected.column_names if name in found.column_names]
+    assert {"time", "device", "power_watts", "energy_millijoules"} <= set(shared)
+    assert found.select(shared).cast(expected.select(shared).schema) == expected.select(shared)
+    columns = [pq.ParquetFile(file).metadata.row_group(0).column(at) for at in range(found.num_columns)]
+    encodings = {column.path_in_schema: column.encodings for column in columns}
+    assert encodings["power_watts"] == ("BYTE_STREAM_SPLIT",)
+    assert encodings["host"] == ("RLE_DICTIONARY",)
     history.close()
 
 

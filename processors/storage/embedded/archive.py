@@ -14,7 +14,7 @@ import os
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from duckdb import DuckDBPyConnection
 
@@ -27,6 +27,10 @@ from . import rollups
 from .database import Database
 
 log = logging.getLogger("corral.storage")
+
+ENCODING: Final = "COMPRESSION zstd, COMPRESSION_LEVEL 6, PARQUET_VERSION V2, DICTIONARY_SIZE_LIMIT 1000"
+"""Options of `COPY`. Columns of more values than the limit in a row group have no dictionary: times and counters are
+deltas of each other, floats are split by byte."""
 
 
 def files_by_day(cursor: DuckDBPyConnection, folder: Path) -> dict[str, list[Path]]:
@@ -143,7 +147,7 @@ def _write(cursor: DuckDBPyConnection, day: str, final: Path) -> None:
     cursor.execute(
         f"COPY (SELECT time, s.host, s.device, {names} FROM {source} r JOIN store.series s USING (series) "
         f"ORDER BY s.host, s.device, time) TO {schema.sql_text(str(writing))} "
-        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
+        f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP_ROWS}, {ENCODING})"
     )
     for path in (writing, final.parent):
         descriptor = os.open(path, os.O_RDONLY)
