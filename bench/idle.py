@@ -176,7 +176,7 @@ def main() -> None:
         limit = Part("limit", [sys.executable, __file__, "--discard", server.url], folder, server.url)
         collector = Part("collector", [sys.executable, *corral, "collect", *fleet], folder, server.url)
         parts += [limit, collector]
-        _until(lambda: all((folder / name / "history.duckdb").exists() for name in builds))
+        until(lambda: all((folder / name / "history.duckdb").exists() for name in builds))
         time.sleep(args.warm_up)
         for part in parts:
             part.begin()
@@ -207,11 +207,12 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; `TimeoutError` after a minute."""
     deadline = time.monotonic() + READY_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("a processor did not start")
+            raise TimeoutError("a process did not start in time")
         time.sleep(0.1)
 
 
