@@ -13,11 +13,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
+from corral.processors import views
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.embedded.snapshot import write_snapshot
 from corral.processors.storage.protocol import Batch
+from support.empty_history import new_database
+from support.feed import Feed
 
 START = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=9)
 HOURS = 6
@@ -233,3 +236,18 @@ def test_throttling_counts_samples(history: Any) -> None:
             clock = sum(100 * s["sm_clock_megahertz"] / 1980 for s in held) / len(held)
             seconds = [STEP * sum(bool(mask & bits) for mask in masks) for bits in (0x60, 0x84, 0x8)]
             assert found[key] == (*seconds, pytest.approx(100 * len(held) / len(members)), pytest.approx(clock)), key
+
+
+def test_no_view_reads_samples_that_rollups_hold(tmp_path: Path) -> None:
+    database, feed = new_database(tmp_path), Feed()
+    feed.publish(1, ticks=3, devices=2)
+    feed.store(database)
+    cursor = database.cursor()
+    [day] = database.days
+
+    def plan(name: str) -> str:
+        return str(cursor.execute(f"EXPLAIN FROM {name}").fetchall())
+
+    assert f"samples_{day}" in plan("samples")
+    assert [name for name in views.NAMES if f"samples_{day}" in plan(name)] == []
+    database.close()
