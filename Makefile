@@ -18,7 +18,7 @@ test: $(READY)
 # What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard, every
 # command of the documentation. And properties, on all of their examples.
 test-long: $(READY)
-	CORRAL_EXAMPLES=all $(BIN)/python -m pytest -m "(long or hypothesis) and not slow" -n 2 --dist worksteal
+	CORRAL_EXAMPLES=all $(BIN)/python -m pytest -m "(long or hypothesis) and not slow" -n 4 --dist worksteal
 
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)

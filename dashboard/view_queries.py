@@ -209,8 +209,10 @@ def draw(
         return None
     if drawing.kind == "line":
         place = at[drawing.label[0]]
-        timed = sorted((row for row in rows if isinstance(row[place], datetime)), key=lambda row: row[place])
-        labels: list[Any] = [row[place].timestamp() * 1000 for row in timed]
+        timed = sorted(
+            (row for row in rows if isinstance(row[place], datetime)), key=lambda row: _epoch_seconds(row[place])
+        )
+        labels: list[Any] = [_epoch_seconds(row[place]) * 1000 for row in timed]
         used: Sequence[Sequence[Any]] = timed
     else:
         # Rows in which all values are zero or unknown are left out.
@@ -260,6 +262,11 @@ def _unit(name: str) -> str:
         if suffix in name:
             return unit
     return ""
+
+
+def _epoch_seconds(time: datetime) -> float:
+    """Epoch seconds of a time; one without a zone is in UTC, as the history's are."""
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _label(values: Sequence[Any], zone: tzinfo) -> str:

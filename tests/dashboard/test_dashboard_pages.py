@@ -33,7 +33,7 @@ def check_on_a_phone(page: Any) -> None:
     """Nothing is cut off on the right; the page is as wide as before afterwards."""
     before = page.viewport_size
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")
     page.set_viewport_size(before)
 
 
@@ -221,7 +221,7 @@ def test_only_operators_take_leases_of_others_and_only_while_they_are(
             page.click("tr:has-text('second') button:has-text('Evict')")
             page.fill(".q-dialog input", "too late")
             dashboard.assign("otto", "viewer")
-            page.wait_for_selector("tr:has-text('second') button", state="detached")
+            page.wait_for_selector("tr:has-text('second') button:has-text('Evict')", state="detached")
             page.click(".q-dialog button:has-text('Evict')")
             page.wait_for_selector("text=This requires the role operator")
             assert [one.lease_id for one in client.leases(owner="holder")] == [second]

@@ -98,7 +98,7 @@ def whether_it_would_fit(steps: Steps) -> None:
     steps.page_named("Request")
     steps.fill("[name=gpus]", "2")
     steps.fill("[name=memory]", "1GiB")
-    steps.see("text=Granted at once")
+    steps.see(".verdict")
 
 
 def keep_it(steps: Steps) -> None:

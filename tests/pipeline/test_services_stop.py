@@ -62,6 +62,9 @@ async def test_services_end_in_order_whatever_the_bus_does(
         server.kill()
     values = {"CORRAL_NATS_URL": server.url, "CORRAL_STATE_DIR": str(tmp_path / "state")}
     logs = {name: tmp_path / f"{name}.log" for name in SERVICES}
+    targets = tmp_path / "targets.toml"
+    targets.touch(0o600)
+    targets.write_text('[targets]\nnobody = "json://127.0.0.1:9"\n')
     pids = {
         name: forked.start(*arguments, "--stop-within", "30s", log=logs[name], folder=tmp_path, **values)
         for name, arguments in SERVICES.items()
