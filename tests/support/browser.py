@@ -161,6 +161,19 @@ def open_tab(
     return Tab(context.new_page(), dashboard.origin)
 
 
+def press(page: Any, button: str, opens: str) -> None:
+    """Press a button until what it opens is there: a page that is being made anew loses a press."""
+    from playwright.sync_api import TimeoutError as NotThere
+
+    while True:
+        page.click(button)
+        try:
+            page.wait_for_selector(opens, timeout=5_000)
+        except NotThere:
+            continue
+        return
+
+
 def settled(found: Any, seconds: float = 15.0) -> Any:
     """As `wait_for`, for what a browser is asked (its own clock runs meanwhile)."""
     end = time.monotonic() + seconds
