@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from ..bus.addresses import is_loopback
 from ..client.request import default_owner
 from .downloads import Exports
 from .fleet import Fleet
@@ -31,7 +32,7 @@ from .security.guard import Guard
 from .security.login import LoginPages
 from .security.proxies import with_proxy_headers
 from .security.sessions import Session, Sessions
-from .settings import DEFAULT_PORT, Settings, is_loopback
+from .settings import DEFAULT_PORT, Settings
 from .usage_reports import ReportFiles
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
+from ..bus.addresses import is_loopback
 from ..client.reports.prices import Prices
 from ..login.rules import Rules
 from .security.accounts import Role
@@ -63,13 +63,3 @@ class Settings(Struct, frozen=True, kw_only=True):
                 f"{self.host} can be reached from other machines, so a login is required: "
                 "omit --no-login, or listen on 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """True if an address is a loopback address, which only this machine can reach."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

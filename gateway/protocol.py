@@ -12,9 +12,10 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..bus.addresses import is_in
 from ..schemas import codec
 from ..schemas.requests import Error
-from .settings import Settings, is_in
+from .settings import Settings
 
 ABORT_KEY: Final = "corral.abort"
 """Key of the scope: function that ends the connection at once; with true, also what the kernel has not sent yet."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+
+from ..bus.addresses import is_loopback
 
 DEFAULT_PORT: Final = 8700
 
@@ -76,36 +77,3 @@ class Settings(Struct, frozen=True, kw_only=True):
         """Host names that requests may have; empty for any."""
         own = ("localhost", "127.0.0.1", "::1", self.host.strip("[]")) if is_loopback(self.host) else ()
         return frozenset(name.lower().strip("[]") for name in (*own, *self.names))
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def network(text: str) -> str:
-    """Parse the address or network of a proxy, and return it as a network.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    try:
-        return str(ipaddress.ip_network(text.strip(), strict=False))
-    except ValueError:
-        raise ValueError(
-            f"--trusted-proxy {text!r}: expected the address of a proxy, in a form such as 10.0.0.5 or 10.0.0.0/8"
-        ) from None
-
-
-def is_in(address: str, networks: tuple[str, ...]) -> bool:
-    """True if an address is in one of some networks."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in ipaddress.ip_network(each, strict=False) for each in networks)

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..bus.access.roles import Role
+from ..bus.addresses import is_loopback
 from ..schemas.error_words import in_words
 from ..schemas.groups import GroupName
 from ..schemas.requests import OwnerName
@@ -33,7 +34,6 @@ ANYBODY: Final = "*"
 """Key of the role of everybody whom the provider lets in."""
 ROLES: Final = (Role.VIEWER, Role.REQUESTER, Role.OPERATOR)
 """Roles that a person can have, those with fewer permissions first."""
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class RulesError(ValueError):
@@ -121,7 +121,7 @@ def check_url(what: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
-    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
+    if parts.scheme != "http" or not is_loopback(parts.hostname or ""):
         raise RulesError(f"{what} is {url!r}: use an https:// URL")
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 
+from ...bus.addresses import is_loopback
 from ...bus.config_files import path as config_path
 from ...bus.credentials import CredentialsError, read
 from ...client.config import Context
@@ -44,7 +45,6 @@ T = TypeVar("T")
 _TIMEOUT_SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 15.0
 """Time in which the bus must have taken a new login."""
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Ca = Annotated[
     Path | None,
@@ -154,7 +154,7 @@ def _facts(file: Path) -> dict[str, str]:
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
-    safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not safe or not parts.hostname:
         raise CommandError(f"{url!r}: the login service's URL begins with https://", USAGE)
     return url.rstrip("/")

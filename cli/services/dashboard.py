@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...bus.addresses import network
 from ...dashboard.security.login_links import login_link
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, console, say
@@ -115,8 +116,6 @@ def serve(
     # At any level: they would log URLs of pages and sockets, which contain secrets that grant access to them.
     for noisy in ("uvicorn", "websockets", "engineio", "socketio", "nicegui"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from ...dashboard.security.proxies import network
-
     try:
         seconds, between = parse_seconds(session), parse_seconds(interval)
         proxies = tuple(network(text) for text in trusted_proxy or ())

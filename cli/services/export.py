@@ -15,6 +15,7 @@ import typer
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
+from .listening import host_and_port
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
@@ -149,9 +150,7 @@ def export(
 
     identity = configure("exporter", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"--listen wants HOST:PORT, such as 127.0.0.1:9400, not {listen!r}", USAGE)
+    host, port = host_and_port(listen, "127.0.0.1:9400")
     try:
         families = choose([word for word in (part.strip() for part in metrics.split(",")) if word])
         seconds = parse_seconds(forget)
@@ -178,9 +177,7 @@ def export(
         raise CommandError("--forget wants a time above 0, such as 60s", USAGE)
     stop = asyncio.Event()
     shown = Shown(processes)
-    work = _serve(
-        nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, sending, shown, stop, identity.named
-    )
+    work = _serve(nats, host or "0.0.0.0", port, families, seconds, sending, shown, stop, identity.named)
     run_service(work, within, stop)
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from ...bus.addresses import is_loopback
 from ..exits import FAILED, USAGE, CommandError
 from ..operate.auth import Folder, bus_url, default_folder
 from ..options import NatsUrl, say
+from .listening import host_and_port
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
@@ -60,14 +62,12 @@ def login_service(
     for noisy in ("uvicorn", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     within = stop_seconds(stop_within)
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"--listen wants HOST:PORT, such as 127.0.0.1:8444, not {listen!r}", USAGE)
+    host, port = host_and_port(listen, "127.0.0.1:8444")
     if (tls_cert is None) != (tls_key is None):
         raise CommandError("--tls-cert and --tls-key go together", USAGE)
-    if host.strip("[]") not in ("127.0.0.1", "::1", "localhost") and tls_cert is None and not behind_proxy:
+    if not is_loopback(host) and tls_cert is None and not behind_proxy:
         raise CommandError(
-            f"{host} can be reached from other machines: give --tls-cert and --tls-key, or --behind-proxy if a proxy "
+            f"{listen} can be reached from other machines: give --tls-cert and --tls-key, or --behind-proxy if a proxy "
             "in front of it has HTTPS",
             USAGE,
         )
@@ -94,7 +94,7 @@ def login_service(
     except (RulesError, AuthorityError) as error:
         raise CommandError(str(error), USAGE) from None
     stop = asyncio.Event()
-    run_service(_serve(service, host.strip("[]"), int(port), tls_cert, tls_key, stop), within, stop)
+    run_service(_serve(service, host or "0.0.0.0", port, tls_cert, tls_key, stop), within, stop)
 
 
 async def _serve(

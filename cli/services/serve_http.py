@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from ...bus.addresses import network
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
+from .listening import host_and_port
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
@@ -68,12 +70,10 @@ def serve_http(
     """
     identity = configure("gateway", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"--listen wants HOST:PORT, such as 127.0.0.1:8700, not {listen!r}", USAGE)
+    host, port = host_and_port(listen, "127.0.0.1:8700")
     try:
         from ...gateway import server
-        from ...gateway.settings import Settings, SettingsError, network
+        from ...gateway.settings import Settings, SettingsError
 
         proxies = tuple(network(text) for text in trusted_proxy or ())
     except ValueError as error:
@@ -82,7 +82,7 @@ def serve_http(
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     settings = Settings(
         host=host or "0.0.0.0",
-        port=int(port),
+        port=port,
         url=nats,
         names=tuple(name or ()),
         certificate=tls_cert,

@@ -7,7 +7,6 @@ if `X-Forwarded-For` is missing.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -19,20 +18,6 @@ from .login_attempts import unmapped
 
 HEADERS: Final = (b"x-forwarded-for", b"forwarded")
 _FOR: Final = re.compile(r'(?:^|[;,\s])for=(?:"([^"]*)"|([^;,\s]*))', re.IGNORECASE)
-
-
-def network(text: str) -> str:
-    """Parse the address or network of a proxy, and return it as a network.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    try:
-        return str(ipaddress.ip_network(text.strip(), strict=False))
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is not the address of a proxy: expected a form such as 10.0.0.5 or 10.0.0.0/8"
-        ) from None
 
 
 def with_proxy_headers(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from corral.bus.addresses import network
 from corral.dashboard.security.accounts import Accounts, Role
 from corral.dashboard.security.login import LoginPages
 from corral.dashboard.security.login_attempts import FREE, FREE_OF_PLACE, MAX_SECONDS, Attempts
-from corral.dashboard.security.proxies import network, with_proxy_headers
+from corral.dashboard.security.proxies import with_proxy_headers
 from corral.dashboard.security.sessions import BROWSER_COOKIE, Sessions
 from hypothesis import given, settings
 from hypothesis import strategies as st
