@@ -115,7 +115,7 @@ def _warn_of_cuda() -> None:
 
 
 class _Held:
-    """What a cell holds, as IPython shows it."""
+    """Devices that a cell holds, as IPython shows them."""
 
     def __init__(self, rows: Sequence[Sequence[Any]], note: str) -> None:
         self.rows = rows

@@ -1,4 +1,4 @@
-"""What happened to hosts, devices and leases, newest first, as one list over the tables of the history."""
+"""Events of hosts, devices and leases, newest first, as one list over the tables of the history."""
 
 from __future__ import annotations
 

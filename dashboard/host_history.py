@@ -1,4 +1,4 @@
-"""What the history knows of a host: versions, collector, how many leases it had, and links between its devices."""
+"""A host in the history: versions, collector, number of leases, and links between its devices."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ COUNTED: Final = (
 
 
 class PeriodQuestion(Struct, frozen=True, kw_only=True):
-    """How a view of usage is answered for a period.
+    """Question that answers a view of usage for a period.
 
     Attributes:
         keys: columns that its rows are by.

@@ -38,7 +38,7 @@ _LONGEST: Final = 128
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """What a URL asks a report about.
+    """Report that a URL asks for.
 
     Attributes:
         mine: only the usage of the user who asks.

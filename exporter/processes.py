@@ -37,7 +37,7 @@ class Shown(StrEnum):
 
 
 class Use(Struct):
-    """What processes use of a device.
+    """Use of a device by processes.
 
     Attributes:
         processes: their number.

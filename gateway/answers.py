@@ -47,7 +47,7 @@ class Answer(Struct, frozen=True):
 
 
 class _Peek(Struct, frozen=True):
-    """What the status depends on."""
+    """Fields of an answer that the status depends on."""
 
     type: str = ""
     code: str = ""

@@ -206,7 +206,7 @@ class Application:
 
 
 class _Said:
-    """What is known of a request, for its error and the log.
+    """Facts about a request, for its error and the log.
 
     Attributes:
         user: of the caller.

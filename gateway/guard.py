@@ -1,4 +1,4 @@
-"""What is checked of every request before it is read, and what every response has.
+"""Checks of every request before it is read, and headers of every response.
 
 The host name must be one of the server's, the path must be written plainly, and a body must be JSON of bounded size
 that comes in time. A token is in a header and never in a URL, which others log.

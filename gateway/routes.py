@@ -26,7 +26,7 @@ _STREAMED: Final = frozenset({"lease_events", "job_events"})
 
 
 class Kind(StrEnum):
-    """How a path is answered."""
+    """Form of the answers of a path."""
 
     MESSAGE = "message"
     """By the reply to a message."""

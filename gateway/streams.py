@@ -131,7 +131,7 @@ def job_events(caller: Caller, wanted: JobEventsFilter) -> Pieces:
 
 
 async def logs(caller: Caller, wanted: LogsFilter) -> Pieces:
-    """What a task prints on one host.
+    """Output of a task on one host.
 
     Raises:
         CorralError: there is no such job, it is another owner's, or several tasks or hosts are meant.

@@ -126,7 +126,7 @@ def check_url(what: str, url: str) -> None:
 
 
 def person(claims: Mapping[str, Any], rules: Rules) -> Person:
-    """Who somebody is.
+    """Person that claims are of.
 
     Args:
         claims: of the provider, verified.

@@ -35,7 +35,7 @@ _AGAIN_SECONDS: Final = 1.0
 
 
 class OutboxMetrics:
-    """What the outbox has done since its start, by target.
+    """Counts of the outbox since its start, by target.
 
     Attributes:
         sent: messages.

@@ -1,4 +1,4 @@
-"""What goes out next to a target, and when it is tried again. Pure."""
+"""Order of the messages to a target, and times of further attempts. Pure."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def parse_rules(text: str) -> list[NotifyRule]:
 
 
 def in_text(rule: NotifyRule) -> str:
-    """What a rule says beyond its kinds and targets, in one line: only what differs from the defaults."""
+    """Settings of a rule beyond its kinds and targets, in one line: only those that differ from the defaults."""
     usual = NotifyRule(name="x", on=rule.on, to=rule.to)
     parts = [
         f"{field} {', '.join(patterns)}"

@@ -100,7 +100,7 @@ class RuleBook:
         return True
 
     def _state(self) -> object:
-        """What changes with the files."""
+        """State of the files, which changes with them."""
         files = self._files
         paths = target_files.files_in(files.targets, files.folder)
         found: list[object] = []

@@ -1,4 +1,4 @@
-"""Which rules are about which news, and who is told when. Pure."""
+"""Match of rules with news: targets and times of messages. Pure."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def quiet_times(rule: NotifyRule) -> list[QuietTime]:
 def deliveries(
     news: News, rules: Iterable[OwnedRule], meant: Callable[[OwnedRule, str], str | None], now: datetime
 ) -> list[Delivery]:
-    """What is sent of news: once to each target, at the earliest time that one of the rules allows.
+    """Messages about news: one to each target, at the earliest time that one of the rules allows.
 
     Args:
         news: what has happened.

@@ -161,7 +161,7 @@ def service_of(url: str) -> str:
 
 
 def why_not(url: str) -> str:
-    """Why an address can't be used, and what to do; empty if it can. The address is not in it."""
+    """Reason that an address can't be used, and what to do; empty if it can. The address is not in it."""
     if instantiate(url) is not None:
         return ""
     scheme, colon, _ = url.partition("://")

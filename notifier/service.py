@@ -192,7 +192,7 @@ def _floats(counted: Counter[str]) -> dict[str, float]:
 
 
 class _Term:
-    """What runs while this notifier sends.
+    """Tasks that run while this notifier sends.
 
     Attributes:
         outbox: see `Outbox`.
@@ -253,7 +253,7 @@ class _Term:
         return [*(follower.run() for follower in self._followers), self.watch.run(), self._reread()]
 
     def problems(self) -> list[str]:
-        """Why it does not tell all that it should."""
+        """Reasons that it does not tell all that it should."""
         found = [follower.problem for follower in self._followers if follower.problem]
         found += [f"{source}: {problem}" for source, problem in self.watch.problems.items()]
         found += [

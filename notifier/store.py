@@ -54,7 +54,7 @@ class StoreFailed(Exception):
 
 
 class Cursor(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a stream was read.
+    """Place up to which a stream was read.
 
     Attributes:
         created: creation time of the stream, which tells it from one that was made anew.
@@ -187,7 +187,7 @@ class Store:
     # How far it has come
 
     async def cursor(self, stream: str) -> Cursor | None:
-        """How far a stream was read; None if it never was.
+        """Place up to which a stream was read; None if it never was.
 
         Raises:
             nats.errors.Error: the bus failed.

@@ -58,7 +58,7 @@ class NewsKind(StrEnum):
 
 
 class NotifyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which news go to which targets.
+    """Rule that sends kinds of news to targets.
 
     Patterns are globs, and an empty list matches anything. A rule with `owners` matches no news about anything that has
     no owner. Leases of jobs count only for `preempted` and `idle`: jobs have kinds of their own.

@@ -480,7 +480,7 @@ def expand_hosts(text: str) -> list[str]:
 
 
 def _login_owner(user: User) -> str:
-    """Whose login a user is. A viewer has no owner, but a name that begins with its own."""
+    """Person that a login is of. A viewer has no owner, but a name that begins with that of the person."""
     return user.owner or user.name.rpartition("-")[0]
 
 

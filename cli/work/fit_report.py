@@ -142,7 +142,7 @@ def ask(
 
 
 def loaded_path(path: str) -> str:
-    """What servers load of a model that was read here: the folder of its files, or a GGUF file, as absolute path."""
+    """Absolute path that servers load a model from that was read here: the folder of its files, or a GGUF file."""
     if not path:
         return ""
     place = Path(path).absolute()

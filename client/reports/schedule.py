@@ -24,7 +24,7 @@ MOST: Final = 1000
 
 
 class Every(StrEnum):
-    """How often a report is made: for each complete period of this length."""
+    """Interval of a report: it is made for each complete period of this length."""
 
     DAY = "day"
     WEEK = "week"

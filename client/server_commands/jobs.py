@@ -32,7 +32,7 @@ _NEED_SECONDS: Final = 300
 
 
 class ServedCopy(Struct, frozen=True, kw_only=True):
-    """What the job of one copy of a model serves; its script has it, for those who look at what it has measured.
+    """Model that the job of one copy serves; its script has it, for those who look at the rates that it has measured.
 
     Attributes:
         server: that is started.
@@ -113,7 +113,7 @@ def serve_jobs(
 
 
 def served_copy(script: str) -> ServedCopy | None:
-    """What a script of `serve_jobs` serves; None for another script."""
+    """Model that a script of `serve_jobs` serves; None for another script."""
     line = next((line for line in script.splitlines()[:3] if line.startswith(_MARK)), None)
     try:
         return None if line is None else msgspec.json.decode(line.removeprefix(_MARK), type=ServedCopy)

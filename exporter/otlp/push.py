@@ -48,7 +48,7 @@ _LIBRARY: Final = "opentelemetry.exporter.otlp"
 
 
 class Fleet(Struct, frozen=True):
-    """What is known at one moment.
+    """The fleet at one moment.
 
     Attributes:
         hosts: hosts with samples.
@@ -66,7 +66,7 @@ class Fleet(Struct, frozen=True):
 
 
 class Sent(Struct):
-    """What became of data points since the start.
+    """Counts of data points since the start, by outcome.
 
     Attributes:
         points: data points by outcome: `sent`, or `failed`.

@@ -1,4 +1,4 @@
-"""Where and how metrics are sent over OTLP, from the options of `corral export` and OpenTelemetry's variables."""
+"""Settings of sending over OTLP, from the options of `corral export` and OpenTelemetry's variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether requests reach a planner: a message that it sends to itself over their connection comes back.
+"""Check that requests reach a planner: a message that it sends to itself over their connection comes back.
 
 The leader writes its heartbeat over a connection of its own, so that it does not wait behind requests. It must not go
 on leading by that where the connection for requests is dead.
