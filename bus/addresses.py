@@ -33,7 +33,27 @@ def network(text: str) -> str:
 def is_in(address: str, networks: Iterable[str]) -> bool:
     """True if an address is in one of some networks."""
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(unmapped(address))
     except ValueError:
         return False
     return any(parsed in ipaddress.ip_network(each, strict=False) for each in networks)
+
+
+def unmapped(address: str) -> str:
+    """Convert an IPv4-mapped address (`::ffff:10.0.0.5`, from a dual-stack socket) to IPv4; others are unchanged."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
+
+
+def machine(address: str) -> str:
+    """Key of a client in limits: its IPv4 address, or its /64 network of IPv6, all of which one machine may have."""
+    found = unmapped(address)
+    try:
+        parsed = ipaddress.ip_address(found)
+    except ValueError:
+        return found
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else found

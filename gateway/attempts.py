@@ -5,9 +5,10 @@ A key can't be guessed: the limit is for the work that each attempt makes for th
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from typing import Final
+
+from ..bus.addresses import machine
 
 FREE: Final = 20
 """Wrong tokens from one address in `SECONDS` before it has to wait."""
@@ -28,7 +29,7 @@ class Attempts:
             address: of the client.
             now: seconds on a monotonic clock.
         """
-        place = _place(address)
+        place = machine(address)
         times = [at for at in self._failures.pop(place, []) if now - at < SECONDS]
         self._failures[place] = [*times, now][-FREE:]
         while len(self._failures) > _KEPT:
@@ -36,16 +37,5 @@ class Attempts:
 
     def wait_seconds(self, address: str, now: float) -> float:
         """Seconds until an address may log in again; 0 if it may now."""
-        times = self._failures.get(_place(address), [])
+        times = self._failures.get(machine(address), [])
         return max(0.0, times[0] + SECONDS - now) if len(times) >= FREE else 0.0
-
-
-def _place(address: str) -> str:
-    """An IPv4 address, or the /64 network of an IPv6 address, all of which one machine may have."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)

@@ -16,6 +16,7 @@ from ...bus.addresses import network
 from ...dashboard.security.login_links import login_link
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, console, say
+from .listening import TrustedProxy
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
@@ -66,14 +67,7 @@ def serve(
     secure: Annotated[
         bool, typer.Option("--secure", help="Send cookies over HTTPS only; for use behind a TLS proxy.")
     ] = False,
-    trusted_proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--trusted-proxy",
-            metavar="CIDR",
-            help="Address or network of a proxy whose X-Forwarded-For is trusted. Repeatable.",
-        ),
-    ] = None,
+    trusted_proxy: TrustedProxy = None,
     openid: Annotated[
         Path | None,
         typer.Option(

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from ..exits import USAGE, CommandError
+
+TrustedProxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-proxy",
+        metavar="CIDR",
+        help="Address or network of a proxy whose X-Forwarded-For is trusted. Repeatable.",
+    ),
+]
 
 
 def host_and_port(listen: str, example: str) -> tuple[str, int]:

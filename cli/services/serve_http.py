@@ -12,7 +12,7 @@ import typer
 from ...bus.addresses import network
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
-from .listening import host_and_port
+from .listening import TrustedProxy, host_and_port
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
@@ -41,14 +41,7 @@ def serve_http(
         list[str] | None,
         typer.Option("--name", metavar="HOST", help="Host name that clients use; others are refused then. Repeatable."),
     ] = None,
-    trusted_proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--trusted-proxy",
-            metavar="CIDR",
-            help="Address or network of a proxy whose X-Forwarded-For is trusted. Repeatable.",
-        ),
-    ] = None,
+    trusted_proxy: TrustedProxy = None,
     connections: Annotated[int, typer.Option("--connections", help="HTTP connections at a time.", min=8)] = 1000,
     callers: Annotated[
         int, typer.Option("--callers", help="Connections to the bus at a time, one for each token in use.", min=1)

@@ -24,18 +24,13 @@ from ..components.results import Chart
 from ..fleet import Problem, problem_of
 from ..html import Segments, remember, search, table, tag, url
 from ..page_frame import Frame, Notice
+from ..periods import CHOICES
 from ..security.accounts import Role
 from ..usage_reports import SECONDS, Asked, asked_of, has_own_usage, held_before, report_scope
 from ..zones import zone_of
 
-PERIODS: Final = (
-    ("24h", "24 h"),
-    ("7d", "7 d"),
-    ("30d", "30 d"),
-    ("365d", "1 y"),
-    ("month", "This month"),
-    ("last-month", "Last month"),
-)
+PERIODS: Final = CHOICES[2:]
+"""Periods that are offered: an hour is too short for a report."""
 _BARS: Final = 15
 _ROWS: Final = 200
 _EVERY_SECONDS: Final = 60.0

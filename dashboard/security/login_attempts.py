@@ -7,11 +7,12 @@ can still log in with a browser that was used before, whatever others do.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from typing import Final
 
 from msgspec import Struct
+
+from ...bus.addresses import machine
 
 FREE: Final = 5
 """Failed logins to an account from one address or known browser before the first wait."""
@@ -75,27 +76,7 @@ def _keys(account: str, address: str, browser: str) -> list[tuple[tuple[str, str
     """Counters of an attempt, each with the number of failures before the first wait and the longest wait (seconds)."""
     if browser:
         return [(("browser", account, browser), FREE, MAX_SECONDS)]
-    place = _place(address)
+    place = machine(address)
     keys = [(("pair", account, place), FREE, MAX_SECONDS), (("place", "", place), FREE_OF_PLACE, MAX_SECONDS)]
     # This wait doesn't grow, so that a user with a new browser can log in despite an attack on the account.
     return [*keys, (("account", account, ""), FREE_OF_ACCOUNT, FIRST_SECONDS)] if account else keys
-
-
-def unmapped(address: str) -> str:
-    """Convert an IPv4-mapped address (`::ffff:10.0.0.5`, from a dual-stack socket) to IPv4; others are unchanged."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return str(mapped or parsed)
-
-
-def _place(address: str) -> str:
-    """Key of an address: an IPv4 address, or the /64 network of an IPv6 address, all of which one machine may have."""
-    found = unmapped(address)
-    try:
-        parsed = ipaddress.ip_address(found)
-    except ValueError:
-        return found
-    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else found

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from .login_attempts import unmapped
+from ...bus.addresses import unmapped
 
 HEADERS: Final = (b"x-forwarded-for", b"forwarded")
 _FOR: Final = re.compile(r'(?:^|[;,\s])for=(?:"([^"]*)"|([^;,\s]*))', re.IGNORECASE)
