@@ -1,7 +1,7 @@
 """Output of jobs: the begin and the end that the bus keeps of each run, put together, and live pieces.
 
 A run's output is published in pieces, each on a subject of its own; a later piece of the end takes the place of an
-earlier one. So there may be a hole between begin and end, and pieces of an earlier attempt may still be stored.
+earlier one. So there may be a hole between begin and end. Pieces of earlier attempts stay beside those of the last.
 """
 
 from __future__ import annotations
@@ -86,15 +86,17 @@ class Output:
     Args:
         index: of the task.
         part: what runs there, as it was listed last.
+        listed: number of the attempt whose stored pieces are read, as it was listed or heard of last.
 
     Attributes:
         position: offset of the next byte.
         ended: true once the last piece was seen.
     """
 
-    def __init__(self, index: int, part: TaskPart) -> None:
+    def __init__(self, index: int, part: TaskPart, listed: int = 1) -> None:
         self.index = index
         self.part = part
+        self.listed = max(1, listed)
         self.attempt = 0
         self.position = 0
         self.ended = False
@@ -183,19 +185,27 @@ def attempt_of(chunk: LogChunk) -> int:
     return int(number) if number.isdecimal() else 1
 
 
-async def stored_logs(nc: nats.aio.client.Client, ask: Ask, host: str | None = None) -> AsyncIterator[LogPiece]:
+async def stored_logs(
+    nc: nats.aio.client.Client, ask: Ask, host: str | None = None, attempt: int | None = None
+) -> AsyncIterator[LogPiece]:
     """Iterate over the output of tasks that the bus has kept, one after the other.
 
     Args:
         nc: connection; it needs direct access to the owner's pieces in `CORRAL_LOGS`.
         ask: lists the job with these tasks.
         host: only of this host.
+        attempt: number of the attempt, from 1; None for the last of each task.
 
     Raises:
         Refused: the connection may not read them.
         NotFound: the bus keeps no output.
     """
     listing = await ask()
+    if attempt is not None:
+        for output in await _outputs_of_attempt(nc, listing, host, attempt):
+            for piece in await _new_of(nc, listing, output):
+                yield piece
+        return
     for output in _outputs(listing.tasks, host):
         for piece in await _new_of(nc, listing, output):
             yield piece
@@ -233,7 +243,7 @@ async def follow_logs(
             for output in _outputs(listing.tasks, host):
                 key = (output.index, subjects.host_token(output.part.host))
                 current = known.setdefault(key, output)
-                current.part = output.part
+                current.part, current.listed = output.part, max(current.listed, output.listed)
                 behind = current.waits or (current.position < output.part.log_bytes and key not in fresh)
                 if current is output or behind:
                     with contextlib.suppress(*([] if current is output else [Unavailable])):
@@ -254,6 +264,7 @@ async def follow_logs(
                     continue
                 key, chunk = found
                 current = known[key]
+                current.listed = max(current.listed, attempt_of(chunk))
                 fresh.add(key)
                 if not current.follows(chunk):
                     with contextlib.suppress(Unavailable):
@@ -294,7 +305,41 @@ def _outputs(tasks: Iterable[JobTask], host: str | None) -> Iterator[Output]:
     for task in tasks:
         for part in task.parts:
             if host in (None, part.host):
-                yield Output(task.index, part)
+                yield Output(task.index, part, task.attempt)
+
+
+async def _outputs_of_attempt(
+    nc: nats.aio.client.Client, listing: JobListing, host: str | None, attempt: int
+) -> list[Output]:
+    """Outputs of an attempt, by the subjects that the stream has: a listing knows the hosts of the last attempt alone.
+
+    Raises:
+        NotFound: there is no stream, or it has nothing of that attempt.
+        Unavailable: the bus does not answer.
+    """
+    job = listing.job
+    subject = subjects.log_subject("*", job.job_id, -1, "h0", job.owner, attempt=attempt).replace(".-1.", ".*.")
+    try:
+        info = await nc.jetstream().stream_info(subjects.LOGS_STREAM, subjects_filter=subject)
+    except NotFoundError:
+        raise NotFound(
+            f"this bus keeps no output of jobs: there is no stream {subjects.LOGS_STREAM}", "not_found"
+        ) from None
+    except (nats.errors.Error, APIError, OSError) as error:
+        raise Unavailable(f"what job {job.job_id} has printed can't be read: {type(error).__name__} {error}") from error
+    tasks = {task.index for task in listing.tasks}
+    found: list[Output] = []
+    for name in sorted(info.state.subjects or {}):
+        tokens = name.split(".")
+        token, index = tokens[_HOST_TOKEN], int(tokens[_INDEX_TOKEN])
+        if index in tasks and (host is None or subjects.host_token(host) == token):
+            found.append(Output(index, TaskPart(host=token), attempt))
+    if not found:
+        most = max((task.attempt for task in listing.tasks), default=0)
+        raise NotFound(
+            f"the bus keeps no output of attempt {attempt} of job {job.job_id}: it has had {most} so far", "not_found"
+        )
+    return sorted(found, key=lambda output: output.index)
 
 
 def _live(message: Msg, known: dict[tuple[int, str], Output]) -> tuple[tuple[int, str], LogChunk] | None:
@@ -340,10 +385,16 @@ async def _stored(
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def piece(name: str) -> LogChunk | None:
-        subject = subjects.log_subject(host, job.job_id, output.index, name, job.owner)
+        chunk = await stored(name, output.listed)
+        # Runners of earlier versions publish each attempt where they publish the first.
+        return await stored(name, 1) if chunk is None and output.listed > 1 else chunk
+
+    async def stored(name: str, attempt: int) -> LogChunk | None:
+        subject = subjects.log_subject(host, job.job_id, output.index, name, job.owner, attempt=attempt)
         async with gate:
             found = await stream_reader.last(nc, subjects.LOGS_STREAM, subject)
-        return None if found is None else _decoded(found.data)
+        chunk = None if found is None else _decoded(found.data)
+        return chunk if chunk is not None and attempt_of(chunk) == output.listed else None
 
     try:
         *chunks, last = await asyncio.gather(*map(piece, (*_PIECES, _NEW)))

@@ -337,21 +337,27 @@ class JobCalls(OwnedCalls):
 
     # Output
 
-    def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> AsyncIterator[LogPiece]:
+    def logs(
+        self, which: Which, *, follow: bool = False, host: str | None = None, attempt: int | None = None
+    ) -> AsyncIterator[LogPiece]:
         """Iterate over the output of a job: the begin and the end that the bus has kept; with `follow` all that comes.
 
         Args:
             which: the job, or some of its tasks.
             follow: go on until all of these tasks have ended.
             host: only of this host, for tasks on several hosts.
+            attempt: number of an attempt, from 1; None for the last of each task. It goes without `follow`.
 
         Raises:
-            NotFound: there is no such job.
+            NotFound: there is no such job, or nothing is kept of that attempt.
             Refused: the job is another owner's.
+            ValueError: an attempt can't be followed.
         """
         chosen = selection(which)
+        if follow and attempt is not None:
+            raise ValueError("an attempt can't be followed: give either follow or attempt")
         if not follow:
-            return stored_logs(self.nc, lambda: self.get(chosen), host)
+            return stored_logs(self.nc, lambda: self.get(chosen), host, attempt)
         asked = False
 
         async def ask() -> JobListing:

@@ -158,9 +158,11 @@ class SyncJobCalls:
         """See `JobCalls.tasks_as_completed`."""
         return self._loop.iterate(self._calls.tasks_as_completed(which, timeout=timeout))
 
-    def logs(self, which: Which, *, follow: bool = False, host: str | None = None) -> Iterator[LogPiece]:
+    def logs(
+        self, which: Which, *, follow: bool = False, host: str | None = None, attempt: int | None = None
+    ) -> Iterator[LogPiece]:
         """See `JobCalls.logs`."""
-        return self._loop.iterate(self._calls.logs(which, follow=follow, host=host))
+        return self._loop.iterate(self._calls.logs(which, follow=follow, host=host, attempt=attempt))
 
     def attach(
         self,

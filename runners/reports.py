@@ -218,7 +218,9 @@ class LogPublisher:
         run = self._host.followed[key].run
         kept: list[asyncio.Task[Msg]] = []
         for piece in pieces:
-            subject = subjects.log_subject(self._token, run.job_id, run.index or 0, piece.part, run.owner)
+            subject = subjects.log_subject(
+                self._token, run.job_id, run.index or 0, piece.part, run.owner, attempt=run.attempt
+            )
             data = codec.encode(piece.chunk)
             self.published_bytes += len(piece.chunk.data)
             if piece.part == NEW or self._stream_missing:

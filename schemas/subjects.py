@@ -322,7 +322,7 @@ def runner_subject(host: str) -> str:
     return f"{PlanSubject.RUNNER}.{host}"
 
 
-def log_subject(host: str, job_id: str, index: int, part: str, owner: str) -> str:
+def log_subject(host: str, job_id: str, index: int, part: str, owner: str, attempt: int = 1) -> str:
     """Subject of a piece of a run's output.
 
     Args:
@@ -331,8 +331,9 @@ def log_subject(host: str, job_id: str, index: int, part: str, owner: str) -> st
         index: of the task; 0 without an array.
         part: `h0` and so on for the pieces of the begin, `t0` and so on for those of the end; `*` for any.
         owner: of the job.
+        attempt: of the task: those after the first have its number before the part, as in `2-h0`.
     """
-    return f"{LOGS}.{host}.{job_id}.{index}.{part}.{owner}"
+    return f"{LOGS}.{host}.{job_id}.{index}.{part if attempt <= 1 else f'{attempt}-{part}'}.{owner}"
 
 
 def attach_subject(host: str, name: str, *, step: bool, override: bool) -> str:

@@ -27,6 +27,12 @@ def logs(
         int | None, typer.Option("--tail", "-n", metavar="LINES", min=0, help="Only the last lines of each task.")
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Only of this host.")] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option(
+            "--attempt", metavar="N", min=1, help="An earlier attempt, from 1. Default: the last of each task."
+        ),
+    ] = None,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
@@ -40,13 +46,18 @@ def logs(
       corral logs -f 1234
       corral logs 1234_7 --tail 20
       corral logs -f '1234_[0-9]'
+      corral logs 1234 --attempt 1                     what it printed before it was retried
     """
     if head is not None and (tail is not None or follow):
         raise exits.CommandError("--head goes with neither --tail nor --follow", exits.USAGE)
+    if attempt is not None and follow:
+        raise exits.CommandError("--attempt goes without --follow, which shows each attempt as it runs", exits.USAGE)
 
     async def work() -> None:
         async with connected(nats, timeout=timeout) as client:
-            await print_logs(client, parse_selection(job), follow=follow, head=head, tail=tail, host=host)
+            await print_logs(
+                client, parse_selection(job), follow=follow, head=head, tail=tail, host=host, attempt=attempt
+            )
 
     run(work())
 
@@ -59,6 +70,7 @@ async def print_logs(
     head: int | None = None,
     tail: int | None = None,
     host: str | None = None,
+    attempt: int | None = None,
 ) -> None:
     """Print what a job, or some of its tasks, have printed.
 
@@ -69,6 +81,7 @@ async def print_logs(
         head: only the first lines of each.
         tail: only the last lines of each, of what is stored.
         host: only of this host.
+        attempt: number of an attempt, from 1; None for the last of each task.
     """
     chosen = parse_selection(which) if isinstance(which, str) else which
     listing = await client.jobs.get(chosen)
@@ -99,7 +112,7 @@ async def print_logs(
                 printer.write(piece)
         printer.end()
         return
-    async for piece in client.jobs.logs(chosen, follow=follow, host=host):
+    async for piece in client.jobs.logs(chosen, follow=follow, host=host, attempt=attempt):
         printer.write(piece)
     printer.end()
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 from corral.client import Client, NotFound
+from corral.schemas import codec
 from corral.schemas.jobs import JobState, OverrideAction
+from corral.schemas.runs import LogChunk, run_id
+from corral.schemas.subjects import log_subject
 from nats.aio.client import Client as Bus
-from support.jobs_planner import JobsPlanner, jobs_planner
+from support.jobs_planner import HOST, JobsPlanner, jobs_planner
 
 
 @pytest.fixture
@@ -23,8 +27,11 @@ def client(nc: Bus, planner: JobsPlanner) -> Client:
     return Client(nc, owner="ann.lee")
 
 
-async def printed(client: Client, which: str, *, follow: bool = False) -> list[tuple[int, int, bytes]]:
-    return [(piece.index, piece.missed, piece.data) async for piece in client.jobs.logs(which, follow=follow)]
+async def printed(
+    client: Client, which: str, *, follow: bool = False, attempt: int | None = None
+) -> list[tuple[int, int, bytes]]:
+    pieces = client.jobs.logs(which, follow=follow, attempt=attempt)
+    return [(piece.index, piece.missed, piece.data) async for piece in pieces]
 
 
 async def test_lists_that_do_not_fit_in_a_message_are_whole(client: Client, planner: JobsPlanner) -> None:
@@ -68,13 +75,29 @@ async def test_jobs_and_tasks_are_waited_for(client: Client, planner: JobsPlanne
 
 async def test_begin_and_end_are_put_together_and_holes_are_named(client: Client, planner: JobsPlanner) -> None:
     job = (await client.jobs.submit(["true"])).job_id
-    planner.set(job, JobState.RUNNING, log_bytes=30)
-    await planner.print(job, "t1", 25, b"an old try", attempt=1)
+    planner.set(job, JobState.RUNNING, log_bytes=30, attempt=2)
+    await planner.print(job, "h0", 0, b"an old try", attempt=1)
     await planner.print(job, "t0", 24, b"end", attempt=2)
     await planner.print(job, "h1", 4, b"two ", attempt=2)
     await planner.print(job, "t15", 20, b"the ", attempt=2)
     await planner.print(job, "h0", 0, b"one ", attempt=2)
     assert await printed(client, job) == [(0, 0, b"one "), (0, 0, b"two "), (0, 12, b"the "), (0, 0, b"end")]
+    assert await printed(client, job, attempt=1) == [(0, 0, b"an old try")]
+    assert await printed(client, job, attempt=2) == await printed(client, job)
+    with pytest.raises(NotFound, match=r"attempt 3 of job .* it has had 2"):
+        await printed(client, job, attempt=3)
+    with pytest.raises(ValueError, match="followed"):
+        await printed(client, job, attempt=1, follow=True)
+
+
+async def test_a_runner_of_an_earlier_version_publishes_all_attempts_in_one_place(
+    client: Client, planner: JobsPlanner, nc: Bus
+) -> None:
+    job = (await client.jobs.submit(["true"])).job_id
+    planner.set(job, JobState.RUNNING, log_bytes=3, attempt=2)
+    chunk = LogChunk(run_id=run_id(job, 0, 2), time=datetime.now(UTC), offset=0, data=b"new")
+    await nc.jetstream().publish(log_subject(HOST, job, 0, "h0", planner.specs[job].request.owner), codec.encode(chunk))
+    assert await printed(client, job) == [(0, 0, b"new")]
 
 
 async def test_what_was_printed_last_is_there_once_a_job_is_known_to_have_ended(

@@ -46,6 +46,16 @@ def test_an_array_runs_and_its_output_and_exit_code_come_back(cluster: LocalClus
     wait_for(lambda: cluster.json("job", f"{job}_2")["tasks"][0]["attempt"] == 2)
 
 
+def test_what_each_attempt_has_printed_can_be_read(cluster: LocalCluster, runner: None) -> None:
+    code = "echo attempt $CORRAL_ATTEMPT; test $CORRAL_ATTEMPT = 2"
+    done = cluster.corral("submit", "--quiet", "--wait", "--retries", "1", "--gpus", "1", "--", "sh", "-c", code)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    assert cluster.corral("logs", job).stdout == "attempt 2\n"
+    assert cluster.corral("logs", job, "--attempt", "1").stdout == "attempt 1\n"
+    assert cluster.corral("logs", job, "--attempt", "3").returncode == 5
+
+
 def test_a_function_is_called_where_its_gpu_is_and_a_job_is_cancelled(
     cluster: LocalCluster, runner: None, tmp_path: Path
 ) -> None:

@@ -146,7 +146,9 @@ class JobsPlanner:
         self.commands.append(action)
         return self._command(action.action, operator=True)
 
-    def set(self, job_id: str, state: JobState, *, index: int = 0, log_bytes: int = 0, **values: Any) -> None:
+    def set(
+        self, job_id: str, state: JobState, *, index: int = 0, log_bytes: int = 0, attempt: int = 1, **values: Any
+    ) -> None:
         """Set the state of a task."""
         task = self.tasks[job_id][index]
         now = datetime.now(UTC)
@@ -161,7 +163,7 @@ class JobsPlanner:
         self.tasks[job_id][index] = replace(
             task,
             state=state,
-            attempt=max(task.attempt, 1),
+            attempt=max(task.attempt, attempt),
             parts=[part],
             started_at=task.started_at or now,
             ended_at=now if state in FINAL else None,
@@ -176,7 +178,7 @@ class JobsPlanner:
             run_id=run_id(job_id, index, attempt), time=datetime.now(UTC), offset=offset, data=data, ended=ended
         )
         owner = self.specs[job_id].request.owner
-        subject = log_subject(HOST, job_id, index, name, owner)
+        subject = log_subject(HOST, job_id, index, name, owner, attempt=attempt)
         await self.nc.jetstream().publish(subject, codec.encode(chunk))
 
 
