@@ -65,6 +65,11 @@ The wait of each counts from its time in the schedule, whenever it was submitted
 """
 
 
+ASK_AGAIN_SECONDS = 30.0
+"""Silence of the planner about a request after which it is sent again, as Corral's client does: what is under way over
+a connection that breaks is lost, and the planner then knows nothing of it."""
+
+
 class Kind(NamedTuple):
     """A class of workloads, as each queue submits it."""
 
@@ -178,6 +183,9 @@ class Client:
         self.preempted = self.refused = self.waiting = self.ended_before = 0
         self.started_one = asyncio.Event()
         self.gone: set[str] = set()
+        self.heard: dict[int, tuple[float, str]] = {}
+        """When the planner last said something of a request that waits, by number, with the lease before it."""
+        self.again = 0
         self.inbox = f"_INBOX.bench{id(self)}"
         self.started = 0.0
         self.loop = asyncio.get_running_loop()
@@ -206,12 +214,26 @@ class Client:
             seconds = time.perf_counter() - self.started
             print(
                 f"  {seconds:3.0f} s: {self.left:6,} left, {self.waiting:5,} wait, {len(self.leases):5,} run, "
-                f"{self.refused:,} refused, planner {cpu_seconds(planner):.0f} CPU-seconds",
+                f"{self.refused:,} refused, {self.again:,} sent again, planner {cpu_seconds(planner):.0f} CPU-seconds",
                 flush=True,
             )
 
+    async def ask_again(self) -> None:
+        """Send those again that the planner has been silent about, until cancelled."""
+        while True:
+            await asyncio.sleep(ASK_AGAIN_SECONDS / 3)
+            silent = self.loop.time() - ASK_AGAIN_SECONDS
+            for number, (heard, requeue_of) in list(self.heard.items()):
+                if heard < silent and number in self.heard:
+                    self.again += 1
+                    await self._send(number, requeue_of)
+
     async def _ask(self, number: int, requeue_of: str = "") -> None:
         self.waiting += 1
+        await self._send(number, requeue_of)
+
+    async def _send(self, number: int, requeue_of: str) -> None:
+        self.heard[number] = (self.loop.time(), requeue_of)
         work = self.works[number]
         kind = work.kind
         body: dict[str, Any] = {
@@ -231,9 +253,11 @@ class Client:
         await self.nc.publish(subjects.PlanSubject.REQUEST, json.dumps(body).encode(), reply=f"{self.inbox}.{number}")
 
     async def _answered(self, message: Any) -> None:
-        if not message.data:  # the planner asks whether this client is there
-            return
         token = message.subject.rpartition(".")[2]
+        if not message.data:  # the planner asks whether this client is there
+            if token.isdecimal() and int(token) in self.heard:
+                self.heard[int(token)] = (self.loop.time(), self.heard[int(token)][1])
+            return
         answer = json.loads(message.data)
         if token == "release":
             if answer["type"] == "lease":
@@ -243,6 +267,9 @@ class Client:
                 print(answer, flush=True)
             return
         number = int(token)
+        if number not in self.heard:  # the second answer to a request that was sent again
+            return
+        requeue_of = self.heard.pop(number)[1]
         self.waiting -= 1
         self.started_one.set()
         if answer["type"] != "assignment":
@@ -250,7 +277,7 @@ class Client:
             if self.refused <= 3:
                 print(answer, flush=True)
             after = answer.get("retry_after_seconds") or 0.2
-            self.loop.call_later(after, lambda: asyncio.ensure_future(self._ask(number)))
+            self.loop.call_later(after, lambda: asyncio.ensure_future(self._ask(number, requeue_of)))
             return
         work, lease = self.works[number], answer["lease"]["lease_id"]
         if lease in self.gone:  # its end came before its grant
@@ -505,9 +532,10 @@ async def main() -> None:
             client = Client(nc, load)
             planner, bus = parts[0].pid or 0, int(servers[0].pid_file.read_text())
             before = [cpu_seconds(pid) for pid in (planner, bus)] + [time.process_time()]
-            reporting = asyncio.create_task(client.report(planner))
+            beside = [asyncio.create_task(client.report(planner)), asyncio.create_task(client.ask_again())]
             wall = await client.run()
-            reporting.cancel()
+            for task in beside:
+                task.cancel()
             after = [cpu_seconds(pid) for pid in (planner, bus)] + [time.process_time()]
             used = [late - early for early, late in zip(before, after, strict=True)]
         finally:
