@@ -68,15 +68,23 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*every, return_exceptions=True)
 
 
-def heed_cancellation() -> None:
+def cancellations() -> int:
+    """Number of times that the running task was cancelled and that nothing has taken back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def heed_cancellation(before: int = 0) -> None:
     """Raise `CancelledError` if this task was cancelled and an await swallowed that. Endless loops call it each time.
 
     nats-py catches cancellations while it flushes and closes, and its requests wait with `asyncio.wait_for`, which
     until Python 3.12 returns the result where that and the cancellation come at once (python/cpython#86296).
 
+    Args:
+        before: `cancellations` at the begin of a function that may be called to tidy up after a cancellation.
+
     Raises:
         asyncio.CancelledError: it was cancelled.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if cancellations() > before:
         raise asyncio.CancelledError

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from ..bus.tasks import cancellations, heed_cancellation
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.instruments import ServiceKind
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
@@ -104,10 +105,12 @@ class QueuedRequest:
             nats.errors.Error: the connection is lost.
         """
         give_up = self._give_up = self._loop.time() + self._answer_seconds
+        before = cancellations()
         answers = await self._nc.subscribe(self._inbox)
         try:
             await self._send()
             while (now := self._loop.time()) < give_up:
+                heed_cancellation(before)
                 reply = await _next(answers, min(self._leader_due, self._queue_due, self._resend_due, give_up) - now)
                 if reply is None:
                     await self._run_due_checks()

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import nats.errors
 
 from ..bus.permissions import NotAllowed, refusals
+from ..bus.tasks import cancel_all
 from ..client.errors import CorralError, TimedOut, Unavailable
 from ..client.waiting import QueuedRequest
 from ..schemas import codec
@@ -122,9 +123,7 @@ class WaitingRequest:
                     raise NotAllowed(self._subject, self._caller.identity)
                 return await answering
             finally:
-                if not answering.done():
-                    answering.cancel()
-                    await asyncio.wait({answering})
+                await cancel_all([answering])
 
     async def outcome_within(self, seconds: float) -> Outcome | Queue:
         """Wait for the answer, or for its place in the queue after some seconds. The request then stays in the queue.
@@ -152,8 +151,7 @@ class WaitingRequest:
             )
             return Queue(entries=[self.entry or own], total=1)
         finally:
-            answering.cancel()
-            await asyncio.wait({answering})
+            await cancel_all([answering])
 
     async def events(self) -> AsyncGenerator[QueueEntry | Outcome]:
         """Places in the queue as they change, and the answer at last.
@@ -181,8 +179,7 @@ class WaitingRequest:
                 yield entry
             yield answering.result()
         finally:
-            answering.cancel()
-            await asyncio.wait({answering})
+            await cancel_all([answering])
 
     async def _leave(self) -> None:
         """Withdraw the request, and release its lease if it was granted meanwhile. Errors are ignored."""
