@@ -12,6 +12,20 @@ from .field_options import name_options
 from .registry import COMMANDS
 
 
+def unwrapped(text: str) -> str:
+    """A help text whose paragraphs are one line each, since Typer keeps line breaks within them at every width.
+
+    Lines that are indented, as those of examples, are kept.
+    """
+    lines: list[str] = []
+    for line in text.splitlines():
+        if lines and lines[-1] and line and not line.startswith(" ") and not lines[-1].startswith(" "):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def load(name: str) -> Any:
     """Import a command's module and create the Typer command, with global options and environment variables."""
     from ..bus import websockets
@@ -35,6 +49,7 @@ def load(name: str) -> Any:
     inner: dict[str, Any] = getattr(command, "commands", None) or {}
     for one in (command, *inner.values()):
         name_options(one)
+        one.help = unwrapped(one.help or "")
     options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]
     for option in options:
         if hasattr(option, "show_envvar"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -311,9 +313,9 @@ def _target(context: typer.Context, command: Sequence[str]) -> _Target:
         return _Target(_checked(context.meta[_TEXT], "standard input"), arguments, "script", "standard input")
     path = Path(name)
     if not path.is_file():
+        example = textwrap.shorten(shlex.join(command), _EXAMPLE_CHARACTERS, placeholder=" ...")
         raise exits.CommandError(
-            f"there is no script {name!r}: write -- before a command, as in corral submit -- {' '.join(command)}",
-            exits.USAGE,
+            f"there is no script {name!r}: write -- before a command, as in corral submit -- {example}", exits.USAGE
         )
     try:
         text = path.read_text()
@@ -327,6 +329,7 @@ def _target(context: typer.Context, command: Sequence[str]) -> _Target:
 
 _SEPARATED: Final = f"{_DONE}.separated"
 _TEXT: Final = f"{_DONE}.text"
+_EXAMPLE_CHARACTERS: Final = 100
 
 
 def _checked(text: str, file: str) -> str:

@@ -1,5 +1,6 @@
 """The command line's interface for scripts: exit codes, JSON, one-line errors, fast help."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -266,6 +267,15 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "Example" in shown.stdout
     assert f"corral {name} [OPTIONS]" in shown.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_paragraphs_of_help_fill_the_lines_of_a_narrow_terminal(name: str) -> None:
+    shown = invoke(name, "--help", url=NOWHERE, COLUMNS="80")
+    prose = shown.stdout.partition("╭")[0].rstrip().partition("Example")[0].splitlines()
+    for line, following in itertools.pairwise(prose):
+        if line.strip() and following.strip() and not following.startswith("  "):
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) >= 80, line
 
 
 NO_JSON = {
