@@ -103,6 +103,16 @@ async def test_values_that_json_has_no_word_for(nc: Client, service: QueryServic
     assert "cast it to VARCHAR" in end["error"]
 
 
+async def test_the_hours_of_a_zone_are_told_apart_at_the_end_of_summer_time(nc: Client, service: QueryService) -> None:
+    sql = """SELECT time_bucket(INTERVAL 1 hour, t, 'Europe/Berlin') AS hour, count(*),
+        any_value(time_bucket(INTERVAL 1 day, t, 'Europe/Berlin')) FROM
+        range(TIMESTAMPTZ '2026-10-25 00:00:00+00', TIMESTAMPTZ '2026-10-25 02:00:00+00', INTERVAL 10 minute) AS r(t)
+        GROUP BY hour ORDER BY hour"""
+    midnight = "2026-10-24T22:00:00.000000Z"
+    counted = await rows(nc, sql)
+    assert counted == [["2026-10-25T00:00:00.000000Z", 6, midnight], ["2026-10-25T01:00:00.000000Z", 6, midnight]]
+
+
 async def test_a_question_in_messagepack_is_answered_alike(nc: Client, service: QueryService) -> None:
     sql = """SELECT device, count(*) AS n, sum(count(*)) OVER () AS huge, 1.50::DECIMAL(9,2) AS d,
         0.1::DECIMAL(38,37) AS tenth, TIMESTAMP '2026-01-01 00:00:00.000001' AS at,
