@@ -53,7 +53,7 @@ class AttachOpen(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
     run_id: RunId
     command: Annotated[list[Word], Meta(max_length=4096)] = []
     terminal: TerminalSize | None = None
-    terminal_type: Annotated[str, Meta(max_length=64, pattern="^[A-Za-z0-9_.+-]*$")] = ""
+    terminal_type: Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9_.+-]*$(?!\n)")] = ""
     lost_seconds: Annotated[float, Meta(ge=1, le=3600)] = LOST_SECONDS
 
 

@@ -120,6 +120,16 @@ def test_a_lake_is_attached_anew_now_and_then(lake: lakes.Lake, monkeypatch: pyt
     asking.close()
 
 
+def test_no_column_of_a_lake_has_a_type_that_files_round(lake: lakes.Lake) -> None:
+    """DuckLake of DuckDB 1.5.5 keeps 53 bits of a HUGEINT (findings/ducklake_rounds_hugeint.sh)."""
+    lakes.prepare(lake, 2)
+    with lakes.attach(lake) as opened:
+        sql = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
+        columns = opened.execute(sql).fetchall()
+    assert len(columns) > 100
+    assert [column for column in columns if "HUGEINT" in column[2]] == []
+
+
 def test_a_watermark_of_an_older_lake_has_no_mark_until_its_next_batch(lake: lakes.Lake) -> None:
     history = lakes.prepare(lake, 2)
     with lakes.attach(lake) as older:
