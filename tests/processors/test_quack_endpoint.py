@@ -107,6 +107,19 @@ def test_a_large_result_comes_whole(endpoint: quack.QuackEndpoint) -> None:
     assert client(attach, copy, "SELECT count(*), count(DISTINCT n) FROM mine")[-1] == ["500000", "50000"]
 
 
+def test_tables_are_joined_by_the_server_or_after_one_was_copied(endpoint: quack.QuackEndpoint) -> None:
+    """A client's statement reads the history once (findings/quack_one_scan_a_statement.sh)."""
+    answers = client(
+        f"ATTACH '{endpoint.uri}' AS history (TOKEN '{TOKEN}')",
+        "SELECT count(*) FROM history.samples JOIN history.busy USING (device)",
+        "FROM history.query('SELECT count(*) FROM samples JOIN busy USING (device)')",
+        "CREATE TABLE mine AS FROM history.busy",
+        "SELECT count(*) FROM history.samples JOIN mine USING (device)",
+    )
+    assert "Multiple streaming scans" in answers[1]
+    assert [answers[2], answers[4]] == [["50000"], ["50000"]]
+
+
 def test_the_token_comes_from_a_file_that_others_can_not_read(tmp_path: Path) -> None:
     file = tmp_path / "token"
     with pytest.raises(quack.QuackError, match="can't be read"):
