@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable, Sequence
+from typing import Any, cast
 
 import duckdb
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from .protocol import ArrowTable
@@ -72,10 +74,53 @@ def put_meta(cursor: DuckDBPyConnection, key: str, value: str) -> None:
 
 @contextlib.contextmanager
 def registered(cursor: DuckDBPyConnection, name: str, table: ArrowTable) -> Generator[None]:
-    """Register an Arrow table under a name, for the statements of the block."""
-    cursor.register(name, table)
+    """Register an Arrow table under a name, for the statements of the block; its texts are `without_nul`."""
+    cursor.register(name, without_nul(table))
     try:
         yield
     finally:
         with contextlib.suppress(duckdb.Error):
             cursor.unregister(name)
+
+
+def without_nul(table: ArrowTable) -> ArrowTable:
+    """Replace NUL characters in the texts of a table by U+FFFD, in nested values, too.
+
+    PostgreSQL stores no NUL (its documentation, 8.3), and DuckLake 1.5.5 writes rows and statistics to such a catalog
+    as text: one name in one message would stop a lake's history for good.
+    """
+    if not isinstance(table, pa.Table):
+        return table
+    for at, field in enumerate(table.schema):
+        column: Any = table.column(at)
+        if any(_has_nul(chunk) for chunk in column.chunks):
+            values = pa.array(_replaced(column.to_pylist()), field.type)
+            table = table.set_column(at, field, values)
+    return table
+
+
+def _has_nul(array: Any) -> bool:
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        data = array.buffers()[2]
+        return data is not None and b"\0" in data.to_pybytes()
+    if pa.types.is_dictionary(kind):
+        return _has_nul(array.dictionary)
+    if pa.types.is_map(kind):
+        return _has_nul(array.keys) or _has_nul(array.items)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _has_nul(array.values)
+    if pa.types.is_struct(kind):
+        return any(_has_nul(array.field(at)) for at in range(kind.num_fields))
+    return False
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, dict):
+        pairs = cast("dict[Any, Any]", value).items()
+        return {_replaced(key): _replaced(each) for key, each in pairs}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_replaced, cast("list[Any]", value)))
+    return value

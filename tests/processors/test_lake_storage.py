@@ -313,6 +313,46 @@ def facts_messages() -> list[Incoming]:
     return [Incoming(subject, payload, at) for at, (subject, payload) in enumerate(found, start=1)]
 
 
+def test_a_nul_in_a_text_stops_no_history(lake: lakes.Lake, tmp_path: Path) -> None:
+    """PostgreSQL stores none, and a message is read again until it is stored."""
+    database = Database(tmp_path / "history.duckdb")
+    part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
+    part.resume(PART, "made")
+    words = {
+        b"A100": b"A1\0'",
+        b"python": b"pyth\0n",
+        b"r1": b"\0'",
+        b'"train"': b'"tr\\u0000n"',
+        b'"vision"': b'"\\u0000"',
+    }
+    messages = facts_messages()
+    for word, other in words.items():
+        messages = [
+            Incoming(message.subject, message.payload.replace(word, other), message.sequence) for message in messages
+        ]
+    found = facts.decode(messages, lambda *_: True, time.time_ns())
+    assert not found.refused
+    job = JobHistory("7", 1, WorkRequest(owner="ann", gpus=1, name="a\0b"), BASE)
+    job.run(0, 1, (0, 0, 60), JobState.FAILED)
+    batch = Batch(
+        stream=PART, sequence=1, tables=found.tables(), inventories=found.inventories, leases=found.leases,
+        jobs=job.events,
+    )  # fmt: skip
+    for storage in (database, part):
+        storage.commit(batch)
+        cursor = storage.cursor()
+        told = cursor.execute("SELECT name, (SELECT any_value(name) FROM processes) FROM devices WHERE host = 'h1'")
+        assert told.fetchall() == [("A1\ufffd'", "pyth\ufffdn")] * 2
+        assert cursor.execute("SELECT DISTINCT name, labels FROM leases").fetchall() == [
+            ("tr\ufffdn", {"team": "\ufffd"}),
+        ]
+    for name in ("hosts", "devices", "host_facts", "leases", "lease_events", "jobs", "job_tasks", "processes"):
+        expected, got = (rows(storage.cursor(), name) for storage in (database, part))
+        assert expected == got, name
+    part.close()
+    database.close()
+
+
 def rows(cursor: Any, name: str) -> list[tuple[Any, ...]]:
     """All rows, in the order of what identifies them; what depends on the moment of asking is left out."""
     described = cursor.execute(f"DESCRIBE {name}").fetchall()
