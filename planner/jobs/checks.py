@@ -54,6 +54,8 @@ def check(spec: JobSpec) -> Array:
             raise InvalidJob("A path contains a NUL character", field)
     if any("\0" in value for value in (*spec.environment.values(), *spec.command, *spec.arguments)):
         raise InvalidJob("A word or a variable contains a NUL character", "$.command")
+    if "\0" in spec.request.name:  # it is a variable of the command
+        raise InvalidJob("The name contains a NUL character", "$.request.name")
     if spec.preempt_signal:
         number_of_signal(spec.preempt_signal, "$.preempt_signal")
     if (size := len(codec.encode(spec))) > MAX_JOB_BYTES:

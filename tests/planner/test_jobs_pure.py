@@ -57,6 +57,7 @@ def test_each_attempt_runs_once_and_each_task_ends_whatever_happens(seed: int) -
         ("$.array", {"array": "5-1"}),
         ("$.preempt_signal", {"preempt_signal": "SIGNOT"}),
         ("$.environment", {"environment": {"A=B": "c"}}),
+        ("$.request.name", {"request": WorkRequest(owner="a", name="a\0b")}),
         ("$.request.gpus", {"hosts": 3, "request": WorkRequest(owner="a", gpus=4)}),
         ("$.request.wait_seconds", {"request": WorkRequest(owner="a", wait_seconds=1)}),
         ("$.request.gpus_max", {"request": WorkRequest(owner="a", gpus=1, gpus_max=2)}),
