@@ -80,7 +80,7 @@ class AttachStep(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
             in a step that does not ask for output.
         wait_seconds: time after which the runner answers in any case.
         number: of this input, from 1; 0 for none. Input that comes again is not written again.
-        data: the input, at most `PIECE_BYTES`.
+        data: the input, at most `PIECE_BYTES`; in JSON as base64 with padding.
         input_ended: nothing follows this input.
         terminal: new size of the pseudo-terminal; null if it is the same.
         signal: for the command's process group, such as 2 for SIGINT; 0 for none.
@@ -133,8 +133,8 @@ class AttachNews(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="att
 
     Attributes:
         piece: number of the piece of output in it, from 1; 0 for none.
-        output: what the command has written to its standard output, or to its terminal.
-        error_output: what it has written to its standard error.
+        output: what the command has written to its standard output, or to its terminal; in JSON as base64.
+        error_output: what it has written to its standard error; in JSON as base64.
         taken: number of the last input that the command's input has taken. If it is smaller than that of the step, the
             same step is sent again.
         exit: once the session has ended and there is no further output; null before.

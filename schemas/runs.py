@@ -176,7 +176,7 @@ class LogChunk(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="log_c
         run_id: id of the run.
         time: when it was read.
         offset: of its first byte in the output.
-        data: bytes, at most `LOG_CHUNK_BYTES`.
+        data: bytes, at most `LOG_CHUNK_BYTES`; in JSON as base64 with padding.
         ended: true if nothing follows.
     """
 
