@@ -31,8 +31,9 @@ IDLE_SECONDS: Final = 15.0
 """Longest wait for the devices of preempted leases to be seen idle, before more are preempted for the same request.
 
 A device whose lease was preempted takes no work until a sample, and a list of processes where there are any, show that
-its processes have ended. Collectors list them every 10 s. The wait is over as soon as a device is lost to the request:
-another has taken it, or it takes no work.
+its processes have ended. Collectors list them every 10 s. The wait is over as soon as a device is lost to the request
+(another has taken it, or it takes no work), and once all have been seen idle: what else the request counted on, such as
+a device that was free when its leases were chosen, is another's then.
 """
 _TURN_SECONDS: Final = 0.02
 """Time for which leases are chosen at once: requests and renewals come in between."""
@@ -165,15 +166,22 @@ class Reclaimer:
         return claim
 
     def _waits(self, claim: Claim, now: float) -> bool:
-        """True if a claim may still be served by what it frees."""
+        """True if a claim of a request that did not fit just now may still be served by what it frees."""
         if claim.victims:
             return True
-        return now < claim.until and not any(self._is_lost(uuid, left) for uuid, left in claim.freed.items())
+        if now >= claim.until or any(self._is_lost(uuid, left) for uuid, left in claim.freed.items()):
+            return False
+        return not claim.freed or any(self._is_unseen(uuid) for uuid in claim.freed)
 
     def _is_lost(self, uuid: str, left: frozenset[str]) -> bool:
         """True if a freed device was taken by others, or takes no work."""
         device = self._fleet.devices.get(uuid)
         return device is None or device.blocked & ~STALE != 0 or not device.holders.keys() <= left
+
+    def _is_unseen(self, uuid: str) -> bool:
+        """True if a freed device was not seen idle yet."""
+        device = self._fleet.devices.get(uuid)
+        return device is not None and (bool(device.in_use) or device.blocked & STALE != 0)
 
     def _restore(self) -> None:
         """Take up the claims of an earlier term."""

@@ -167,6 +167,34 @@ async def test_a_device_that_is_lost_before_it_is_seen_idle_is_not_waited_for(
     await hosts.stop()
 
 
+async def test_a_free_device_that_another_takes_meanwhile_is_not_waited_for(
+    nc: Client, planner: PlannerProcess
+) -> None:
+    """A request counts on a free device beside the one that a borrower gives back; a request ahead of it takes that."""
+    hosts = FakeHosts(nc, hosts=2, devices=2)
+    await hosts.start()
+    planner.start()
+    await until_ready(nc, 4)
+    ops = {"name": "ops", "guarantee": {"gpus": {"*": 1}}, "members": ["eve"]}
+    await ask(nc, "set_groups", {"set": [{**VISION, "guarantee": {"gpus": {"*": 2}}}, ops]})
+    borrowed = {"owner": "bob", "preemptible": True, "grace_seconds": 1, "ttl_seconds": 600}
+    for host in ("node0", "node1", "node1"):
+        assert (await ask(nc, "request", {**borrowed, "hosts": [host]}))["type"] == "assignment"
+    want = {"owner": "ann", "gpus": 2, "wait_seconds": 600, "request_id": "two", "ttl_seconds": 600}
+    asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
+    await noticed(nc, "bob", 1)
+    # Of groups that have used equally little the first by name is next.
+    taken = await ask(nc, "request", {"owner": "eve", "wait_seconds": 600, "ttl_seconds": 600})
+    assert taken["lease"]["grants"][0]["host"] == "node0"
+    first, *others = await evicted(nc, "bob", 3)
+    assert first["grants"][0]["host"] == "node0"
+    for lease in others:
+        waited = datetime.fromisoformat(lease["preemption"]["notified_at"]) - datetime.fromisoformat(first["ended_at"])
+        assert waited.total_seconds() < IDLE_SECONDS
+    assert {grant["host"] for grant in (await asked)["lease"]["grants"]} == {"node1"}
+    await hosts.stop()
+
+
 async def test_a_notice_that_frees_nothing_alone_is_withdrawn_by_the_next_leader(
     nc: Client, planner: PlannerProcess
 ) -> None:
