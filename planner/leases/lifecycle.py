@@ -380,8 +380,14 @@ def renew(
 
 
 def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
-    """Warn: the end is near, and its event says so."""
-    return next_record(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
+    """Warn: the end is near, and its event says so.
+
+    Args:
+        record: of an active lease.
+        now: time since which the warning is due. Another change may have been written since: its event is not later.
+        planner: id of this planner.
+    """
+    return next_record(record, LeaseEventKind.EXPIRING, record.lease, max(now, record.changed_at), planner)
 
 
 def end(

@@ -76,6 +76,16 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
     assert list(table.hosts) == (["a"] if table.active else [])
 
 
+def test_a_warning_is_not_told_as_of_before_the_change_that_it_follows() -> None:
+    """A renewal may be written between the moment in which the warning is due and its own write."""
+    renewed = lifecycle.renew(granted(), None, START + timedelta(seconds=2), "p")
+    warned = lifecycle.warn(renewed, START + timedelta(seconds=1), "p")
+    assert [announced.event.time for announced in warned.announcements()] == sorted(
+        announced.event.time for announced in warned.announcements()
+    )
+    assert warned.version == renewed.version + 1
+
+
 @given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=30))
 def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]]) -> None:
     table = LeaseTable()
