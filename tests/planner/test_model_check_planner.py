@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
+import dataclasses
 import json
 import math
 import os
 import random
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +27,32 @@ from support.elastic_model import (
     GROW,
     GROW_DEVICES,
     GROW_MODEL,
-    Answered,
-    Claim,
-    Closed,
     ElasticHistory,
     check_elastic,
     crowd_of,
 )
 from support.groups_model import (
-    GUESTS,
     MODEL,
     OWNERS,
     POOL,
     POOL_DEVICES,
     PRICE,
-    Claimed,
     GroupClient,
     GroupHistory,
     check_groups,
     configured,
 )
 from support.planner_model import (
-    ABSENT_SECONDS,
     CPUS,
     ENDS,
-    HEARD_SECONDS,
     RECOVERY_SECONDS,
-    TRIES_MOST,
     History,
-    Patience,
     RandomBooker,
     RandomClient,
     check,
     close,
     connect_clients,
     stamp,
-    time_of,
 )
 from support.planner_rig import GIB, FakeHosts, PlannerProcess, ask, lease_events, persist, stream, until_ready
 from support.queue_model import (
@@ -79,6 +68,7 @@ from support.queue_model import (
     ask_and_go,
     check_queue,
     left_over,
+    left_silent,
     request_events,
     seconds_away,
     watch_outages,
@@ -272,11 +262,14 @@ async def model_check(
             return seconds_away(waits.outages, since, until, RECOVERY_SECONDS) > 0
 
         wrong = check(history, events, active, left=elastic.left, disturbed=disturbed)
-        wrong += check_queue(waits, events, await request_events(nc), left)
+        ends = await request_events(nc)
+        wrong += check_queue(waits, events, ends, left)
         wrong += check_elastic(elastic, events, active, waits.outages)
         devices = 26 + len(FLEX) * FLEX_DEVICES + GROW_DEVICES + len(POOL) * POOL_DEVICES * PRICE
         count = 6 + len(SLOTS) + len(POOL) + len(FLEX) + len(GROW)
-        wrong += check_groups(groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB))
+        wrong += check_groups(
+            groups, events, waits.outages, (devices, count * CPUS, count * 512.0 * GIB), left_silent(ends)
+        )
         (folder / "history.json").write_text(
             json.dumps(
                 {
@@ -285,7 +278,8 @@ async def model_check(
                     "windows": history.windows,
                     "events": events,
                     "outages": [[one.since, one.until] for one in waits.outages],
-                    "asked": {name: one.body for name, one in groups.asked.items()},
+                    "asked": {name: dataclasses.asdict(one) for name, one in (groups.asked | waits.asked).items()},
+                    "left_silent": left_silent(ends),
                 }
             )
         )
@@ -374,239 +368,3 @@ async def test_nothing_is_granted_to_a_client_that_has_gone(server: EmbeddedServ
         planner.kill()
         await slots.stop()
         await close(connections)
-
-
-START = 1_800_000_000.0
-
-
-def second_of(second: float) -> str:
-    return time_of(START + second)
-
-
-def lease(lease_id: str, since: int, until: int, **grant: Any) -> dict[str, Any]:
-    return {
-        "lease_id": lease_id,
-        "owner": "ann",
-        "request_id": f"r-{lease_id}",
-        "granted_at": f"2026-01-01T00:00:{since:02d}Z",
-        "expires_at": f"2026-01-01T00:00:{until:02d}Z",
-        "ended_at": f"2026-01-01T00:00:{until:02d}Z",
-        "grants": [{"host": "a", "device": "G1", "share": 1.0, **grant}],
-    }
-
-
-def test_the_checker_finds_what_it_looks_for() -> None:
-    """A sound history passes; each of these lies is found."""
-
-    def story() -> tuple[History, list[dict[str, Any]]]:
-        history = History()
-        events: list[dict[str, Any]] = []
-        for one in (lease("l1", 1, 5), lease("l2", 5, 9)):
-            history.answers[one["request_id"]].append({"type": "assignment", "lease": one})
-            for kind, time_ in (("granted", one["granted_at"]), ("expired", one["ended_at"])):
-                events.append({"kind": kind, "time": time_, "lease": one})
-        return history, events
-
-    assert check(*story(), active=[]) == []
-
-    history, events = story()
-    events.pop(0)
-    assert any("missing" in problem for problem in check(history, events, []))
-    history, events = story()
-    events.append(copy.deepcopy(events[1]))
-    assert any("told twice" in problem for problem in check(history, events, []))
-    history, events = story()
-    history.answers["r-l1"].append({"type": "rejection"})
-    assert any("differ" in problem for problem in check(history, events, []))
-    history, events = story()
-    history.answers["r-l3"] = history.answers["r-l1"]
-    assert any("granted to" in problem for problem in check(history, events, []))
-    history, events = story()
-    for event in events[2:]:
-        event["lease"]["granted_at"] = "2026-01-01T00:00:04Z"
-    assert any("share of G1" in problem for problem in check(history, events, []))
-    for event in events:
-        event["lease"]["grants"][0].update(share=0.5, memory_bytes=60 * 2**30)
-    assert any("memory of G1" in problem for problem in check(history, events, []))
-    history, events = story()
-    times = {
-        "starts_at": "2026-01-01T00:00:06Z",
-        "ends_at": "2026-01-01T00:00:08Z",
-        "booked_at": "2026-01-01T00:00:00Z",
-        "devices": ["G1"],
-    }
-    history.windows = [{"window_id": "w", "owners": ["ann"], **times}]
-    assert check(history, events, []) == []
-    history.windows[0]["owners"] = ["ben"]
-    assert any("in the way" in problem for problem in check(history, events, []))
-    history.windows.append({"window_id": "v", "owners": ["ben"], **times})
-    assert any("booked for v and w" in problem for problem in check(history, events, []))
-    history, events = story()
-    history.unanswered.append("request r-l3")
-    assert check(history, events, []) == ["request r-l3 was never answered"]
-    history, events = story()
-    assert any("listed" in problem for problem in check(history, events[:-1], []))
-
-
-def test_who_finds_nobody_there_has_not_been_left_without_an_answer() -> None:
-    """Planners that all start anew are waited for; none that hears, and none that never comes, gets away with it."""
-
-    def tries(count: int, seconds: float, *, heard: bool, since: Patience | None = None) -> tuple[Patience, bool]:
-        patience = since or Patience(0.0)
-        over = [patience.over(patience.looked_at + seconds, heard) for _ in range(count)]
-        return patience, any(over)
-
-    away, over = tries(TRIES_MOST + 10, 0.12, heard=False)
-    assert not over
-    assert not tries(TRIES_MOST - 1, 1.6, heard=True, since=away)[1]
-    assert tries(1, 1.6, heard=True, since=away)[1]
-    # One that says `unavailable` at once may have its reasons for longer than so many tries take.
-    assert not tries(TRIES_MOST + 10, 0.12, heard=True)[1]
-    assert tries(math.ceil(HEARD_SECONDS / 0.12) + 1, 0.12, heard=True)[1]
-    assert tries(math.ceil(ABSENT_SECONDS / 0.12) + 1, 0.12, heard=False)[1]
-
-
-def test_the_checker_of_groups_finds_what_it_looks_for() -> None:
-    """A sound story of a claim passes; each of these lies is found."""
-
-    def event(kind: str, second: float, lease: dict[str, Any], **fields: Any) -> dict[str, Any]:
-        return {"kind": kind, "time": second_of(second), "lease": {**lease, **fields}}
-
-    def held(lease_id: str, owner: str, since: float, device: int, **fields: Any) -> dict[str, Any]:
-        lease = {
-            "lease_id": lease_id,
-            "owner": owner,
-            "request_id": f"r-{lease_id}",
-            "granted_at": second_of(since),
-            "grants": [{"host": POOL[0], "device": f"GPU-{POOL[0]}-{device}"}],
-            "preemptible": True,
-            "grace_seconds": 2,
-            "min_run_seconds": 1,
-            "saved_at": None,
-            "preemption": None,
-            "state": "active",
-        }
-        return {**lease, **fields}
-
-    def story(
-        notified: float = 20,
-        noticed: float = 22,
-        started: float = 22,
-        victims: int = 1,
-        claim: dict[str, Any] | None = None,
-        usage: float | None = None,
-        **victim: Any,
-    ) -> list[str]:
-        guests = [held(f"g{at}", f"guest{at}", 2, at, **victim) for at in range(4)]
-        notice = {"notified_at": second_of(notified), "claimant": "r-v", "claimant_owner": "vision0"}
-        ended = {"preemption": notice, "state": "evicted", "ended_at": second_of(noticed)}
-        events = [event("granted", 2, guest) for guest in guests]
-        events += [event("preempting", notified, guest, preemption=notice) for guest in guests[:victims]]
-        events += [event("evicted", noticed, guest, **ended) for guest in guests[:victims]]
-        events += [event("granted", started, held("v", "vision0", started, 0))]
-        events += [event("released", 40, guest, state="released", ended_at=second_of(40)) for guest in guests[victims:]]
-        body = {"owner": "vision0", "hosts": ["pool0"], "gpus": 1, **(claim or {})}
-        groups = GroupHistory({"r-v": Claimed(body, START + 19, START + 19, START + started)}, [], START)
-        if usage is not None:
-            answer = {"groups": [{"group": {"name": GUESTS}, "usage": usage}]}
-            groups.usage = [(START + 22, START + 22, answer)]
-        return check_groups(groups, events, [], (8.0, 64.0, 1.0))
-
-    assert story(usage=1.0) == []
-    assert any("usage: guests" in one for one in story(usage=0.98))
-    assert any("gave way" in one for one in story(notified=28, noticed=30, started=30))
-    two = [{"host": POOL[0], "device": "d"}, {"host": POOL[0], "device": "e"}]
-    assert any("limit: guests" in one for one in story(grants=two))
-    assert any("not preemptible" in one for one in story(preemptible=False))
-    assert any("s after its grant" in one for one in story(min_run_seconds=18.5))
-    assert any("s after its notice" in one for one in story(grace_seconds=3))
-    assert any("did not wait" in one for one in story(notified=18))
-    assert any("nobody asked" in one for one in story(claim={"owner": "ops0"}))
-    assert any("cascade" in one for one in story(claim={"requeue_of": "x"}))
-    assert any("beyond its guarantee" in one for one in story(claim={"gpus": 6}))
-    assert any("had gone" in one for one in story(noticed=30))
-    assert any("may use" in one for one in story(claim={"hosts": ["pool1"]}))
-    assert any("not enough" in one for one in story(claim={"gpus": 2}))
-    assert any("is not needed" in one for one in story(victims=2))
-
-
-def test_the_checker_of_elastic_leases_windows_and_drains_finds_what_it_looks_for() -> None:
-    """A sound story of an offer and of a request to give back passes; each of these lies is found."""
-    owners = {"owner": "ann", "preemptible": False, "grace_seconds": 1, "preemption": None, "ends_at": None}
-
-    def notice(number: int, kind: str, second: float, devices: str) -> dict[str, Any]:
-        ends = {"notified_at": second_of(second), "ends_at": second_of(second + 30)}
-        grants = [{"host": "flex0", "device": device} for device in devices]
-        return {"number": number, "kind": kind, "grants": grants, "claimant": "r-ben", **ends}
-
-    def story(
-        accepts: Sequence[float] = (4.0, 8.0),
-        named: str = "",
-        grown: str = "abc",
-        returned: str = "c",
-        asked: str = "c",
-        limits: tuple[int, int] = (1, 3),
-        claimed: float | None = None,
-        closed: Closed | None = None,
-        reply: str = "ab",
-        other: float = 9.0,
-        **fields: Any,
-    ) -> list[str]:
-        lease: dict[str, Any] = {
-            "lease_id": "l1",
-            "request_id": "r-ann",
-            "granted_at": second_of(1),
-            **owners,
-            **fields,
-        }
-        lease["elastic"] = {"min": limits[0], "max": limits[1]}
-        events: list[dict[str, Any]] = []
-
-        def tell(kind: str, second: float, devices: str, resize: dict[str, Any] | None = None, **rest: Any) -> None:
-            now = {**lease, "grants": [{"host": "flex0", "device": device} for device in devices], "resize": resize}
-            back = [{"host": "flex0", "device": device} for device in rest.pop("returned", "")]
-            events.append({"kind": kind, "time": second_of(second), "lease": {**now, **rest}, "returned": back})
-
-        tell("granted", 1, "ab")
-        tell("resize_offered", 3, "ab", notice(2, "offer", 3, "c"))
-        tell("resized", 5, grown)
-        tell("resize_requested", 7, grown, notice(4, "request", 7, asked))
-        tell("resized", 9, "ab", returned=returned)
-        tell("released", 20, "ab", ended_at=second_of(20))
-        ben = {**lease, **owners, "lease_id": "l2", "request_id": "r-ben", "elastic": None, "resize": None}
-        ben |= {"granted_at": second_of(other), "grants": [{"host": "flex0", "device": "c"}], "owner": "ben"}
-        events.append({"kind": "granted", "time": second_of(other), "lease": ben})
-        ended = {**ben, "ended_at": second_of(12)}
-        events.append({"kind": "released", "time": second_of(12), "lease": ended})
-        numbers = zip((2, 4), accepts, (named, ""), strict=True)
-        answered = [
-            Answered({"lease_id": "l1", "number": number, **({"devices": list(some)} if some else {})}, START + at)
-            for number, at, some in numbers
-        ]
-        answered[1].answered_at = START + 9.5
-        grants = [{"host": "flex0", "device": device} for device in reply]
-        answered[1].reply = {"type": "lease", "lease_id": "l1", "state": "active", "grants": grants}
-        history = ElasticHistory({"r-ben": START + 6.0}, answered, [closed] if closed else [])
-        if claimed is not None:
-            times = {"starts_at": second_of(claimed), "ends_at": second_of(30), "booked_at": second_of(0)}
-            history.claims.append(Claim({"devices": ["c"], **times}, "r-ben", START))
-        return check_elastic(history, events, [], []) + check(History(), events, [])
-
-    assert story() == []
-    assert any("did not agree" in one for one in story(accepts=(6.0, 8.0)))
-    assert any("did not agree" in one for one in story(named="d"))
-    assert any("did not agree" in one for one in story(grown="abd"))
-    assert any("leaves 3 devices" in one for one in story(limits=(1, 2)))
-    assert any("in addition to" in one for one in story(limits=(1, 2)))
-    assert any("has a device twice" in one for one in story(grown="abb"))
-    assert any("and says" in one for one in story(returned=""))
-    assert any("resize_requested" in one for one in story(limits=(3, 3)))
-    assert any("of what l2 holds" in one for one in story(other=2.0))
-    assert any("share of c" in one for one in story(other=8.0))
-    assert any("no event has" in one for one in story(reply="a"))
-    assert any("between" in one for one in story(closed=Closed({"c"}, START + 4.5, START + 5.5)))
-    assert any("take no work" in one for one in story(closed=Closed({"c"}, START + 2.5, START + 3.5)))
-    assert any("into maintenance" in one for one in story(closed=Closed({"c"}, START + 8, START + 9, START + 4)))
-    assert any("being preempted" in one for one in story(preemption={}))
-    assert story(claimed=7) == []
-    assert any("after the begin" in one for one in story(claimed=5))

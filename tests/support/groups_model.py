@@ -18,7 +18,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from .planner_model import ENDS, RECOVERY_SECONDS, History, RandomClient, grants_of, stamp
-from .queue_model import Outage, StoredEntries, seconds_away
+from .queue_model import SILENCE_SECONDS, Outage, StoredEntries, seconds_away
 
 POOL = ("pool0", "pool1")
 POOL_DEVICES = 4
@@ -71,12 +71,22 @@ class Claimed:
         sent_at: when it was sent first.
         stored_at: when its entry was found in the bucket.
         answered_at: when its client had a final answer, or had withdrawn it.
+        withdrawn_at: when its withdrawal was sent.
     """
 
     body: dict[str, Any]
     sent_at: float
     stored_at: float = math.inf
     answered_at: float = math.inf
+    withdrawn_at: float = math.inf
+
+    @property
+    def waits_until(self) -> float:
+        """When it may have waited no longer, if it was not granted.
+
+        Its client may learn only after an outage that its wait was over, or that its withdrawal had come.
+        """
+        return min(self.answered_at, self.withdrawn_at, self.stored_at + self.body.get("wait_seconds", math.inf))
 
     @property
     def devices(self) -> float:
@@ -155,6 +165,11 @@ class GroupClient(RandomClient):
             asked = self.groups.asked[body["request_id"]]
             asked.answered_at = min(asked.answered_at, time.time())
         return answer
+
+    async def once(self, verb: str, body: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        if verb == "withdraw":
+            self.groups.asked[body["request_id"]].withdrawn_at = time.time()
+        return await super().once(verb, body, timeout)
 
     async def _hold(self, lease: dict[str, Any], until: float) -> None:
         """Renew a lease until it ends, or it is given back or forgotten."""
@@ -282,6 +297,7 @@ def check_groups(
     events: Iterable[dict[str, Any]],
     outages: Sequence[Outage],
     fleet: tuple[float, float, float],
+    left_at: Mapping[str, Sequence[float]] | None = None,
 ) -> list[str]:
     """Everything that is wrong with groups; empty if nothing is.
 
@@ -290,7 +306,9 @@ def check_groups(
         events: of leases, in the order of their times.
         outages: in which a planner may have stood still.
         fleet: what it has in all: devices counted by price, cores, bytes of RAM.
+        left_at: when requests left the queue since their clients were not heard, by request id.
     """
+    left_at = left_at or {}
     stories = stories_of(events)
     granted = {story.lease["request_id"]: story.since for story in stories.values()}
     pool = [story for story in stories.values() if story.devices]
@@ -299,7 +317,8 @@ def check_groups(
         *_victims(pool),
         *_claimants(history, pool, granted, outages),
         *_freed(history, pool),
-        *_kept_waiting(history, pool, granted, outages),
+        *_kept_waiting(history, pool, granted, outages, left_at),
+        *_silences(history, left_at, outages),
         *_usage(history, list(stories.values()), fleet),
     ]
 
@@ -307,6 +326,11 @@ def check_groups(
 def _used(stories: Iterable[Story], name: str, when: float) -> float:
     """Devices of the pool that a group held at a time."""
     return sum(story.amount for story in stories if name in story.path and story.at(when))
+
+
+def _counted(stories: Iterable[Story], name: str, when: float) -> float:
+    """The same as planners count it, who may not have seen yet that a lease had ended."""
+    return sum(story.amount for story in stories if name in story.path and story.seen(when))
 
 
 def _most(name: str) -> float:
@@ -434,7 +458,11 @@ def _fitting(host: str, held: Iterable[Story], asked: Claimed) -> int:
 
 
 def _kept_waiting(
-    history: GroupHistory, pool: Sequence[Story], granted: Mapping[str, float], outages: Sequence[Outage]
+    history: GroupHistory,
+    pool: Sequence[Story],
+    granted: Mapping[str, float],
+    outages: Sequence[Outage],
+    left_at: Mapping[str, Sequence[float]],
 ) -> list[str]:
     """Requests within guarantee that waited without a claim, while guests held what they could use."""
     wrong: list[str] = []
@@ -442,19 +470,24 @@ def _kept_waiting(
     for story in pool:
         for notice, until in story.notices:
             claims[notice["claimant"]].append((stamp(notice["notified_at"]), until))
-    waits = {
-        request_id: (one, one.stored_at, min(one.answered_at, granted.get(request_id, math.inf)))
+    # What is not known for sure of a request counts against its claim, and for those of others of its group.
+    asking = {
+        request_id: (one, one.sent_at, min(one.answered_at, granted.get(request_id, math.inf)))
         for request_id, one in history.asked.items()
     }
-    for request_id, (asked, since, until) in waits.items():
+    for request_id, asked in history.asked.items():
+        since = asked.stored_at
+        until = min([granted.get(request_id, math.inf), asked.waits_until, *left_at.get(request_id, ())])
         if "requeue_of" in asked.body or since >= until or until == math.inf:
             continue
         inner = path_of(asked.body["owner"])[0]
         rivals = [
-            other for other in waits.values() if other[0] is not asked and path_of(other[0].body["owner"])[0] == inner
+            other for other in asking.values() if other[0] is not asked and path_of(other[0].body["owner"])[0] == inner
         ]
         instants = {since, until}
-        instants |= {when for story in pool for when in (story.since, story.until) if since < when < until}
+        instants |= {
+            when for story in pool for when in (story.since, story.until, story.seen_until) if since < when < until
+        }
         instants |= {when for pair in claims[request_id] for when in pair if since < when < until}
         instants |= {when for rival in rivals for when in rival[1:] if since < when < until}
         instants |= {when for story in pool if since < (when := story.since + story.lease["min_run_seconds"]) < until}
@@ -477,11 +510,11 @@ def _is_owed(asked: Claimed, asks: float, pool: Sequence[Story], at: float) -> b
     """True if there is room for a request, and for what others of its group ask, and guests could make way for it."""
     path = path_of(asked.body["owner"])
     inner = GROUPS[path[0]].get("guarantee")
-    if inner is None or _used(pool, path[0], at) + asks + asked.devices > inner + _TINY:
+    if inner is None or _counted(pool, path[0], at) + asks + asked.devices > inner + _TINY:
         return False
-    if any(_used(pool, name, at) + asked.devices > _most(name) + _TINY for name in path):
+    if any(_counted(pool, name, at) + asked.devices > _most(name) + _TINY for name in path):
         return False
-    held = [story for story in pool if story.at(at)]
+    held = [story for story in pool if story.seen(at)]
     ours = [story for story in held if not _could_go(story, at)]
     hosts = POOL if asked.body["hosts"] == ["pool*"] else asked.body["hosts"]
     return any(_fitting(host, ours, asked) >= asked.body["gpus"] > _fitting(host, held, asked) for host in hosts)
@@ -491,6 +524,16 @@ def _could_go(story: Story, at: float) -> bool:
     """True for leases of guests that may be preempted, and have no notice yet."""
     noticed = any(stamp(notice["notified_at"]) <= at + 0.5 and at < until for notice, until in story.notices)
     return GUESTS in story.path and not noticed and at >= story.since + story.lease["min_run_seconds"]
+
+
+def _silences(history: GroupHistory, left_at: Mapping[str, Sequence[float]], outages: Sequence[Outage]) -> list[str]:
+    """Requests that left the queue though the server knew that their clients were there."""
+    return [
+        f"silence: {request_id} left the queue, and its client was connected"
+        for request_id in history.asked
+        for at in left_at.get(request_id, ())
+        if not seconds_away(outages, at - SILENCE_SECONDS, at, RECOVERY_SECONDS)
+    ]
 
 
 def _usage(history: GroupHistory, stories: Sequence[Story], fleet: tuple[float, float, float]) -> list[str]:

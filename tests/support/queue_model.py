@@ -14,13 +14,13 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import nats
 from corral.schemas import codec, subjects
-from corral.schemas.request_events import RequestEvent, RequestEvents
+from corral.schemas.request_events import RequestEvent, RequestEvents, RequestOutcome
 from nats.aio.client import Client
 
 from .planner_model import Held, History, RandomClient, stamp
@@ -51,8 +51,10 @@ class Asked:
         sent_at: when it was sent first.
         stored_at: when its entry was found in the bucket.
         rejected_at: when it was answered with a rejection, such as `withdrawn`.
+        withdrawn_at: when its withdrawal was sent.
         gone_at: when its client went away, and never came back.
         excused: its client was told that it was not heard, and so may have lost its place.
+        asks: when it was sent, each time.
     """
 
     owner: str
@@ -61,8 +63,19 @@ class Asked:
     sent_at: float
     stored_at: float = math.inf
     rejected_at: float = math.inf
+    withdrawn_at: float = math.inf
     gone_at: float = math.inf
     excused: bool = False
+    asks: list[float] = field(default_factory=list)
+
+    @property
+    def waits_until(self) -> float:
+        """When its wait was over at the latest, if it was not granted.
+
+        Its client may learn only after an outage that it was, or that its withdrawal had come.
+        """
+        withdrawn_at = self.withdrawn_at if self.rejected_at < math.inf else math.inf
+        return min(self.rejected_at, withdrawn_at, self.sent_at + WAIT_SECONDS)
 
 
 @dataclass
@@ -221,6 +234,7 @@ class WaitingClient(RandomClient):
                 if time.time() - sent_at > SILENCE_SECONDS / 2:
                     self.waits.asked[body["request_id"]].excused = True
                 sent_at = time.time()
+                self.waits.asked[body["request_id"]].asks.append(sent_at)
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await self.nc.publish("corral.v1.plan.request", data, reply=f"{inbox}.1" if wild else inbox)
                 with contextlib.suppress(nats.errors.TimeoutError):
@@ -239,6 +253,7 @@ class WaitingClient(RandomClient):
 
     async def _withdraw(self, body: dict[str, Any], asked: Asked) -> None:
         await asyncio.sleep(self.random.uniform(0.0, 1.0))
+        asked.withdrawn_at = time.time()
         answer = await self.once("withdraw", {"owner": self.name, "request_id": body["request_id"]}, 1.5)
         if answer is not None and answer["type"] == "rejection":
             asked.rejected_at = min(asked.rejected_at, time.time())
@@ -361,7 +376,9 @@ def check_queue(
     wrong = [f"ghost: {one}" for one in left]
     for request_id, asked in waits.asked.items():
         wrong += _ghosts(request_id, asked, granted.get(request_id, math.inf), waits.outages, silence_seconds)
-    wrong += _order(waits.asked, granted)
+    left_at = left_silent(events)
+    wrong += _order(waits.asked, granted, left_at)
+    wrong += _silences(waits, left_at, silence_seconds)
     wrong += _outcomes(waits.asked, granted, events)
     return wrong
 
@@ -380,17 +397,26 @@ def _ghosts(
     return []
 
 
-def _order(asked: dict[str, Asked], granted: dict[str, float]) -> list[str]:
+def left_silent(events: Iterable[RequestEvent]) -> dict[str, list[float]]:
+    """When requests left the queue since their clients were not heard, by request id."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.outcome is RequestOutcome.GONE:
+            found[event.request.request_id or ""].append(event.ended_at.timestamp())
+    return found
+
+
+def _order(asked: dict[str, Asked], granted: dict[str, float], left_at: Mapping[str, Sequence[float]]) -> list[str]:
     """Requests that started before one that was ahead of them: of the same owner and needs, or overdue by then."""
     wrong: list[str] = []
     for slot in SLOTS:
         of_slot = [(request_id, one) for request_id, one in asked.items() if one.slot == slot]
         started = [(granted[request_id], request_id, one) for request_id, one in of_slot if request_id in granted]
         for first, ahead in of_slot:
-            if ahead.excused or ahead.stored_at == math.inf or ahead.gone_at < math.inf:
+            # Whether one had to leave the queue is looked at by `_silences`.
+            if ahead.excused or first in left_at or ahead.stored_at == math.inf or ahead.gone_at < math.inf:
                 continue
-            # Its client may learn only after an outage that its wait was over.
-            ended_at = min(granted.get(first, math.inf), ahead.rejected_at, ahead.sent_at + WAIT_SECONDS)
+            ended_at = min(granted.get(first, math.inf), ahead.waits_until)
             for at, later, behind in started:
                 if behind.sent_at <= ahead.stored_at or at >= ended_at:
                     continue
@@ -399,6 +425,17 @@ def _order(asked: dict[str, Asked], granted: dict[str, float]) -> list[str]:
                 elif at > ahead.stored_at + OVERDUE_SECONDS + SLACK_SECONDS:  # no planner may have had it before
                     late = at - ahead.stored_at
                     wrong.append(f"bound: {later} started before {first}, which had waited for {late:.1f} s")
+    return wrong
+
+
+def _silences(waits: QueueHistory, left_at: Mapping[str, Sequence[float]], silence_seconds: float) -> list[str]:
+    """Requests that left the queue since their clients were not heard, and that had been sent within the silence."""
+    wrong: list[str] = []
+    for request_id, asked in waits.asked.items():
+        for at in left_at.get(request_id, ()):
+            since = max((sent_at for sent_at in asked.asks if sent_at < at - SLACK_SECONDS), default=-math.inf)
+            if at - since < silence_seconds and not seconds_away(waits.outages, since, at):
+                wrong.append(f"silence: {request_id} left the queue {at - since:.1f} s after it had been sent")
     return wrong
 
 
