@@ -299,6 +299,24 @@ def test_after_its_limit_a_request_is_behind_those_alone_that_came_before_it(ask
         assert again.order == pytest.approx(entry.order)
 
 
+def test_a_brief_request_uses_the_hole_before_a_reservation_ahead_of_an_overdue_one() -> None:
+    """Who came later goes ahead of an overdue request only where that could not start, since others are ahead of it."""
+    world = World([Node("slot", 16_000, 1000, 1, "H100"), Node("wide", 16_000, 1000, 2, "H100")])
+    world.ask(10.0, hosts=["slot"])
+    world.serve()
+    overdue = world.ask(1e6, hosts=["slot"])
+    world.now = LIMIT_SECONDS
+    world.ask(100.0, hosts=["wide"], gpus=2)
+    world.serve()
+    several = world.ask(10.0, gpus=3, placement=Placement.FEWEST_HOSTS, priority=1)
+    brief = [world.ask(10.0, hosts=["slot"]) for _ in range(2)]
+    world.end(world.running[0])
+    assert [start.entry for start in world.serve()] == brief[:1]
+    world.line.withdraw(several)
+    world.end(world.running[-1])
+    assert [start.entry for start in world.serve()] == [overdue]
+
+
 def test_the_more_a_request_has_waited_for_its_work_the_further_ahead_it_is() -> None:
     world = World([Node("a", 10**9, 10**6, 8, "H100")])
     long, brief = world.ask(100_000.0, gpus=1), world.ask(1000.0, gpus=1)

@@ -159,7 +159,10 @@ class RandomClient:
         elif kind < 0.8:
             body.update(gpus=self.random.choice([1, 2, 4]), cpus=8)
         elif kind < 0.9:
-            body.update(gpus=3, placement="fewest_hosts")
+            # Not of slots: where a device is kept until those on other hosts come free, brief requests use it
+            # meanwhile, ahead of a long one that is overdue.
+            hosts = [hosts for hosts in body["hosts"] if hosts != "slot*"]
+            body.update(gpus=3, placement="fewest_hosts", hosts=hosts)
         else:
             body.update(gpus=0, cpus=self.random.choice([8, 16]))
         return body
