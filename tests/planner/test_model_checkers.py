@@ -89,10 +89,10 @@ def test_the_checker_finds_what_it_looks_for() -> None:
 def test_the_checker_of_the_queue_finds_what_it_looks_for() -> None:
     """A sound story of two that wait for one slot passes; each of these lies is found."""
 
-    def ended(request_id: str, second: float, outcome: RequestOutcome) -> RequestEvent:
+    def ended(request_id: str, second: float, outcome: RequestOutcome, message: str = "") -> RequestEvent:
         at = datetime.fromtimestamp(START + second, UTC)
-        request = AskedRequest(owner=request_id[:-2], request_id=request_id)
-        return RequestEvent(uid=f"{request_id}{second}", request=request, asked_at=at, ended_at=at, outcome=outcome)
+        request, uid = AskedRequest(owner=request_id[:-2], request_id=request_id), f"{request_id}{second}"
+        return RequestEvent(uid=uid, request=request, asked_at=at, ended_at=at, outcome=outcome, message=message)
 
     def story(
         starts: tuple[float | None, float | None] = (10, 12),
@@ -117,7 +117,7 @@ def test_the_checker_of_the_queue_finds_what_it_looks_for() -> None:
             if at is not None
         ]
         ends = [ended(request_id, 20, outcome) for request_id, outcome in zip(asked, outcomes, strict=True)]
-        ends += [ended("long-1", at, RequestOutcome.GONE) for at in gone]
+        ends += [ended("long-1", at, RequestOutcome.GONE, "it was not heard for 4 s") for at in gone]
         return check_queue(QueueHistory(asked, list(away)), events, ends, left)
 
     withdrawn = (RequestOutcome.WITHDRAWN, RequestOutcome.GRANTED)

@@ -20,7 +20,7 @@ from typing import Any
 
 import nats
 from corral.schemas import codec, subjects
-from corral.schemas.request_events import RequestEvent, RequestEvents, RequestOutcome
+from corral.schemas.request_events import RequestEvent, RequestEvents
 from nats.aio.client import Client
 
 from .planner_model import Held, History, RandomClient, stamp
@@ -401,7 +401,7 @@ def left_silent(events: Iterable[RequestEvent]) -> dict[str, list[float]]:
     """When requests left the queue since their clients were not heard, by request id."""
     found: dict[str, list[float]] = defaultdict(list)
     for event in events:
-        if event.outcome is RequestOutcome.GONE:
+        if _NOT_HEARD.search(event.message):
             found[event.request.request_id or ""].append(event.ended_at.timestamp())
     return found
 
