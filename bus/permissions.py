@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from .credentials import Identity
+from .tasks import heeding
 
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _SEES_TO_STREAMS: Final = ("", "planner", "processor", "admin")
@@ -112,7 +113,7 @@ async def request(nc: Client, subject: str, payload: bytes = b"", *, timeout: fl
     """
     waiting = _waiting.get(nc)
     if waiting is None:
-        return await nc.request(subject, payload, timeout=timeout, headers=headers)
+        return await heeding(nc.request(subject, payload, timeout=timeout, headers=headers))
     asking = asyncio.ensure_future(nc.request(subject, payload, timeout=timeout, headers=headers))
     try:
         with refusals(nc, subject) as stopped:

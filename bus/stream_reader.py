@@ -21,6 +21,7 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from . import permissions
+from .tasks import heeding
 
 _BATCH: Final = 500
 _TIMEOUT_SECONDS: Final = 5.0
@@ -204,7 +205,7 @@ async def read_direct(
             await nc.publish(where, json.dumps(wanted).encode(), reply=inbox)
             pending = before = 0
             while True:
-                message = await subscription.next_msg(timeout=_TIMEOUT_SECONDS)
+                message = await heeding(subscription.next_msg(timeout=_TIMEOUT_SECONDS))
                 headers = message.headers or {}
                 status = headers.get("Status")
                 if status in (None, "204") and int(headers.get("Nats-Last-Sequence", before)) != before:
@@ -264,7 +265,7 @@ async def server_time(nc: Client, stream: str, *, timeout: float = _TIMEOUT_SECO
     Raises:
         nats.errors.Error: the bus did not answer.
     """
-    reply = await nc.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=timeout)
+    reply = await heeding(nc.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=timeout))
     try:
         return _seconds(json.loads(reply.data)["ts"])
     except (ValueError, KeyError, TypeError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 log = logging.getLogger("corral.bus")
+
+T = TypeVar("T")
 
 CANCEL_AGAIN_SECONDS: Final = 8.0
 """Longer than what follows a cancellation in good order takes, shorter than the timeouts of supervisors."""
@@ -53,7 +55,14 @@ class BackgroundTasks:
         await cancel_all(self._tasks)
 
 
-async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+def cancel_until_done(task: asyncio.Future[Any]) -> None:
+    """Cancel a task now, and every `CANCEL_AGAIN_SECONDS` until it has ended. Returns at once."""
+    if not task.done():
+        task.cancel()
+        task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_until_done, task)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel tasks, and wait until they have ended; what they raise is ignored.
 
     They are cancelled again after `CANCEL_AGAIN_SECONDS`, since an await may swallow a cancellation (see
@@ -88,3 +97,16 @@ def heed_cancellation(before: int = 0) -> None:
     """
     if cancellations() > before:
         raise asyncio.CancelledError
+
+
+async def heeding(work: Awaitable[T]) -> T:
+    """Await something that may swallow a cancellation, and raise that afterwards all the same.
+
+    Raises:
+        asyncio.CancelledError: this task was cancelled meanwhile; the result is dropped.
+    """
+    before = cancellations()
+    try:
+        return await work
+    finally:
+        heed_cancellation(before)

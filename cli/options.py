@@ -101,17 +101,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-CANCEL_AGAIN_SECONDS: Final = 8.0
-"""Interval of repeated cancellations: longer than an orderly shutdown takes, shorter than a supervisor's timeout."""
-
-
-def cancel_until_done(task: asyncio.Task[Any]) -> None:
-    """Cancel a task repeatedly until it ends, since an await that fails at the same moment may swallow the first."""
-    if not task.done():
-        task.cancel()
-        task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_until_done, task)
-
-
 Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Hosts that match. Repeatable.")]
 
 

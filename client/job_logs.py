@@ -22,6 +22,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from ..bus import stream_reader
 from ..bus.permissions import NotAllowed
+from ..bus.tasks import heeding
 from ..schemas import codec, subjects
 from ..schemas.jobs import FINAL, JobListing, JobState, JobTask, TaskPart
 from ..schemas.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
@@ -356,7 +357,7 @@ async def _next(subscription: Subscription, end: float) -> Msg | None:
     if left <= 0:
         return None
     try:
-        return await subscription.next_msg(timeout=left)
+        return await heeding(subscription.next_msg(timeout=left))
     except nats.errors.TimeoutError:
         return None
     except nats.errors.Error:  # the subscription is refused or closed: what is stored is read all the same

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ..bus.elapsed import elapsed_seconds
 from ..bus.process_identity import own_name
-from ..bus.tasks import BackgroundTasks
+from ..bus.tasks import BackgroundTasks, cancel_all
 from ..schemas import codec, requests
 from .child_processes import ticks_now, wait_for_children
 from .environment import environment_for
@@ -204,9 +204,7 @@ class HeldLease:
             return
         self._released = True
         held_by_this_process.discard(self.lease_id)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, self._declining.cancel(), return_exceptions=True)
+        await asyncio.gather(cancel_all(self._tasks), self._declining.cancel())
         if self.lost is None:
             # If the release fails, the lease expires, because it is no longer renewed.
             with contextlib.suppress(ServiceError, Unavailable, TimedOut):

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..bus.permissions import NotAllowed, identity_of, refusals
+from ..bus.tasks import heeding
 from ..schemas import codec, requests, subjects
 from ..schemas.instruments import ServiceKind
 from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
@@ -92,7 +93,7 @@ async def parts(
         count = 0
         while True:
             try:
-                message = first or await subscription.next_msg(timeout=seconds)
+                message = first or await heeding(subscription.next_msg(timeout=seconds))
             except nats.errors.TimeoutError:
                 raise _timed_out(request) from None
             first = None

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..bus.tasks import cancellations, heed_cancellation
+from ..bus.tasks import cancellations, heed_cancellation, heeding
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.instruments import ServiceKind
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
@@ -227,6 +227,6 @@ class QueuedRequest:
 async def _next(answers: Subscription, seconds: float) -> Msg | None:
     """The next message; None if none arrives within `seconds`."""
     try:
-        return await answers.next_msg(timeout=max(0.001, seconds))
+        return await heeding(answers.next_msg(timeout=max(0.001, seconds)))
     except nats.errors.TimeoutError:
         return None

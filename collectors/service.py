@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from ..bus.health import HealthEndpoint
 from ..bus.layout import ensure_layout
 from ..bus.permissions import may_make_streams
+from ..bus.tasks import cancel_all
 from ..schemas import subjects
 from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
@@ -169,8 +170,7 @@ async def collect(
         ended = True
     finally:
         health.stopping = True
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await cancel_all([reading])
         publisher.wake()
         # If it is stopped while the bus is away there is nothing to wait for: messages stay on disk.
         waits = drain_seconds > 0 and (ended or publisher.connected or not spill)
@@ -183,8 +183,7 @@ async def collect(
             again = not reported and agent.report_drops()
             reported = reported or again
             waits = again or (ended and publisher.connected)
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
+        await cancel_all([publishing])
         left = len(outbox)
         # Readings made while another agent holds the claim on the host must not be published.
         refused = publishing.done() and not publishing.cancelled() and isinstance(publishing.exception(), HostTaken)

@@ -16,6 +16,7 @@ import nats.errors
 from msgspec import Struct
 
 from ..bus.health import HealthEndpoint
+from ..bus.tasks import cancel_all
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state, holder
 from ..schemas import operations, requests
@@ -158,9 +159,7 @@ class Fleet:
             yield
         finally:
             self._health.stopping = True
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
             if self.view is not None:
                 await self.view.client.close()
 

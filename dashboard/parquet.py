@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from ..bus.tasks import cancel_all
 from ..client import CorralError
 
 # pyarrow has no type annotations.
@@ -183,8 +184,7 @@ async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     finally:
         incoming.leave()
         outgoing.leave()
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
+        await cancel_all([feeding])
 
 
 def _convert(source: _Source, sink: io.BufferedWriter) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from ..bus.tasks import cancel_all
 from ..client.errors import CorralError
 from ..schemas import codec
 from ..schemas.instruments import SECONDS, Histogram
@@ -271,10 +272,7 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive, stop: asyn
             raise Gone
         raise Failed("unavailable", "The gateway is stopping: ask again, with the same request_id if it had one")
     finally:
-        for each in (working, *others):
-            if not each.done():
-                each.cancel()
-        await asyncio.wait({working, *others})
+        await cancel_all([working, *others])
 
 
 async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:

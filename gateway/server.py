@@ -20,6 +20,7 @@ from ..bus.connect import connect as bus_connect
 from ..bus.connect import until_closed
 from ..bus.credentials import Identity
 from ..bus.health import HealthEndpoint
+from ..bus.tasks import cancel_all
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from .application import Application
@@ -83,10 +84,8 @@ class Gateway:
         finally:
             server.should_exit = True
             self.begin_to_stop()
-            ended = [task for task in (tidying, ending) if task is not None]
-            for task in ended:
-                task.cancel()
-            await asyncio.wait({serving, *ended})
+            await cancel_all([task for task in (tidying, ending) if task is not None])
+            await asyncio.wait({serving})
             await self.callers.close()
             await self.door.close()
             if self._own is not None:

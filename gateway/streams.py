@@ -14,6 +14,7 @@ import nats.errors
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..bus.tasks import cancel_all
 from ..client import subscriptions
 from ..client.errors import CorralError, InvalidRequest, NoService
 from ..client.job_names import parse_selection
@@ -189,8 +190,7 @@ def _events(found: AsyncGenerator[tuple[str, Struct]]) -> Pieces:
                 yield sse(kind, message)
         finally:
             if coming is not None:
-                coming.cancel()
-                await asyncio.wait({coming})
+                await cancel_all([coming])
             await found.aclose()
 
     return Pieces({codec.CONTENT_TYPE_HEADER: EVENT_STREAM}, pieces())
@@ -226,10 +226,7 @@ async def _until_closed(events: AsyncIterator[T], closed: asyncio.Event) -> Asyn
             except StopAsyncIteration:
                 return
     finally:
-        ending.cancel()
-        if coming is not None and not coming.done():
-            coming.cancel()
-            await asyncio.wait({coming})
+        await cancel_all([ending] if coming is None else [ending, coming])
         await stream.aclose()
 
 

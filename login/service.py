@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..bus.access.folder import AuthorityError
+from ..bus.tasks import cancel_all
 from ..schemas.error_words import in_words
 from ..schemas.requests import Error
 from .issuing import Issuer, NoServer
@@ -114,9 +115,7 @@ class LoginService:
         try:
             yield
         finally:
-            ending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ending
+            await cancel_all([ending])
 
     async def _start(self, request: Request) -> Response:
         async def start(message: Start) -> Started:

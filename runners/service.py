@@ -18,7 +18,7 @@ from ..bus.connect import connect, until_closed
 from ..bus.health import HealthEndpoint
 from ..bus.layout import ensure_layout
 from ..bus.permissions import may_make_streams
-from ..bus.tasks import heed_cancellation
+from ..bus.tasks import cancel_all, heed_cancellation
 from ..schemas import subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind
@@ -121,9 +121,7 @@ class Runner:
             self._health.stopping = True
             if self._settings.end_seconds > 0:
                 await asyncio.gather(*(host.end_all(self._settings.end_seconds) for host in self._hosts))
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
             for host in self._hosts:
                 await host.close()
             self._launcher.close()

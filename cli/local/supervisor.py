@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from ...bus.connect import URL_VARIABLE, connect
 from ...bus.layout import ensure_layout
+from ...bus.tasks import cancel_all
 from ..exits import CommandError
 from .server import EmbeddedServer, die_with_parent
 
@@ -173,16 +174,14 @@ class Supervisor:
         for part in reversed(self.parts):
             await self._stop(part)
         if self._server_keeper is not None:
-            self._server_keeper.cancel()
-            await asyncio.gather(self._server_keeper, return_exceptions=True)
+            await cancel_all([self._server_keeper])
         await asyncio.to_thread(self.server.stop)
 
     async def _stop(self, part: Part) -> None:
         keeper = self._keepers.pop(part.name, None)
         if keeper is None:
             return
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+        await cancel_all([keeper])
         process = self._processes.get(part.name)
         if process is None or process.returncode is not None:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from ...bus.tasks import cancel_all
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
@@ -242,7 +242,5 @@ async def _serve(
 
         catching_up = asyncio.create_task(after_outages())
         await stopped.wait()
-        catching_up.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await catching_up
+        await cancel_all([catching_up])
         await exporter.stop()

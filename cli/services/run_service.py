@@ -14,9 +14,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ...bus.tasks import cancel_until_done
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
-from ..options import cancel_until_done
 from .logs import PANEL
 
 log = logging.getLogger("corral.service")

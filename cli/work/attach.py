@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ...bus.tasks import cancel_all
 from ...client import CorralError, NotOwner, Refused
 from ...client.attach import AttachedSession
 from ...client.job_names import parse_selection
@@ -104,9 +105,7 @@ async def _relay(session: AttachedSession, *, has_terminal: bool) -> int:
             else:
                 output.cancel()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
         await session.close()
     return _code(session.exit, session)
 

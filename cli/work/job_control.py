@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from ...bus import processes
-from ..options import cancel_until_done
+from ...bus.tasks import cancel_until_done
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from ...bus.tasks import BackgroundTasks
+from ...bus.tasks import BackgroundTasks, cancel_all
 from ...client import OnOutage, Rejected
 from ...client.environment import environment_for, restricted_to_host
 from ...client.lease import HeldLease
@@ -335,9 +335,7 @@ class _Running:
             # stopped.
             return None if stopped or (code < 0 and (preempted or self._held.lost is not None)) else code
         finally:
-            losing.cancel()
-            due.cancel()
-            await asyncio.gather(losing, due, self._background.cancel(), return_exceptions=True)
+            await asyncio.gather(cancel_all([losing, due]), self._background.cancel())
 
     def forward(self, number: int) -> None:
         """Forward a signal that this process got; see `signal`."""

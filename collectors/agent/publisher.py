@@ -33,7 +33,7 @@ from ...bus.connect import connect
 from ...bus.health import LastSeen
 from ...bus.layout import ensure_layout
 from ...bus.permissions import may_make_streams
-from ...bus.tasks import heed_cancellation
+from ...bus.tasks import cancel_all, heed_cancellation
 from ...schemas import codec, subjects
 from ...schemas.limits import MAX_OUT_OF_ORDER
 from .outbox import Entry, Outbox
@@ -203,9 +203,7 @@ class Publisher:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
 
 
 class _Session:

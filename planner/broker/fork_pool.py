@@ -26,6 +26,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ...bus.tasks import cancel_all
 from ...schemas.instruments import FAST_SECONDS, Histogram
 from ...schemas.requests import Error
 
@@ -153,9 +154,7 @@ class ForkPool:
                 query.answer.cancel()
         self._waiting.clear()
         self._count = 0
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
 
     def _start(self) -> None:
         """Start queued queries up to the limit on copies: one for each client at a time, round-robin."""

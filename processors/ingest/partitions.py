@@ -34,7 +34,7 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue
 
 from ...bus.stream_reader import created
-from ...bus.tasks import heed_cancellation
+from ...bus.tasks import cancel_all, heed_cancellation
 from ...schemas import subjects
 from ..storage.errors import StorageError
 from .ingest import CONSUMERS, Consumer
@@ -230,8 +230,7 @@ class Claims:
     async def _stop(self, part: str) -> _Owned | None:
         owned = self._owned.pop(part, None)
         if owned is not None:
-            owned.task.cancel()
-            await asyncio.gather(owned.task, return_exceptions=True)
+            await cancel_all([owned.task])
         return owned
 
     async def _release(self, part: str) -> None:

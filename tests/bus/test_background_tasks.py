@@ -75,3 +75,23 @@ async def test_a_task_that_swallows_its_cancellation_is_cancelled_again(monkeypa
     async with asyncio.timeout(20):
         await bus_tasks.cancel_all(running)
     assert [task.cancelled() for task in running] == [True, False]
+
+
+async def test_a_cancellation_that_an_await_swallows_is_heeded_after_it() -> None:
+    async def swallows() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return "the result"
+
+    async def in_time() -> str:
+        async with asyncio.timeout(0.01):
+            return await bus_tasks.heeding(swallows())
+
+    ended = asyncio.create_task(bus_tasks.heeding(swallows()))
+    await asyncio.sleep(0)
+    ended.cancel()
+    await asyncio.wait({ended})
+    assert ended.cancelled()
+    with pytest.raises(TimeoutError):
+        await in_time()
+    assert await bus_tasks.heeding(asyncio.sleep(0, "a result")) == "a result"

@@ -13,7 +13,8 @@ from corral.client import Client, Rejected, TooManyRequests, connect
 from corral.client import waiting as line
 from corral.planner.limits import Limits
 from corral.schemas import codec
-from corral.schemas.requests import Error, Rejection, RejectionCode
+from corral.schemas.operations import Queue
+from corral.schemas.requests import Error, Rejection, RejectionCode, WorkRequest
 from corral.schemas.subjects import PlanSubject
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
@@ -155,3 +156,34 @@ async def test_a_request_is_asked_again_where_its_planner_was_killed(
     finally:
         first.kill()
         first.wait()
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_it_ends_when_it_is_cancelled_as_a_reply_comes(server: EmbeddedServer, nc: Bus, steps: int) -> None:
+    """`asyncio.wait_for` returns the reply then until Python 3.12, and the cancellation is lost."""
+
+    async def nothing(_: Msg) -> None:
+        """A planner that keeps the request in its queue."""
+
+    async def queue() -> Queue:
+        return Queue(entries=[], total=0)
+
+    await nc.subscribe("plan", cb=nothing)
+    request = WorkRequest(owner="ann", gpus=1, wait_seconds=600.0, request_id=f"after-{steps}")
+    waiting = line.QueuedRequest(nc, "plan", request, queue, timeout=1.0, patience=1.0, on_wait=None)
+    task = asyncio.create_task(waiting.answer())
+    async with asyncio.timeout(20):
+        while True:
+            subscriptions = [one for one in nc._subs.values() if one.subject == waiting._inbox]
+            if subscriptions and subscriptions[0]._pending_next_msgs_calls:
+                break
+            await asyncio.sleep(0)
+    reply = codec.encode(await queue(), codec.JSON)
+    subscriptions[0]._pending_size += len(reply)
+    subscriptions[0]._pending_queue.put_nowait(Msg(nc, data=reply, subject=waiting._inbox))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=10)
+    assert done, "it goes on as if it had not been cancelled"
+    assert task.cancelled()
