@@ -25,7 +25,7 @@ from .guard import Gone, Sender
 from .routes import ROUTES, JobEventsFilter, Kind, LeaseEventsFilter, LogsFilter, Route, message_of
 from .settings import Settings
 from .streams import EVENT_STREAM, Pieces
-from .waiting import answer_of_outcome, wait_seconds, waiting_request
+from .waiting import WaitingRequest, answer_of_outcome, wait_seconds, waiting_request
 
 log = logging.getLogger("corral.gateway")
 
@@ -151,16 +151,21 @@ class Application:
         said.read = True
         events = EVENT_STREAM in headers.get("accept", "")
         said.waits = route.kind is Kind.REQUEST
-        working = self._found(route, headers, body, caller, events)
+        working = self._found(route, headers, body, caller, events, said)
         # What only waits is ended at once, so that its client can go on at the next gateway.
-        found = await _until_gone(working, receive, self.stopping if said.waits else None)
+        try:
+            found = await _until_gone(working, receive, self.stopping if said.waits else None, untold=True)
+        except Gone:
+            if said.waiting is not None:
+                await said.waiting.leave()
+            raise
         if isinstance(found, Answer):
             await _send(sender, found)
         else:
             await self._stream(found, receive, sender, caller)
 
     async def _found(
-        self, route: Route, headers: Headers, body: bytes, caller: Caller, events: bool
+        self, route: Route, headers: Headers, body: bytes, caller: Caller, events: bool, said: _Said
     ) -> Answer | Pieces:
         match route.kind:
             case Kind.QUERY:
@@ -175,7 +180,7 @@ class Application:
                 of_task, _ = codec.decode_request(body, LogsFilter)
                 return await streams.logs(caller, of_task)
             case Kind.REQUEST:
-                waiting = waiting_request(caller, route, body)
+                waiting = said.waiting = waiting_request(caller, route, body)
                 if waiting is None:
                     subject = subject_of(route, caller, body)
                     return answer_of(await Passing(caller).reply(subject, body), rejections_fail=True)
@@ -213,14 +218,16 @@ class _Said:
         user: of the caller.
         read: true once the body was read.
         waits: true if it may wait in the queue.
+        waiting: the work request that it is.
     """
 
-    __slots__ = ("read", "user", "waits")
+    __slots__ = ("read", "user", "waiting", "waits")
 
     def __init__(self) -> None:
         self.user = ""
         self.read = False
         self.waits = False
+        self.waiting: WaitingRequest | None = None
 
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -253,8 +260,16 @@ async def _send(sender: Sender, answer: Answer, *, close: bool = False) -> None:
     await sender.whole(answer.status, answer.headers, answer.body, close=close)
 
 
-async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio.Event | None = None) -> T:
+async def _until_gone(
+    work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio.Event | None = None, *, untold: bool = False
+) -> T:
     """Do some work, and cancel it if the client goes away, or `stop` is set.
+
+    Args:
+        work: to do.
+        receive: of ASGI.
+        stop: ends it, too.
+        untold: the result is for the client, and not told yet: without one it is none.
 
     Raises:
         Gone: it went away.
@@ -266,7 +281,7 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive, stop: asyn
         others.append(asyncio.ensure_future(stop.wait()))
     try:
         await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
+        if working.done() and not (others[0].done() and untold):
             return working.result()
         if others[0].done():
             raise Gone

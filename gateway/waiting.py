@@ -78,6 +78,7 @@ class WaitingRequest:
         self._caller = caller
         self._request = request
         self._named = named
+        self._left = False
         self._subject = subject
         self._calls = Passing(caller)
         self._own = QueueFilter(owner=request.owner, request_id=request.request_id)
@@ -107,10 +108,10 @@ class WaitingRequest:
             return await self._answer()
         except nats.errors.Error as error:
             if not isinstance(error, NotAllowed):
-                await self._leave()
+                await self.leave()
             raise self._calls._bus_error(error, self._subject) from error  # pyright: ignore[reportPrivateUsage]
         except (asyncio.CancelledError, TimedOut, Unavailable, codec.DecodeError):
-            await self._leave()
+            await self.leave()
             raise
 
     async def _answer(self) -> Outcome:
@@ -150,6 +151,9 @@ class WaitingRequest:
                 gpus=self._request.gpus,
             )
             return Queue(entries=[self.entry or own], total=1)
+        except asyncio.CancelledError:
+            await self._untold(answering)
+            raise
         finally:
             await cancel_all([answering])
 
@@ -166,6 +170,7 @@ class WaitingRequest:
         loop = asyncio.get_running_loop()
         told: tuple[int, str] | None = None
         told_at = 0.0
+        told_all = False
         try:
             while True:
                 await changed.wait()
@@ -177,13 +182,26 @@ class WaitingRequest:
                     continue
                 told, told_at = _place(entry), loop.time()
                 yield entry
+            told_all = True
             yield answering.result()
         finally:
+            if not told_all:
+                await self._untold(answering)
             await cancel_all([answering])
 
-    async def _leave(self) -> None:
-        """Withdraw the request, and release its lease if it was granted meanwhile. Errors are ignored."""
-        if not self._named:
+    async def _untold(self, answering: asyncio.Future[Outcome]) -> None:
+        """Give back a lease that was granted at the moment at which its client went away."""
+        await cancel_all([answering])
+        if not answering.cancelled() and answering.exception() is None:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Withdraw the request, and release its lease if it was granted meanwhile. Errors are ignored.
+
+        Nothing is done where the id is the client's own, so that it can ask again.
+        """
+        if not self._named and not self._left:
+            self._left = True
             await asyncio.shield(self._withdraw())
 
     async def _withdraw(self) -> None:
