@@ -19,7 +19,7 @@ from ..schemas import codec
 from ..schemas.instruments import SECONDS, Histogram
 from . import guard, openapi, streams
 from .answers import Answer, Failed, answer_of, error_answer, error_of
-from .callers import Caller, Callers
+from .callers import UNKNOWN, Caller, Callers
 from .calls import Passing, passed, subject_of
 from .guard import Gone, Sender
 from .routes import ROUTES, JobEventsFilter, Kind, LeaseEventsFilter, LogsFilter, Route, message_of
@@ -154,7 +154,7 @@ class Application:
         working = self._found(route, headers, body, caller, events, said)
         # What only waits is ended at once, so that its client can go on at the next gateway.
         try:
-            found = await _until_gone(working, receive, self.stopping if said.waits else None, untold=True)
+            found = await _until_gone(working, receive, caller, self.stopping if said.waits else None, untold=True)
         except Gone:
             if said.waiting is not None:
                 await said.waiting.leave()
@@ -202,7 +202,7 @@ class Application:
                 await sender.piece(b"", last=True)
 
         try:
-            await _until_gone(send(), receive, self.stopping)
+            await _until_gone(send(), receive, caller, self.stopping)
         except (Gone, Failed):
             sender.abort()
             raise Gone from None
@@ -261,22 +261,28 @@ async def _send(sender: Sender, answer: Answer, *, close: bool = False) -> None:
 
 
 async def _until_gone(
-    work: Coroutine[Any, Any, T], receive: Receive, stop: asyncio.Event | None = None, *, untold: bool = False
+    work: Coroutine[Any, Any, T],
+    receive: Receive,
+    caller: Caller,
+    stop: asyncio.Event | None = None,
+    *,
+    untold: bool = False,
 ) -> T:
-    """Do some work, and cancel it if the client goes away, or `stop` is set.
+    """Do some work, and cancel it if the client goes away, its token is revoked, or `stop` is set.
 
     Args:
         work: to do.
         receive: of ASGI.
+        caller: who has asked.
         stop: ends it, too.
-        untold: the result is for the client, and not told yet: without one it is none.
+        untold: the result is dropped if the client has gone away when it comes.
 
     Raises:
         Gone: it went away.
-        Failed: `stop` was set.
+        Failed: the server has closed the caller's connection for good, or `stop` was set.
     """
     working = asyncio.ensure_future(work)
-    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(_gone(receive))]
+    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in (_gone(receive), caller.closed.wait())]
     if stop is not None:
         others.append(asyncio.ensure_future(stop.wait()))
     try:
@@ -285,6 +291,8 @@ async def _until_gone(
             return working.result()
         if others[0].done():
             raise Gone
+        if others[1].done():
+            raise Failed("unauthenticated", UNKNOWN)
         raise Failed("unavailable", "The gateway is stopping: ask again, with the same request_id if it had one")
     finally:
         await cancel_all([working, *others])

@@ -29,6 +29,9 @@ from .settings import Settings
 log = logging.getLogger("corral.gateway")
 
 PEOPLE: Final = ("requester", "viewer", "operator")
+UNKNOWN: Final = (
+    "The bus does not know this token: it was revoked, or is of another bus. `corral auth token` makes a new one"
+)
 _REFUSED_SECONDS: Final = 5.0
 """Time for which a token that the server has refused is refused without asking it again."""
 _CONNECT_SECONDS: Final = 3.0
@@ -144,7 +147,7 @@ class Callers:
         if identity.role and identity.role not in PEOPLE:
             raise Failed("refused", f"The token of a {identity.role} has no use here: it is for people and programs")
         if now < self._refused.get(key, 0.0):
-            raise self._refusal(key, address, _UNKNOWN)
+            raise self._refusal(key, address, UNKNOWN)
         login = self._logins.get(key)
         if login is None:
             login = self._logins[key] = asyncio.create_task(self._log_in(key, identity, address))
@@ -202,7 +205,7 @@ class Callers:
                 disconnected_cb=lost,
             )
         except BusRefused:
-            raise self._refusal(key, address, _UNKNOWN) from None
+            raise self._refusal(key, address, UNKNOWN) from None
         except BusUnavailable as error:
             log.warning("a caller could not log in: %s", error)
             raise Failed("unavailable", "The bus can't be reached now") from None
@@ -250,7 +253,7 @@ class Callers:
         finally:
             nc._error_cb = usual  # pyright: ignore[reportPrivateUsage]
         if refused:
-            raise self._refusal(key, address, _UNKNOWN)
+            raise self._refusal(key, address, UNKNOWN)
 
     def _refusal(self, key: bytes, address: str, message: str) -> Failed:
         now = asyncio.get_running_loop().time()
@@ -287,8 +290,3 @@ class Callers:
         task = asyncio.ensure_future(close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-_UNKNOWN: Final = (
-    "The bus does not know this token: it was revoked, or is of another bus. `corral auth token` makes a new one"
-)

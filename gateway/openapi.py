@@ -119,8 +119,8 @@ def _operation(route: Route) -> dict[str, Any]:
         ]
     elif route.kind is Kind.QUERY:
         operation["description"] = (
-            "The answer has the form that `format` names. If it ends without its last chunk, the query has failed. The "
-            "query is cancelled when the connection ends."
+            "The answer has the form that `format` names. Without `limit` it has all rows. If it ends without its last "
+            "chunk, the query has failed. The query is cancelled when the connection ends."
         )
     elif route.kind is Kind.EVENTS:
         operation["description"] = (

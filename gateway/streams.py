@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import nats.errors
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..bus.tasks import cancel_all
@@ -23,7 +23,7 @@ from ..client.rpc import RETRY_SECONDS
 from ..schemas import codec, subjects
 from ..schemas.jobs import JobEvent
 from ..schemas.operations import QueueEntry
-from ..schemas.query import END_HEADER, QueryRequest, ResultFormat
+from ..schemas.query import END_HEADER, MAX_ROWS, QueryRequest, ResultFormat
 from .answers import error_of
 from .callers import Caller
 from .calls import Passing
@@ -58,6 +58,12 @@ class Pieces(Struct, frozen=True):
     pieces: AsyncGenerator[bytes]
 
 
+class _Limited(Struct, frozen=True):
+    """Whether a query names a limit."""
+
+    limit: int | UnsetType = UNSET
+
+
 async def query(caller: Caller, body: bytes) -> Pieces:
     """Run a query. What goes wrong before its first rows is raised.
 
@@ -67,6 +73,9 @@ async def query(caller: Caller, body: bytes) -> Pieces:
     request, warnings = codec.decode_request(body, QueryRequest)
     # The first is for being cancelled when the client goes away, the second for answers of any size.
     request = replace(request, query_id=request.query_id or uuid.uuid4().hex, window=_WINDOW)
+    if codec.decode(body, _Limited, codec.JSON).limit is UNSET:
+        # Where the rows go on in a second part, no header can say any more that some were left out.
+        request = replace(request, limit=MAX_ROWS)
     loop = asyncio.get_running_loop()
     end = loop.time() + caller.client.patience
     while True:
