@@ -25,7 +25,9 @@ MOST_LOGINS: Final = 16
 """Logins that a person may have at a time. The next one ends the oldest."""
 SIGNED_SECONDS: Final = 300.0
 """Age up to which a signed logout is taken."""
-_LONGEST_WAIT_SECONDS: Final = 3600.0
+_LONGEST_WAIT_SECONDS: Final = 30.0
+"""Longest sleep: the clock may be set meanwhile, and the machine may sleep, which timers don't count."""
+_AGAIN_SECONDS: Final = 10.0
 
 
 class NoServer(Exception):
@@ -47,6 +49,8 @@ class Issuer:
         self._folder = folder
         self._rules = rules
         self._changed = asyncio.Event()
+        # A predecessor may have been killed after a change.
+        self._untold = True
         if Authority(folder).registry.mutual:
             raise AuthorityError(
                 "this bus wants a certificate of each client (--mutual), and a login gives none: make users with "
@@ -96,7 +100,10 @@ class Issuer:
         Raises:
             LoginRefused: the signature is wrong or old.
         """
-        return await asyncio.to_thread(self._log_out, message)
+        try:
+            return await asyncio.to_thread(self._log_out, message)
+        finally:
+            self._changed.set()
 
     def _log_out(self, message: Logout) -> bool:
         authority = Authority(self._folder)
@@ -112,7 +119,7 @@ class Issuer:
         return True
 
     async def run(self) -> None:
-        """Remove users whose time is over, until cancelled."""
+        """Remove users whose time is over, and tell the server of each change until it has heard, until cancelled."""
         while True:
             self._changed.clear()
             wait = _LONGEST_WAIT_SECONDS
@@ -121,8 +128,11 @@ class Issuer:
                 if following is not None:
                     wait = min(wait, max(0.1, (following - datetime.now(UTC)).total_seconds()))
             except (AuthorityError, OSError, NoServer) as error:
-                log.error("logins whose time is over could not be ended: %s", error)
-                wait = 10.0
+                log.error("logins that have ended may still be taken, retrying: %s", error)
+                wait = _AGAIN_SECONDS
+            except Exception:
+                log.exception("logins that have ended may still be taken, retrying")
+                wait = _AGAIN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
@@ -132,14 +142,17 @@ class Issuer:
         over, following = authority.end_logins(datetime.now(UTC))
         if over:
             log.info("the time of %s is over", ", ".join(over))
+        if over or self._untold:
             self._reload(authority)
         return following
 
     def _reload(self, authority: Authority) -> None:
+        self._untold = True
         pid_file = authority.registry.pid_file
         if not pid_file or reload(Path(pid_file)) is None:
             where = pid_file or "none is named: `corral auth init --pid-file`"
             raise NoServer(f"no nats-server runs under the pid file ({where}), so it can't be told of logins")
+        self._untold = False
 
 
 def _slug(owner: str) -> str:

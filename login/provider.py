@@ -260,9 +260,15 @@ class Provider:
     async def _key_set(self, *, renew: bool = False) -> KeySet:
         metadata = await self.metadata()
         async with self._lock:
-            if self._keys is None or (renew and time.monotonic() - self._keys_at > _KEYS_SECONDS):
+            # A key that the provider has withdrawn does not count for longer than the rest of what is known of it.
+            oldest = _KEYS_SECONDS if renew else _METADATA_SECONDS
+            if self._keys is None or time.monotonic() - self._keys_at > oldest:
                 keys: Any = await self._json("GET", str(metadata["jwks_uri"]))
-                self._keys, self._keys_at = KeySet.import_key_set(keys), time.monotonic()
+                try:
+                    self._keys = KeySet.import_key_set(keys)
+                except (KeyError, TypeError) as error:
+                    raise ProviderError(f"{metadata['jwks_uri']} has no keys: {error}") from None
+                self._keys_at = time.monotonic()
             return self._keys
 
     def _secret(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
 import sys
 import time
@@ -13,12 +14,15 @@ from typing import Any
 
 import corral.client
 import httpx
+import nkeys
 import pytest
 from corral.bus.access.folder import Authority, AuthorityError, make_key
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect
 from corral.client.config import read
+from corral.login import issuing
 from corral.login.issuing import Issuer, NoServer
+from corral.login.messages import Logout, logout_text
 from corral.login.rules import LoginRefused, Person, Rules
 from nats.aio.client import Client
 from support.openid_provider import OpenIdProvider, openid_provider, user_code
@@ -95,6 +99,13 @@ def is_private(file: str) -> bool:
 
 def is_there(file: str) -> bool:
     return Path(file).exists()
+
+
+def in_place(file: str, text: str) -> str:
+    """Put a text into a file, and return the one before."""
+    before = Path(file).read_text()
+    Path(file).write_text(text)
+    return before
 
 
 def until(found: Callable[[], Any]) -> Any:
@@ -192,6 +203,16 @@ async def test_the_service_tells_what_is_wrong_with_a_message(service: str) -> N
         assert key not in (await http.get("/health")).text
 
 
+async def taken(bus: SecuredBus, credentials: Path) -> Client:
+    """A connection, once the server has heard of its key."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await connect(bus.server.url, credentials=str(credentials), wait_seconds=2)
+            except ConnectionError:
+                await asyncio.sleep(0.05)
+
+
 async def test_a_login_ends_when_its_time_is_over_and_the_oldest_gives_way(bus: SecuredBus) -> None:
     rules = Rules(issuer="https://id.example", client_id="corral", hours=1.0)
     issuer = Issuer(bus.authority.folder, rules)
@@ -202,16 +223,7 @@ async def test_a_login_ends_when_its_time_is_over_and_the_oldest_gives_way(bus: 
     seed = users[-1]
     file = bus.folder / "ann.creds"
     file.write_text(f"# inbox: _INBOX.{seed.name}\n{keys[-1][0]}\n")
-
-    async def taken() -> Client:
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    return await connect(bus.server.url, credentials=str(file), wait_seconds=2)
-                except ConnectionError:
-                    await asyncio.sleep(0.05)
-
-    nc = await taken()
+    nc = await taken(bus, file)
     authority = Authority(bus.authority.folder)
     authority.registry.users[seed.name] = type(seed)(
         **{name: getattr(seed, name) for name in seed.__struct_fields__ if name != "expires"},
@@ -221,6 +233,31 @@ async def test_a_login_ends_when_its_time_is_over_and_the_oldest_gives_way(bus: 
     ending = asyncio.create_task(issuer.run())
     await closed(nc)
     assert seed.name not in Authority(bus.authority.folder).registry.users
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    await nc.close()
+
+
+async def test_a_logout_that_the_server_has_not_heard_of_is_told_again(
+    bus: SecuredBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuing, "_AGAIN_SECONDS", 0.1)
+    issuer = Issuer(bus.authority.folder, RULES)
+    seed, key = make_key()
+    user = await issuer.issue(Person(owner="zoe", role=Role.REQUESTER), key)
+    file = bus.folder / "zoe.creds"
+    file.write_text(f"# inbox: _INBOX.{user.name}\n{seed}\n")
+    nc = await taken(bus, file)
+    # As while a server restarts, which has read the users already.
+    pid = in_place(bus.authority.registry.pid_file, "0")
+    at = datetime.now(UTC)
+    signature = base64.b64encode(nkeys.from_seed(bytearray(seed, "ascii")).sign(logout_text(user.name, at))).decode()
+    ending = asyncio.create_task(issuer.run())
+    with pytest.raises(NoServer):
+        await issuer.log_out(Logout(user=user.name, at=at, signature=signature))
+    assert not nc.is_closed
+    in_place(bus.authority.registry.pid_file, pid)
+    await closed(nc)
     ending.cancel()
     await asyncio.gather(ending, return_exceptions=True)
     await nc.close()
