@@ -93,7 +93,8 @@ def fold(
     for key, episode in episodes.items():
         if key in seen:
             going[key] = episode if episode.gone_at is None else replace(episode, gone_at=None)
-        elif key.partition(":")[0] not in known:
+        elif key.partition(":")[0] not in known or key.rpartition(":")[0] in seen:
+            # Not known either: a device of a host that is lost.
             going[key] = episode
         elif episode.gone_at is None:
             going[key] = replace(episode, gone_at=now)

@@ -231,7 +231,12 @@ class Outbox:
         if target is None:
             self._failed(name, line, f"there is no target {name!r} any more")
             return False
-        result = await self._sender.send(target, outgoing.message_for(batch))
+        try:
+            result = await self._sender.send(target, outgoing.message_for(batch))
+        except Exception as error:  # such as a machine without room for another thread
+            log.exception("an attempt to send to %s failed", name)
+            self._failed(name, line, f"the notifier itself failed ({type(error).__name__}): see its log")
+            return False
         self._metrics.seconds.observe(result.seconds)
         if result.problem:
             self._failed(name, line, result.problem)

@@ -53,6 +53,7 @@ class RuleBook:
         self.problems: list[str] = []
         self._files = files
         self._seen: object = None
+        self._changing: object = None
         self._of_file: list[NotifyRule] = []
         self._of_owners: dict[str, StoredRules] = {}
 
@@ -83,10 +84,14 @@ class RuleBook:
     def reread(self) -> bool:
         """Read the files again if they have changed; one that is wrong changes nothing, and is a problem.
 
+        They are read once they are as they were at the look before: one that is half written may well be right.
+
         Returns:
             True if there may be other rules or targets now.
         """
-        if self._state() == self._seen:
+        state, before = self._state(), self._changing
+        self._changing = state
+        if state == self._seen or state != before:
             return False
         try:
             self.read()

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from typing import Any, Final
+from urllib.parse import unquote, unquote_plus
 
 from msgspec import Struct
 
@@ -22,6 +23,8 @@ _MAX_PROBLEM: Final = 300
 _PLAIN: Final = frozenset({"json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos"})
 """Webhooks, whose readers are programs; and mail, since Apprise makes a broken plain part of HTML with code in it."""
 _SECRET: Final = re.compile(r"[^/?&=:@#\s]{6,}")
+_LONG: Final = 12
+"""Length of a part of an address that is taken out of words, too."""
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 _NO_REASON: Final = "its service did not take the message, and does not say why"
 
@@ -194,8 +197,12 @@ def redacted(problem: str, url: str) -> str:
     found = _URL.sub("…", problem.replace(url, "…"))
     login, _, place = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
     host = place.partition(":")[0]
-    for part in sorted({*_SECRET.findall(rest), *filter(None, re.split(r"[:@]", login))}, key=len, reverse=True):
+    parts = {*_SECRET.findall(rest), *filter(None, re.split(r"[:@]", login))}
+    # Libraries decode what is escaped in a URL.
+    parts |= {unquote_plus(part) for part in parts} | {unquote(part) for part in parts}
+    for part in sorted(parts, key=len, reverse=True):
         if part != host:
-            found = re.sub(rf"(?<![A-Za-z0-9.-]){re.escape(part)}(?![A-Za-z0-9])", "…", found)
+            alone = rf"(?<![A-Za-z0-9.-]){re.escape(part)}(?![A-Za-z0-9])"
+            found = re.sub(re.escape(part) if len(part) >= _LONG else alone, "…", found)
     found = " ".join(found.split())
     return found if len(found) <= _MAX_PROBLEM else f"{found[: _MAX_PROBLEM - 1]}…"

@@ -17,7 +17,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import Client as CorralClient
 from corral.client import InvalidRequest, NotFound, TooManyRequests
 from corral.client.health import ask_health
-from corral.notifier.rulebook import Files
+from corral.notifier.rulebook import Files, RuleBook
 from corral.notifier.store import Store
 from corral.schemas import codec, subjects
 from corral.schemas.notifications import NewsKind, NotifyRule
@@ -232,6 +232,20 @@ async def test_owners_keep_rules_of_their_own(server: EmbeddedServer, nc: Client
         assert [each.name for each in everything.targets] == ["ann/hook", "lab", "ops"]
         await operator.remove("mine", owner="ann", override=True)
         assert (await ann.rules()).rules == []
+
+
+def test_a_file_counts_once_it_is_written_whole(place: Place) -> None:
+    place.write('hook = "json://127.0.0.1:9"', ALL)
+    book = RuleBook(place.files)
+    book.read()
+    whole = place.targets.read_text() + "\n"
+    for length in range(len(whole)):
+        place.targets.write_text(whole[:length])
+        assert not book.reread()
+        assert list(book.targets.by_name) == ["hook"]
+    place.targets.write_text(whole)
+    assert [book.reread(), book.reread(), book.reread()] == [False, True, False]
+    assert (list(book.targets.by_name), book.problems) == (["hook"], [])
 
 
 async def test_changed_files_count_without_a_restart_and_wrong_ones_change_nothing(

@@ -162,3 +162,6 @@ def test_what_a_service_says_is_told_without_the_secrets_of_the_address() -> Non
         redacted("login of ann with pw at smtp.example.org failed", mail)
         == "login of … with … at smtp.example.org failed"
     )
+    escaped = "mailtos://ann:p%40ss+w%2Frd@smtp.example.org?to=ann@example.org"
+    assert redacted("535 rejected: p@ss w/rd or p@ss+w/rd", escaped) == "535 rejected: … or …"
+    assert redacted("bot-TIiajkdnlazkcOXrIdevi7FQx failed", url) == "bot-…x failed"

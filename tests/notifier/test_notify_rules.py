@@ -237,6 +237,19 @@ def test_a_lost_host_is_one_trouble_and_a_broken_device_another() -> None:
     assert troubles(devices).keys() == {"devices:node-1", "devices:node-2:GPU-x"}
 
 
+def test_a_broken_device_is_not_well_again_since_its_host_is_lost() -> None:
+    broken, lost = troubles([device("GPU-x", "unhealthy")]), troubles([device("GPU-x", "host_lost", "stale")])
+    episodes, _ = fold({}, broken, {Source.DEVICES}, NOON)
+    for minutes in range(1, 20):
+        episodes, over = fold(episodes, lost, {Source.DEVICES}, NOON + timedelta(minutes=minutes))
+        assert over == {}
+    for minutes in range(20, 30):
+        episodes, over = fold(episodes, {}, {Source.DEVICES}, NOON + timedelta(minutes=minutes))
+        if over:
+            break
+    assert over.keys() == {*broken, *lost}
+
+
 def test_a_queue_is_long_by_number_or_by_time() -> None:
     queue = [
         QueueEntry(request_id=str(n), owner="bob", position=n + 1, waiting_seconds=60.0 * n, message="", gpus=2)
