@@ -116,9 +116,14 @@ def read(file: Path | None, folder: Path | None = None) -> tuple[Targets, list[s
     """
     found = _of_file(file, "") if file is not None else {}
     problems: list[str] = []
+    files: dict[str, Path] = {}
     for path in files_in(None, folder):
         try:
-            found |= _of_file(path, path.stem)
+            of_one = _of_file(path, path.stem)
+            for target in of_one.values():
+                if files.setdefault(target.owner, path) != path:
+                    raise WrongTargets(f"{path}: {files[target.owner]} is the file of {target.owner} already")
+            found |= of_one
         except WrongTargets as error:
             problems.append(str(error))
     return Targets(found), problems
@@ -126,7 +131,8 @@ def read(file: Path | None, folder: Path | None = None) -> tuple[Targets, list[s
 
 def _of_file(path: Path, owner: str) -> dict[str, Target]:
     document = _parsed(path)
-    owner = _converted(document.pop("owner", owner), OwnerName, path, "owner") if owner else ""
+    if owner:
+        owner = _owner(document.pop("owner", None), path)
     for key in document:
         if key != "targets":
             close = meant(key, ("targets",))
@@ -146,6 +152,14 @@ def _of_file(path: Path, owner: str) -> dict[str, Target]:
             name=full, url=entry.url.strip(), owners=tuple(entry.owners), format=entry.format, owner=owner
         )
     return found
+
+
+def _owner(said: Any, path: Path) -> str:
+    """Owner of a file: its name, unless no file can have the name. So nobody's file can speak for another."""
+    owner = _converted(path.stem if said is None else said, OwnerName, path, "owner")
+    if owner != path.stem and "/" not in owner:
+        raise WrongTargets(f"{path}: the file of {owner} has the name {owner}.toml")
+    return owner
 
 
 _FORM: Final = "write targets like this: [targets], and below it ann-mail = 'mailtos://…'"

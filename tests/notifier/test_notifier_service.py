@@ -332,6 +332,24 @@ async def test_a_second_notifier_stands_by_and_takes_over(
     assert len(set(hook.references)) == 2
 
 
+def test_no_owners_file_speaks_for_another(tmp_path: Path) -> None:
+    from corral.notifier.targets import read
+
+    for name, owner in (("ann", ""), ("bob", "ann"), ("slash", "lab/ann"), ("thief", "lab/ann")):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(f'{owner and f"owner = {owner!r}"}\n[targets]\nhook = "json://{name}.example"\n')
+        path.chmod(0o600)
+    targets, problems = read(None, tmp_path)
+    assert {name: target.url for name, target in targets.by_name.items()} == {
+        "ann/hook": "json://ann.example",
+        "lab/ann/hook": "json://slash.example",
+    }
+    assert problems == [
+        f"{tmp_path}/bob.toml: the file of ann has the name ann.toml",
+        f"{tmp_path}/thief.toml: {tmp_path}/slash.toml is the file of lab/ann already",
+    ]
+
+
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     from corral.notifier.targets import WrongTargets, read
 
