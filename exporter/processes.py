@@ -77,10 +77,12 @@ class LeaseUse(Struct, frozen=True):
 def by_lease(hosts: Sequence[Host], leases: Iterable[Lease]) -> list[LeaseUse]:
     """Sum up the use of each device by lease. A lease without processes has an entry with none.
 
-    Hosts whose collector can't attribute processes are left out, and so are processes of the desktop and the driver.
+    A process that names a lease which does not hold its device has none: anyone can name any lease. Hosts whose
+    collector can't attribute processes are left out, and so are processes of the desktop and the driver.
     """
     active = {lease.lease_id: lease for lease in leases}
     found: dict[tuple[str, str, str], Use] = defaultdict(Use)
+    holding = _holding(active.values())
     listed = [host for host in hosts if host.processes is not None and host.processes.identified]
     names = {host.name for host in listed}
     for lease in active.values():
@@ -90,12 +92,17 @@ def by_lease(hosts: Sequence[Host], leases: Iterable[Lease]) -> list[LeaseUse]:
     for host in listed:
         assert host.processes is not None
         for process in host.processes.processes:
-            lease_id = process.lease if process.lease in active else ""
+            lease_id = process.lease if (host.name, process.device, process.lease) in holding else ""
             if lease_id or not is_system_process(process.name, process.kind):
                 found[host.name, process.device, lease_id].add(
                     Use(1, process.memory_used_bytes, process.sm_utilization_percent)
                 )
     return [LeaseUse(host, device, active.get(lease), use) for (host, device, lease), use in sorted(found.items())]
+
+
+def _holding(leases: Iterable[Lease]) -> set[tuple[str, str, str]]:
+    """Host, device and lease of each grant."""
+    return {(grant.host, grant.device, lease.lease_id) for lease in leases for grant in lease.grants}
 
 
 def families(hosts: Sequence[Host], leases: Sequence[Lease], shown: Shown) -> Iterator[Metric]:
@@ -151,6 +158,7 @@ def _processes(
     hosts: Sequence[Host], leases: Sequence[Lease], labels: dict[tuple[str, str], tuple[str, ...]]
 ) -> Iterator[GaugeMetricFamily]:
     active = {lease.lease_id: lease for lease in leases}
+    holding = _holding(leases)
     memory = GaugeMetricFamily(
         "corral_process_memory_used_bytes", "Device memory that a process holds.", labels=_PROCESS
     )
@@ -171,7 +179,7 @@ def _processes(
             processes.sort(key=lambda process: (-(process.memory_used_bytes or 0), process.pid))
             left_out.add_metric(device, max(0, len(processes) - MOST_PROCESSES))
             for process in processes[:MOST_PROCESSES]:
-                lease = active.get(process.lease)
+                lease = active[process.lease] if (host.name, uuid, process.lease) in holding else None
                 who = ("", "", "") if lease is None else (lease.owner, lease.group, lease.name)
                 key = (*device, *who, process.lease, process.user, process.name, str(process.pid))
                 if process.memory_used_bytes is not None:

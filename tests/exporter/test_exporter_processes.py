@@ -9,7 +9,9 @@ from corral.exporter.live import LiveFleet
 from corral.exporter.processes import MOST_PROCESSES, Shown, by_lease, families
 from corral.schemas import codec, subjects
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, ProcessBatch, ProcessSample
+from msgspec.structs import replace
 from support.exporter_process import Series, exporting, get, parse
+from support.lease_examples import granted
 from support.local_cluster import LocalCluster, wait_for
 
 
@@ -85,6 +87,25 @@ def test_processes_are_bounded_and_those_without_a_lease_are_summed_up() -> None
         "corral_device_unleased_processes",
         "corral_device_unleased_memory_used_bytes",
     }
+
+
+def test_a_process_that_names_a_lease_of_another_device_is_without_one() -> None:
+    lease = granted().lease
+    (grant,) = lease.grants
+    own = replace(lease, grants=[replace(grant, host="h", device="GPU-a")])
+    other = replace(lease, lease_id="other", owner="eve", grants=[replace(grant, host="h", device="GPU-b")])
+    live = fleet(
+        ProcessSample(device="GPU-a", pid=1, lease=own.lease_id, memory_used_bytes=1),
+        ProcessSample(device="GPU-a", pid=2, lease="other", memory_used_bytes=2),
+    )
+    found = {
+        (each.device, "" if each.lease is None else each.lease.owner): each.use.memory_used_bytes
+        for each in by_lease(live.hosts(), [own, other])
+    }
+    assert found == {("GPU-a", own.owner): 1, ("GPU-a", ""): 2, ("GPU-b", "eve"): None}
+    series = {family.name: family for family in families(live.hosts(), [own, other], Shown.ALL)}
+    memory = series["corral_process_memory_used_bytes"].samples
+    assert {sample.labels["pid"]: sample.labels["owner"] for sample in memory} == {"1": own.owner, "2": ""}
 
 
 def test_what_nobody_leases_and_what_cannot_be_attributed() -> None:
