@@ -7,6 +7,7 @@ sent then is dropped, since the next values are newer and counters are cumulativ
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -45,6 +46,8 @@ log = logging.getLogger("corral.exporter")
 MAX_POINTS: Final = 5000
 """Data points of one request: 1.2 MB. A collector takes 4 MiB over gRPC by default."""
 _LIBRARY: Final = "opentelemetry.exporter.otlp"
+_URL: Final = re.compile(r"https?://\S+|(?<=with url: )\S+")
+"""URLs in the library's words: path and parameters may have a key in them."""
 
 
 class Fleet(Struct, frozen=True):
@@ -88,7 +91,7 @@ class _Reason(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record's message; later ones only say that trying again did not help."""
-        self.text = self.text or " ".join(record.getMessage().split())[:300]
+        self.text = self.text or _URL.sub("…", " ".join(record.getMessage().split()))[:300]
 
 
 def exporter_for(settings: OtlpSettings) -> MetricExporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from corral.exporter.live import LiveFleet
-from corral.exporter.otlp import services
+from corral.exporter.otlp import push, services
 from corral.exporter.otlp.names import DEVICE_METRICS, STATUS, Instrument, choose
 from corral.exporter.otlp.services import metric_name
 from corral.exporter.otlp.settings import Protocol, read
@@ -146,6 +147,20 @@ def test_a_receiver_that_is_away_or_hangs_costs_prometheus_nothing(
             silent.accept()
             wait_for(lambda: "DCGM_FI_DEV_GPU_TEMP" in parse(get(address)))
             assert points(address) == {"sent": 0, "failed": 0}
+
+
+def test_why_nothing_can_be_sent_is_said_without_the_url() -> None:
+    """Its path and its parameters may have a key in them; these are the library's words."""
+    reason = push._Reason()
+    said = (
+        "Transient error HTTPConnectionPool(host='otlp.example', port=443): Max retries exceeded with url: "
+        "/in/k3y?api_key=k3y (Caused by NewConnectionError('refused')) encountered while exporting metrics batch"
+    )
+    for text in (said, "Failed to export to https://otlp.example/in/k3y?api_key=k3y, retrying"):
+        reason.text = ""
+        reason.emit(logging.makeLogRecord({"msg": text}))
+        assert "k3y" not in reason.text
+        assert "xport" in reason.text
 
 
 def test_wrong_options_are_one_line(server: Any) -> None:
