@@ -38,6 +38,10 @@ class ProviderError(Exception):
     """The provider does not answer, or not as it should; the message is for the person who logs in."""
 
 
+class ProviderAway(ProviderError):
+    """The provider does not answer just now."""
+
+
 class Denied(Exception):
     """The person, or the provider, has denied the login, or too much time has passed."""
 
@@ -298,17 +302,22 @@ class Provider:
                 answer = await client.request(
                     method, url, data=form, headers={"Accept": "application/json"} | dict(headers or {})
                 )
-            found: Any = answer.json()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._silent(error) from None
+        try:
+            found: Any = answer.json()
+        except ValueError:
+            found = None
         if not isinstance(found, dict) or (answer.is_error and "error" not in found):
-            raise ProviderError(f"{self.rules.issuer} answers {answer.status_code} at {url}")
+            later = answer.is_server_error or answer.status_code == 429
+            kind = ProviderAway if later else ProviderError
+            raise kind(f"{self.rules.issuer} answers {answer.status_code} at {url}")
         if answer.is_error and method == "GET":
             raise ProviderError(f"{self.rules.issuer} answers {answer.status_code} at {url}: {_error(found, '')}")
         return found  # pyright: ignore[reportUnknownVariableType]
 
-    def _silent(self, error: Exception) -> ProviderError:
-        return ProviderError(f"{self.rules.issuer} does not answer: {type(error).__name__} {error}")
+    def _silent(self, error: Exception) -> ProviderAway:
+        return ProviderAway(f"{self.rules.issuer} does not answer: {type(error).__name__} {error}")
 
 
 _REGISTRY: Final = JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False)

@@ -31,7 +31,7 @@ from ..schemas.error_words import in_words
 from ..schemas.requests import Error
 from .issuing import Issuer, NoServer
 from .messages import LOGOUT_PATH, POLL_PATH, START_PATH, LoggedIn, Logout, Poll, Start, Started, Waiting
-from .provider import Denied, DeviceCode, Pending, Provider, ProviderError
+from .provider import Denied, DeviceCode, Pending, Provider, ProviderAway, ProviderError
 from .rules import LoginRefused, Person, Rules, person
 
 log = logging.getLogger("corral.login")
@@ -44,7 +44,14 @@ _BODY_BYTES: Final = 8192
 _MOST_SESSIONS: Final = 1000
 """Logins in progress, of all clients."""
 _SESSION_SECONDS: Final = 3600.0
-_STATUS: Final = {"invalid_request": 400, "refused": 403, "expired": 410, "too_many_requests": 429, "unavailable": 503}
+_STATUS: Final = {
+    "invalid_request": 400,
+    "refused": 403,
+    "expired": 410,
+    "too_many_requests": 429,
+    "failed": 500,
+    "unavailable": 503,
+}
 
 
 class Session(Struct, kw_only=True):
@@ -172,6 +179,12 @@ class LoginService:
         except Denied as error:
             self._sessions.pop(message.session, None)
             raise _Refusal("refused", str(error)) from None
+        except ProviderAway:
+            raise
+        except (ProviderError, NoServer, AuthorityError, OSError) as error:
+            self._sessions.pop(message.session, None)
+            log.warning("a login failed: %s", error)
+            raise _Refusal("failed", str(error)) from None
         finally:
             session.busy = False
 

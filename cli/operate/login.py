@@ -45,6 +45,8 @@ T = TypeVar("T")
 _TIMEOUT_SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 15.0
 """Time in which the bus must have taken a new login."""
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_UNAVAILABLE: Final = 503
 
 Ca = Annotated[
     Path | None,
@@ -168,22 +170,37 @@ def _trust(ca: Path | None) -> ssl.SSLContext:
 
 
 def _wait(where: str, started: Started, trust: ssl.SSLContext) -> LoggedIn:
+    """Wait until the person has confirmed the code. A service or provider that is away for a moment ends nothing."""
     deadline = time.monotonic() + started.expires_seconds
     pause = started.interval_seconds
+    problem = ""
     while time.monotonic() < deadline:
         time.sleep(pause)
-        answer = _post(where + POLL_PATH, Poll(session=started.session), Waiting | LoggedIn, trust)
+        try:
+            answer = _post(where + POLL_PATH, Poll(session=started.session), Waiting | LoggedIn, trust)
+        except _AwayError as error:
+            # RFC 8628, section 3.5: ask less often then.
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if problem != str(error):
+                problem = str(error)
+                say(f"{problem}; still waiting")
+            continue
         if isinstance(answer, LoggedIn):
             return answer
-        pause = answer.interval_seconds
-    raise CommandError("the code was not entered in time: log in again", TIMED_OUT)
+        pause, problem = answer.interval_seconds, ""
+    raise CommandError(f"the code was not entered in time: log in again{f' ({problem})' if problem else ''}", TIMED_OUT)
+
+
+class _AwayError(CommandError):
+    """The service or its provider does not answer now."""
 
 
 def _post(url: str, message: object, kind: Any, trust: ssl.SSLContext) -> Any:
     """Send a message, and return the answer.
 
     Raises:
-        CommandError: the service refuses, or does not answer.
+        CommandError: the service refuses.
+        _AwayError: it does not answer, or its provider does not.
     """
     request = urllib.request.Request(
         url, msgspec.json.encode(message), {"Content-Type": "application/json"}, method="POST"
@@ -195,11 +212,13 @@ def _post(url: str, message: object, kind: Any, trust: ssl.SSLContext) -> Any:
     except urllib.error.HTTPError as error:
         with contextlib.suppress(msgspec.MsgspecError, OSError):
             refusal = msgspec.json.decode(error.read(1 << 16), type=Error)
+            if error.code == _UNAVAILABLE:
+                raise _AwayError(refusal.message) from None
             raise CommandError(refusal.message, NOT_YOURS if refusal.code == "refused" else FAILED) from None
         raise CommandError(f"{url} answers {error.code}: is that a login service of Corral?") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise CommandError(f"no login service of Corral answers at {url}: {reason}") from None
+        raise _AwayError(f"no login service of Corral answers at {url}: {reason}") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

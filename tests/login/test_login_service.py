@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import corral.client
 import httpx
+import msgspec
 import nkeys
 import pytest
 from corral.bus.access.folder import Authority, AuthorityError, make_key
@@ -22,8 +27,9 @@ from corral.bus.connect import connect
 from corral.client.config import read
 from corral.login import issuing
 from corral.login.issuing import Issuer, NoServer
-from corral.login.messages import Logout, logout_text
+from corral.login.messages import LoggedIn, Logout, Started, Waiting, logout_text
 from corral.login.rules import LoginRefused, Person, Rules
+from corral.schemas.requests import Error
 from nats.aio.client import Client
 from support.openid_provider import OpenIdProvider, openid_provider, user_code
 from support.secured_bus import SecuredBus
@@ -211,6 +217,69 @@ async def taken(bus: SecuredBus, credentials: Path) -> Client:
                 return await connect(bus.server.url, credentials=str(credentials), wait_seconds=2)
             except ConnectionError:
                 await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def scripted(*answers: tuple[int, object]) -> Iterator[str]:
+    """A login service that gives these answers, one after the other; its URL."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, answer = left.pop(0)
+            body = msgspec.json.encode(answer)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    assert left == []
+
+
+def test_a_login_goes_on_while_the_provider_is_away_and_ends_with_what_is_for_good(tmp_path: Path) -> None:
+    started = Started(
+        session="s",
+        user_code="AB-CD",
+        verification_uri="https://id.example/device",
+        verification_uri_complete="",
+        expires_seconds=60.0,
+        interval_seconds=0.01,
+    )
+    away = Error(code="unavailable", message="the provider does not answer")
+    done = LoggedIn(
+        user="ann-1",
+        owner="ann",
+        role="requester",
+        group="",
+        expires_at=datetime.now(UTC) + timedelta(hours=1),
+        nats="",
+        ca="",
+    )
+    waiting = Waiting(interval_seconds=0.01)
+    for last, code, words in (
+        ((200, done), 0, "logged in as ann"),
+        ((500, Error(code="failed", message="no server could be told")), 1, "no server could be told"),
+    ):
+        with scripted((200, started), (200, waiting), (503, away), (503, away), (200, waiting), last) as url:
+            config = tmp_path / f"{code}.toml"
+            ran = subprocess.run(
+                [sys.executable, "-m", "corral.cli.main", "login", url],
+                env=os.environ | {"CORRAL_CONFIG": str(config)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert (ran.returncode, config.exists()) == (code, code == 0), ran.stderr
+        assert words in ran.stderr
+        assert ran.stderr.count("the provider does not answer; still waiting") == 1
 
 
 async def test_a_login_ends_when_its_time_is_over_and_the_oldest_gives_way(bus: SecuredBus) -> None:
