@@ -127,9 +127,9 @@ _DEVICES: Final = (
     Heading(title="HOST"),
     Heading(title="GPU", right=True),
     Heading(title="MODEL", spare=2, text=True),
-    Heading(title="STATE", text=True),
-    Heading(title="HELD BY", text=True),
-    Heading(title="UTIL %", right=True),
+    Heading(title="STATE", text=True, ample=20),
+    Heading(title="HELD BY", text=True, ample=24),
+    Heading(title="UTIL %", right=True, last=1),
     Heading(title="USED GiB", right=True, spare=1),
     Heading(title="OF GiB", right=True, spare=5),
     Heading(title="AVAIL GiB", right=True),
@@ -183,10 +183,15 @@ def grants_table(grants: Iterable[requests.Grant]) -> Table:
             format_bytes(grant.memory_bytes) if grant.memory_bytes else "–",
             (f"{grant.share:.0%}" + (", in use" if grant.in_use else "")) if grant.device else f"{grant.cpus:g} cpu",
             f"{grant.score:.3f}",
-            " ".join(f"{name} {round(value, 2) + 0.0:.2f}" for name, value in grant.score_parts.items()),
+            score_parts(grant.score_parts),
         ]
         made.add_row(*row, *([items_text(grant.items)] if items else []))
     return made
+
+
+def score_parts(parts: Mapping[str, float]) -> str:
+    """Parts of a score with two digits; none is minus zero."""
+    return " ".join(f"{name} {round(value, 2) + 0.0:.2f}" for name, value in parts.items())
 
 
 def items_text(items: Sequence[str | int], most: int = 4) -> str:
@@ -247,14 +252,26 @@ def gpus_text(lease: requests.Lease, *, shares: bool = False) -> str:
 
 
 _LEASES: Final = (
-    Heading(title="OWNER", text=True),
-    Heading(title="GROUP", spare=1, text=True),
-    Heading(title="NAME", text=True),
+    Heading(title="OWNER", text=True, ample=16),
+    Heading(title="GROUP", spare=1, text=True, ample=16),
+    Heading(title="NAME", text=True, ample=24),
     Heading(title="STATE", text=True),
     Heading(title="LEFT", right=True),
     Heading(title="GPUS", right=True),
-    Heading(title="WHERE", text=True),
+    Heading(title="WHERE", text=True, last=1),
     Heading(title="LEASE"),
+)
+_QUEUE: Final = (
+    Heading(title="#", right=True),
+    Heading(title="OWNER", text=True, ample=16),
+    Heading(title="GROUP", spare=2, text=True, ample=16),
+    Heading(title="NAME", text=True, ample=16),
+    Heading(title="GPUS", right=True),
+    Heading(title="WAITS", right=True),
+    Heading(title="STARTS IN", last=1),
+    Heading(title="HEARD", right=True, spare=3),
+    Heading(title="WHY", text=True, ample=40),
+    Heading(title="REQUEST", text=True, ample=10),
 )
 
 
@@ -289,6 +306,34 @@ def leases_table(leases: Iterable[requests.Lease], width: int) -> Table:
     return fitted([_LEASES[at] for at in shown], rows, width)
 
 
+def queue_table(entries: Iterable[operations.QueueEntry], width: int) -> Table:
+    """Table of queued requests, one per line; with their groups, if there are any.
+
+    Args:
+        entries: the requests.
+        width: of the terminal, in characters.
+    """
+    entries = list(entries)
+    grouped = any(entry.group for entry in entries)
+    shown = [at for at, heading in enumerate(_QUEUE) if grouped or heading.title != "GROUP"]
+
+    def cells(entry: operations.QueueEntry) -> list[Text | str]:
+        return [
+            str(entry.position),
+            entry.owner,
+            entry.group,
+            entry.name,
+            f"{entry.gpus}-{entry.gpus_max}" if entry.gpus_max else str(entry.gpus),
+            duration(entry.waiting_seconds),
+            starts(entry),
+            duration(entry.heard_seconds),
+            local_times(entry.message),
+            entry.request_id,
+        ]
+
+    return fitted([_QUEUE[at] for at in shown], ([row[at] for at in shown] for row in map(cells, entries)), width)
+
+
 def rejection_lines(rejection: requests.Rejection) -> list[str]:
     """Lines of markup for a rejection: the code, each reason with its number of devices, and a hint."""
     lines = [f"[bold red]Rejected[/] ({rejection.code.value}): {escape(local_times(rejection.message))}"]
@@ -297,7 +342,7 @@ def rejection_lines(rejection: requests.Rejection) -> list[str]:
         lines.append(f"  [bold]{reason.devices:>4}[/] × {escape(text)}")
     if rejection.nearest:
         lines.append(f"  nearest: {escape(local_times(rejection.nearest))}")
-    if rejection.code is not requests.RejectionCode.WITHDRAWN:
+    if rejection.code not in (requests.RejectionCode.WITHDRAWN, requests.RejectionCode.NO_DEVICES):
         lines.append(
             "  The fleet could hold it when idle: add --wait 10m."
             if rejection.could_ever_fit

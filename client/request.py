@@ -6,7 +6,8 @@ import getpass
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypedDict, cast
 
 from ..bus.credentials import ANY_OWNER
@@ -144,17 +145,15 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
     _check_names(given)
     refuse_not_finite({name: value for name, value in given.items() if isinstance(value, float)})
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
-    try:
-        for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
-            if name in given:
-                body[target] = _amount(name, given.pop(name))
-        if "memory_per_item" in given:
-            given["memory_per_item_bytes"] = units.parse_bytes(given.pop("memory_per_item"))
-        for name, target in _DURATIONS:
-            if name in given:
-                body[target] = units.parse_seconds(given.pop(name))
-    except ValueError as error:
-        raise InvalidRequest(str(error), "invalid") from None
+    for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
+        if name in given:
+            body[target] = _parsed(target, partial(_amount, name), given.pop(name))
+    if "memory_per_item" in given:
+        target = "memory_per_item_bytes"
+        given[target] = _parsed(target, units.parse_bytes, given.pop("memory_per_item"))
+    for name, target in _DURATIONS:
+        if name in given:
+            body[target] = _parsed(target, units.parse_seconds, given.pop(name))
     if isinstance(given.get("gpus"), str):
         given["gpus"] = parse_gpus(given["gpus"])
     if "share" in given:
@@ -233,6 +232,14 @@ def _check_names(given: dict[str, Any]) -> None:
             near = _SHORTER.get(near, near)
             hint = f": did you mean `{near}`?" if near else f": there are {', '.join(RequestFields.__annotations__)}"
             raise InvalidRequest(f"There is no argument `{name}`{hint}", "invalid", f"$.{name}")
+
+
+def _parsed(field: str, parse: Callable[[Any], float], value: Any) -> float:
+    """A quantity as a number; an error names the field."""
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise InvalidRequest(str(error), "invalid", f"$.{field}") from None
 
 
 def _amount(name: str, value: str | int) -> int:

@@ -15,6 +15,7 @@ from ...client.fleet_view import STATE_WORDS, device_state, gpus_free, holder
 from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import exits, render
+from ..fitting import facts
 from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run, say
 from ..work.host_messages import models_of_fleet
 from ..work.request_options import pairs
@@ -45,7 +46,7 @@ def devices(
     async def work() -> tuple[list[operations.DeviceStatus], dict[str, str]]:
         async with connected(nats, timeout=timeout) as client:
             found = await client.devices(hosts=host or (), models=model or (), devices=device or ())
-            if model and not found:
+            if model and not found and not (await client.fleet(models=model)).devices:
                 say(f"corral: {await models_of_fleet(client)}")
             held = not json and any(one.leases for one in found)
             return found, {one.lease_id: holder(one) for one in (await client.leases() if held else ())}
@@ -58,7 +59,7 @@ def devices(
     elif found:
         console().print(render.devices_table(found, holders, console().width))
     else:
-        console().print("[dim]no devices[/]")
+        console().print(f"[dim]no devices{' match' if host or model or device or free else ''}[/]")
 
 
 def fleet(
@@ -84,8 +85,6 @@ def fleet(
     if json:
         print_json(summary)
         return
-    made = render.table("", "", right=())
-    made.show_header = False
     rows = {
         "hosts": str(summary.hosts),
         "GPUs": f"{summary.devices}: {_states(found)}" if found else str(summary.devices),
@@ -99,9 +98,7 @@ def fleet(
         "power": render.number(summary.power_watts_total, " W"),
         "models": ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items())),
     }
-    for name, value in rows.items():
-        made.add_row(f"[dim]{name}[/]", escape(value))
-    console().print(made)
+    console().print(facts(rows))
 
 
 def _jobs_row(summary: operations.FleetSummary) -> dict[str, str]:
@@ -242,9 +239,17 @@ def undrain(
 
     async def work() -> dict[str, str]:
         async with connected(nats, timeout=timeout) as client:
-            return await client.undrain(
-                hosts=host, devices=device or (), host_labels=pairs(host_label or [], "--host-label")
-            )
+            labels = pairs(host_label or [], "--host-label")
+            before = await client.undrain()
+            left = await client.undrain(hosts=host, devices=device or (), host_labels=labels)
+            asked = {
+                *(f"host:{one}" for one in host),
+                *(f"device:{one}" for one in device or ()),
+                *(f"label:{key}={value}" for key, value in labels.items()),
+            }
+            for one in sorted(asked - before.keys()):
+                say(f"corral: {one.partition(':')[2]} is not drained")
+            return left
 
     _print_drains(run(work()), json)
 

@@ -16,8 +16,8 @@ from ...client import Client, Conflict
 from ...schemas.groups import Group, Groups, GroupStatus, GroupTree, Resources
 from ...schemas.idle import IdleRule, format_rule, parse_rule
 from ...schemas.units import exact_seconds, format_bytes
-from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
+from ..fitting import Heading, facts, fitted
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
 from .group_diff import ADDED, REMOVED, Difference, differences
 from .group_file import GroupTextError, checked_weight, format_amounts, format_file, parse_amounts, parse_file, tree_of
@@ -102,12 +102,24 @@ def show(
         console().print(_table(within))
 
 
+_GROUPS: Final = (
+    Heading(title="GROUP", text=True),
+    Heading(title="WEIGHT", right=True, spare=5),
+    Heading(title="GUARANTEED", right=True),
+    Heading(title="USED", right=True),
+    Heading(title="BORROWED", right=True, spare=3),
+    Heading(title="OWED", right=True, spare=2),
+    Heading(title="USAGE", right=True),
+    Heading(title="FAIR", right=True),
+    Heading(title="WAITING", right=True, spare=1),
+    Heading(title="NEXT", text=True, spare=4),
+)
+
+
 def _table(found: Sequence[GroupStatus]) -> Table:
-    numbers = ("WEIGHT", "GUARANTEED", "USED", "BORROWED", "OWED", "USAGE", "FAIR", "WAITING")
-    made = render.table("GROUP", *numbers, "NEXT", right=numbers)
-    for status in found:
-        made.add_row(
-            escape(status.group.name),
+    rows = [
+        (
+            status.group.name,
             f"{status.group.weight:g}",
             *(
                 _devices(amount)
@@ -121,9 +133,11 @@ def _table(found: Sequence[GroupStatus]) -> Table:
             f"{status.usage:.1%}",
             f"{status.fair_usage:.1%}",
             str(status.waiting_requests),
-            escape(status.next_owner) or "–",
+            status.next_owner or "–",
         )
-    return made
+        for status in found
+    ]
+    return fitted(_GROUPS, rows, console().width)
 
 
 def _details(status: GroupStatus) -> Table:
@@ -144,11 +158,7 @@ def _details(status: GroupStatus) -> Table:
         "waiting": f"{status.waiting_requests} requests for {_devices(status.waiting_gpus)} GPUs",
         "next in line": f"{status.next_request_id} of {status.next_owner}" if status.next_owner else "–",
     }
-    made = render.table("", "", right=())
-    made.show_header = False
-    for name, value in rows.items():
-        made.add_row(f"[dim]{name}[/]", escape(value))
-    return made
+    return facts(rows)
 
 
 def _devices(amount: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from msgspec import Struct
@@ -20,6 +20,7 @@ from ...schemas.requests import Lease
 from ...schemas.units import parse_seconds
 from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
+from ..fitting import Heading, fitted
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
 
 _NOW: IdleRule = IdleRule(below_percent=5.0, after_seconds=600.0)
@@ -240,20 +241,33 @@ def _show_now(found: list[Idle], json: bool) -> None:
     if not found:
         console().print("[dim]no idle leases[/]")
         return
-    made = render.table("LEASE", "OWNER", "GROUP", "NAME", "GPUS", "IDLE", "ACTIVITY", "RULE", right=("GPUS", "IDLE"))
     now = datetime.now(UTC)
-    for one in found:
-        made.add_row(
-            escape(one.lease_id),
-            escape(one.owner),
-            escape(one.group),
-            escape(one.name),
+    rows = (
+        (
+            one.owner,
+            one.group,
+            one.name,
             f"{one.gpus:g}",
             render.duration((now - one.since).total_seconds()),
-            render.number(one.mean_percent, "%"),
+            render.number(one.mean_percent),
             one.rule or "–",
+            one.lease_id,
         )
-    console().print(made)
+        for one in found
+    )
+    console().print(fitted(_IDLE, rows, console().width))
+
+
+_IDLE: Final = (
+    Heading(title="OWNER", text=True),
+    Heading(title="GROUP", text=True, spare=1),
+    Heading(title="NAME", text=True),
+    Heading(title="GPUS", right=True),
+    Heading(title="IDLE", right=True),
+    Heading(title="ACTIVITY %", right=True, spare=2),
+    Heading(title="RULE", text=True, last=1),
+    Heading(title="LEASE"),
+)
 
 
 # What if

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -13,6 +14,7 @@ from ...client import Client, CorralError, Ended
 from ...schemas.moves import Moves
 from ...schemas.requests import Lease, LeaseState
 from .. import exits, render
+from ..fitting import Heading, fitted
 from ..options import AsJson, NatsUrl, Timeout, connected, console, model_globs, print_json, run
 
 
@@ -119,18 +121,32 @@ def _show(found: Moves) -> None:
 
 
 def _table(found: Moves) -> Table:
-    made = render.table("LEASE", "OWNER", "NAME", "GPUS", "HOSTS", "MOVE", "LOSES", "GRACE")
+    rows: list[Sequence[str]] = []
     for move in found.moves:
         hosts = ", ".join(move.hosts[:3]) + (f" and {len(move.hosts) - 3} more" if len(move.hosts) > 3 else "")
         loses = f"{move.devices:g} × {render.duration(move.price_gpu_seconds / (move.devices or 1))}"
-        made.add_row(
-            escape(move.lease_id),
-            escape(move.owner),
-            escape(move.name),
-            f"{move.devices:g}",
-            escape(hosts),
-            f"gives back {len(move.gives_back)}" if move.gives_back else "ends",
-            "–" if move.gives_back else loses,
-            render.duration(move.grace_seconds),
+        rows.append(
+            (
+                move.owner,
+                move.name,
+                f"{move.devices:g}",
+                hosts,
+                f"gives back {len(move.gives_back)}" if move.gives_back else "ends",
+                "–" if move.gives_back else loses,
+                render.duration(move.grace_seconds),
+                move.lease_id,
+            )
         )
-    return made
+    return fitted(_MOVES, rows, console().width)
+
+
+_MOVES: Final = (
+    Heading(title="OWNER", text=True),
+    Heading(title="NAME", text=True),
+    Heading(title="GPUS", right=True),
+    Heading(title="HOSTS", text=True, last=1),
+    Heading(title="MOVE"),
+    Heading(title="LOSES", spare=1),
+    Heading(title="GRACE", right=True, spare=2),
+    Heading(title="LEASE"),
+)

@@ -62,13 +62,13 @@ def ps(
 _HEADINGS: Final = (
     Heading(title="HOST"),
     Heading(title="GPU", right=True),
-    Heading(title="OWNER", text=True),
-    Heading(title="NAME", text=True),
-    Heading(title="USER", text=True),
+    Heading(title="OWNER", text=True, ample=16),
+    Heading(title="NAME", text=True, last=2, ample=20),
+    Heading(title="USER", text=True, ample=16),
     Heading(title="PROCESS", text=True),
     Heading(title="PID", right=True, spare=1),
     Heading(title="GiB", right=True),
-    Heading(title="SM %", right=True),
+    Heading(title="SM %", right=True, last=3),
     Heading(title="CONCERN", text=True),
     Heading(title="LEASE", spare=2),
 )

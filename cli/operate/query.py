@@ -65,7 +65,7 @@ def query(
     try:
         seconds = parse_seconds(timeout)
     except ValueError as error:
-        raise CommandError(str(error), USAGE) from None
+        raise CommandError(f"--timeout: {error}", USAGE) from None
     if not 0 < seconds <= 600:
         raise CommandError(f"--timeout {timeout}: must be above 0 and at most 10m", USAGE)
     request = QueryRequest(

@@ -38,7 +38,7 @@ def snapshot(
     try:
         seconds = parse_seconds(timeout)
     except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
+        raise CommandError(f"--timeout: {error}", USAGE) from error
     if out.exists() and not force:
         raise CommandError(f"{out} exists already: use another file, or --force", USAGE)
     if not out.absolute().parent.is_dir():

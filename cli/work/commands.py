@@ -164,12 +164,12 @@ def explain(
                 out.print(line)
         made = render.table("", "HOST", "DEVICE", "SCORE", "WHY", right=("SCORE",))
         for verdict in explanation.verdicts[:most]:
-            parts = " ".join(f"{name} {value:.2f}" for name, value in verdict.score_parts.items())
+            parts = render.score_parts(verdict.score_parts)
             made.add_row(
                 "[green]▶[/]" if verdict.selected else "[dim]·[/]" if verdict.feasible else "[red]✗[/]",
                 escape(verdict.host),
                 escape(verdict.device),
-                render.number(verdict.score, digits=3),
+                render.number(None if verdict.score is None else round(verdict.score, 3) + 0.0, digits=3),
                 escape(parts if verdict.feasible else verdict.reason),
             )
         out.print(made)
@@ -200,7 +200,7 @@ def renew(
     try:
         seconds = None if ttl is None else units.parse_seconds(ttl)
     except ValueError as error:
-        raise InvalidRequest(str(error), "invalid") from None
+        raise InvalidRequest(str(error), "invalid", "$.ttl_seconds") from None
 
     async def work() -> requests.Lease:
         async with connected(nats, owner=owner, timeout=timeout) as client:
@@ -306,20 +306,7 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
     if not entries:
         console().print("[dim]the queue is empty[/]")
         return
-    grouped = ["GROUP"] if any(entry.group for entry in entries) else []
-    made = render.table(
-        *("#", "REQUEST", "OWNER", *grouped, "NAME", "GPUS", "WAITS", "STARTS IN", "HEARD", "WHY"),
-        right=("#", "GPUS", "WAITS", "HEARD"),
-    )
-    for entry in entries:
-        made.add_row(
-            str(entry.position), escape(entry.request_id), escape(entry.owner),
-            *([escape(entry.group)] if grouped else []), escape(entry.name),
-            f"{entry.gpus}-{entry.gpus_max}" if entry.gpus_max else str(entry.gpus),
-            render.duration(entry.waiting_seconds), render.starts(entry), render.duration(entry.heard_seconds),
-            escape(render.local_times(entry.message)),
-        )  # fmt: skip
-    console().print(made)
+    console().print(render.queue_table(entries, console().width))
 
 
 def withdraw(

@@ -183,7 +183,7 @@ def _seconds(grace: str | None) -> float:
     try:
         return units.parse_seconds(grace or _DEFAULT_GRACE)
     except ValueError as error:
-        raise exits.CommandError(str(error), exits.USAGE) from None
+        raise exits.CommandError(f"--grace: {error}", exits.USAGE) from None
 
 
 def _hold(command: Sequence[str], fields: RequestFields, grace: str | None, how: _How) -> int:

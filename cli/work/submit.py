@@ -285,7 +285,7 @@ def submit(
     try:
         code = run(work())
     except InvalidRequest as error:
-        raise InvalidRequest(_in_options(str(error)), error.code, "") from None
+        raise InvalidRequest(_in_options(str(error)), error.code, error.field) from None
     except Rejected as rejected:
         if json:
             print_json(rejected.rejection)
@@ -424,7 +424,7 @@ def _in_words(parse: Any, value: Any) -> Any:
     try:
         return parse(value)
     except InvalidRequest as error:
-        raise InvalidRequest(_in_options(str(error)), error.code, "") from None
+        raise InvalidRequest(_in_options(str(error)), error.code, error.field) from None
 
 
 def _in_options(message: str) -> str:

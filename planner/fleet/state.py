@@ -521,7 +521,7 @@ def ask_key(request: WorkRequest) -> AskKey:
         )
     if request.gpus == 0:
         if not request.cpus and not request.host_memory_bytes:
-            raise InvalidRequest("gpus is 0, and neither cpus nor host_memory_bytes is asked for", "$.gpus")
+            raise InvalidRequest("gpus is 0: ask for a GPU, or for cores or RAM alone", "$.gpus")
         if request.gpu_memory_bytes:
             raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
     if request.gpus_max is not None:

@@ -157,7 +157,7 @@ def test_each_refusal_is_an_exception_of_its_own(client: SyncClient) -> None:
     for fields, field in (
         ({"gpus": -1}, "$.gpus"),
         ({"gpus": 2, "gpu_memory": "1GiB"}, "$.gpu_memory"),
-        ({"memory": "x"}, ""),
+        ({"memory": "x"}, "$.gpu_memory_bytes"),
     ):
         with pytest.raises(InvalidRequest) as invalid:
             client.request(**fields)
