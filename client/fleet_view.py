@@ -7,7 +7,7 @@ import fnmatch
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Final
@@ -95,6 +95,11 @@ def device_state(device: operations.DeviceStatus) -> DeviceState:
     if device.throttled:
         return DeviceState.THROTTLED
     return DeviceState.RESERVED if _BOOKED_NOW.fullmatch(device.booked) else DeviceState.FREE
+
+
+def state_counts(devices: Iterable[operations.DeviceStatus]) -> Counter[DeviceState]:
+    """Number of devices in each state; a device that is split into MIG instances counts by these alone."""
+    return Counter(device_state(device) for device in devices if "mig_parent" not in device.why_not)
 
 
 def gpus_free(summary: operations.FleetSummary, devices: Sequence[operations.DeviceStatus]) -> float:

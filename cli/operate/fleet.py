@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from ...client import Client
-from ...client.fleet_view import STATE_WORDS, device_state, gpus_free, holder
+from ...client.fleet_view import STATE_WORDS, gpus_free, holder, state_counts
 from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import exits, render
@@ -111,7 +110,7 @@ def _jobs_row(summary: operations.FleetSummary) -> dict[str, str]:
 
 def _states(devices: Iterable[operations.DeviceStatus]) -> str:
     """Number of devices in each state, the most available first."""
-    counts = Counter(device_state(device) for device in devices if "mig_parent" not in device.why_not)
+    counts = state_counts(devices)
     return ", ".join(f"{counts[state]} {words}" for state, words in STATE_WORDS.items() if counts[state])
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 from rich.text import Text
 
-from ...client.fleet_view import FleetSnapshot, FleetView, gpus_free, matches
+from ...client.fleet_view import STATE_WORDS, DeviceState, FleetSnapshot, FleetView, matches, state_counts
 from ...client.notebook import short_model
 from ...collectors.processes.attribution import attribute
 from ...schemas import operations, requests
@@ -215,17 +215,26 @@ def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
     return rows
 
 
+_STATE_STYLES: Final = {
+    DeviceState.FREE: "green",
+    DeviceState.SHARED: "",
+    DeviceState.LEASED: "",
+    DeviceState.IN_USE: "magenta",
+    DeviceState.RESERVED: "blue",
+    DeviceState.THROTTLED: "yellow",
+}
+"""Colors of states in the summary; all others are red."""
+
+
 def summary_line(seen: FleetSnapshot, past: Any = ()) -> Text:
     """Summary of the fleet in one line."""
     fleet = seen.fleet
     line = Text()
     line.append(f"{fleet.devices} GPUs", "bold").append(f" on {fleet.hosts} hosts")
-    unusable = fleet.devices - fleet.usable_devices
-    line.append(f" · {gpus_free(fleet, seen.devices):g} free", "green").append(f" · {fleet.leased_devices} leased")
-    if fleet.in_use_devices:
-        line.append(f" · {fleet.in_use_devices} in use without a lease", "magenta")
-    if unusable:
-        line.append(f" · {unusable} unusable", "red")
+    counts = state_counts(seen.devices)
+    for state, words in STATE_WORDS.items():
+        if counts[state] or state in (DeviceState.FREE, DeviceState.LEASED):
+            line.append(f" · {counts[state]} {words}", _STATE_STYLES.get(state, "red"))
     if fleet.utilization_percent_mean is not None:
         line.append(f" · util {fleet.utilization_percent_mean:.0f}%")
         if past:
