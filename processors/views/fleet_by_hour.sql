@@ -1,5 +1,5 @@
 -- question: How busy was the fleet, hour by hour?
--- hour: start of the hour, UTC.
+-- hour: start of the hour.
 -- devices: boards with samples in the hour; a board that is split counts once, and its MIG instances are not counted.
 -- gpu_utilization_percent: mean over all samples.
 -- busy_devices: boards whose mean, or that of one of their instances, was 5% or more.
@@ -11,8 +11,10 @@
 -- temperature_celsius_max: maximum of all samples.
 WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
-    SELECT epoch_us(b.time) // 3600000000 AS hour, 
-        sum(s.gpus * b.seconds) / least(3600, greatest(epoch(now()) - epoch(any_value(b.time)) // 3600 * 3600, 1)) AS devices
+    SELECT epoch_us(b.time) // 3600000000 AS hour,
+        -- `//` rounds down whole numbers alone.
+        sum(s.gpus * b.seconds) / least(3600, greatest(epoch(now()) - any_value(epoch_us(b.time) // 3600000000 * 3600), 1))
+            AS devices
     FROM lease_buckets b JOIN lease_spans s USING (lease_id, device, started) GROUP BY 1
 ), made_up AS (
     -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they

@@ -1,7 +1,7 @@
 -- question: How much did each group use, hour by hour?
 -- detail: A lease counts for the group that its owner was in at the grant, and for the hours that it lasted. Groups
 --   within a group are not added up: `lab` and those within it are `group_name = 'lab' OR group_name LIKE 'lab/%'`.
--- hour: its start, UTC.
+-- hour: its start.
 -- group_name: name of the group; null for leases that were granted while there were no groups.
 -- model: product name of the devices.
 -- leases: number of leases that held such devices within the hour.

@@ -2,7 +2,7 @@
 -- detail: From counts of samples in the rollups of hours, exact to the sample. Reasons are NVML's clock event reasons:
 --   heat 0x20 and 0x40, power 0x04 and 0x80, hardware slowdown 0x08 (heat or power, depending on the board). A sample
 --   counts for the usual time between two samples of the hour.
--- hour: start of the hour, UTC.
+-- hour: start of the hour.
 -- host: host of the device.
 -- device: uuid of the device.
 -- thermal_seconds: time throttled by heat.

@@ -1,6 +1,6 @@
 -- question: What was asked for in vain, hour by hour?
 -- detail: Requests that ended without devices, by the hour in which they ended. What was invalid does not count.
--- hour: its start, UTC.
+-- hour: its start.
 -- outcome: `rejected`, `timed_out`, `withdrawn` or `gone` (its client was not heard any more).
 -- code: of the rejection; null if it was withdrawn or its client left.
 -- models: globs asked for; empty for any.

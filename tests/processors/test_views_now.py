@@ -133,6 +133,17 @@ def test_the_hour_that_goes_on_is_divided_by_what_has_passed_of_it(history: Hist
     assert leased == (pytest.approx(0.5, rel=1e-3),)
 
 
+def test_an_hour_that_is_over_is_divided_by_all_of_it(history: History) -> None:
+    history.take(f"{subjects.INVENTORY}.h1", inventory("h1", "A0"))
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    number = history.database.series.number("h1", "A0")
+    history.sample(number, hour - timedelta(seconds=1), power_watts=100.0)
+    lease(history, "l1", "A0", 1.0)
+    granted, ended = hour - timedelta(seconds=60), hour
+    history.database.cursor().execute("UPDATE leases SET granted_at = ?, ended_at = ?", [granted, ended])
+    assert history.rows("SELECT leased_devices FROM fleet_by_hour") == [(pytest.approx(1 / 60),)]
+
+
 def test_a_board_that_no_inventory_has_named_is_where_it_was_heard_last(history: History) -> None:
     for seconds, host in ((120, "old"), (20, "new")):
         number = history.database.series.number(host, "A0")
