@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
 from ..fleet.bookings import Booking
+from ..fleet.device import Device
 from ..fleet.state import WHOLE_SHARE, Ask
 from ..placement.capacity import allowed
 from ..placement.domains import values_of
@@ -116,10 +117,10 @@ class _State:
         self.place = {name: at for at, name in enumerate(self.names)}
         self.models = [fleet.hosts[name].devices[0].model for name in self.names]
         self.free = [
-            sum(device.share_left / WHOLE_SHARE for device in fleet.hosts[name].devices if not device.blocked)
+            sum(device.share_left / WHOLE_SHARE for device in fleet.hosts[name].devices if _may_come_free(device))
             for name in self.names
         ]
-        self.size = [sum(not device.blocked for device in fleet.hosts[name].devices) for name in self.names]
+        self.size = [sum(map(_may_come_free, fleet.hosts[name].devices)) for name in self.names]
         self.running = list(self._running(line))
         kinds: dict[tuple[Ask, Stay], _Kind] = {}
 
@@ -142,7 +143,7 @@ class _State:
             devices: dict[int, float] = {}
             for uuid, (share, _) in held.devices.items():
                 device = fleet.devices.get(uuid)
-                if device is not None and device.host in self.place and not device.blocked:
+                if device is not None and device.host in self.place and _may_come_free(device):
                     at = self.place[device.host]
                     devices[at] = devices.get(at, 0.0) + share / WHOLE_SHARE
             if devices and lease in line.ends.running:
@@ -199,6 +200,11 @@ class _State:
                     key = (at, max(begin, free_at), end)
                     found[key] = found.get(key, 0) + 1
         return tuple(sorted((*key, count) for key, count in found.items()))
+
+
+def _may_come_free(device: Device) -> bool:
+    """Whether a device is free, or is when its leases end: nobody knows when somebody without a lease goes."""
+    return not device.blocked and not device.in_use
 
 
 def _end(running: Running, now: float, level: float) -> float:

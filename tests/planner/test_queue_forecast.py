@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import corral.planner.fleet.fleet as fold
 import pytest
 from corral.planner.broker.estimates import Estimator
 from corral.planner.broker.forecasts import Forecaster
@@ -23,6 +24,7 @@ from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
+from support.planner_world import MIB, NOW, fleet_of, inventory, processes
 
 leases = st.lists(st.tuples(st.floats(1, 1e6), st.sampled_from([0.25, 1.0]), st.booleans()), min_size=1, max_size=40)
 
@@ -158,3 +160,16 @@ async def test_what_quotas_keep_waiting_has_no_forecast() -> None:
         await forecaster.renew()
         found.append(queue.listing(1.0).entries[0].forecast is not None)
     assert found == [True, False, True]
+
+
+async def test_nobody_knows_when_a_device_that_strangers_use_comes_free() -> None:
+    fleet = fleet_of(inventory("h0", 2 * ["NVIDIA H100 80GB HBM3"]), live=True)
+    queue = WaitingQueue(Line(fleet, Policies(), fifo))
+    why = Rejection(code=RejectionCode.NO_CAPACITY, message="in use")
+    for gpus in (1, 2):
+        queue.add(WorkRequest(owner="a", gpus=gpus, wait_seconds=100), NOW, unknown(), why, None, steady=0.0)
+    assert all(math.isfinite(one.expected) for one in forecast(queue.line, NOW).values())
+    fold.apply(fleet, processes("h0", NOW + 1, [("GPU-h0-1", "", 300 * MIB)]), NOW + 1)
+    one, both = (told.expected for _, told in sorted(forecast(queue.line, NOW + 1).items()))
+    assert math.isfinite(one)
+    assert both == math.inf
