@@ -117,9 +117,9 @@ def sql(window: Window, kind: str, words: str, host: str = "") -> str:
     FROM of_leases l LEFT JOIN places p USING (lease_id)
 ), changes AS (
     SELECT *, CASE WHEN fact = 'index' THEN 'device' WHEN fact LIKE 'link to %' THEN 'link'
-        ELSE replace(fact, '_', ' ') END AS what,
+        WHEN fact = 'memory_bytes' THEN 'memory' ELSE replace(fact, '_', ' ') END AS what,
         CASE WHEN fact = 'index' AND before IS NULL THEN 'came' WHEN fact = 'index' AND after IS NULL THEN 'is gone'
-            ELSE concat(coalesce(before, 'none'), ' → ', coalesce(after, 'none')) END AS words
+            ELSE concat(coalesce({_value("before")}, 'none'), ' → ', coalesce({_value("after")}, 'none')) END AS words
     FROM host_changes WHERE {within}
 ), changed AS (
     SELECT time, 'hosts' AS kind, what, 'info' AS severity, [host] AS hosts,
@@ -133,6 +133,11 @@ def sql(window: Window, kind: str, words: str, host: str = "") -> str:
 )
 SELECT epoch_ms(time) AS time_ms, kind, what, severity, hosts, device, index, lease_id, owner, name, message
 FROM placed WHERE {" AND ".join(conditions)} ORDER BY time DESC, hosts, what, device"""
+
+
+def _value(column: str) -> str:
+    """The value of a fact in SQL, as people read it."""
+    return f"CASE fact WHEN 'memory_bytes' THEN printf('%.1f GiB', {column}::DOUBLE / 2**30) ELSE {column} END"
 
 
 _HAYSTACK: Final = "concat_ws(' ', what, severity, array_to_string(hosts, ' '), device, lease_id, owner, name, message)"

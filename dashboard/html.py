@@ -109,6 +109,8 @@ def on_choice(field: Element, then: Callable[[str], Any]) -> None:
 
 _WRAPPED = 48
 """Maximum length of a text in a cell without line breaks."""
+_NAME = 20
+"""The same of a name: a word without spaces, which may be broken anywhere."""
 
 
 def table(
@@ -132,7 +134,14 @@ def table(
                                 cell()
                         else:
                             words = str(cell)
-                            tag("td", f"{classes} wrap" if len(words) > _WRAPPED else classes, words)
+                            broken = (
+                                "wrap"
+                                if len(words) > _WRAPPED and " " in words
+                                else "name"
+                                if len(words) > _NAME
+                                else ""
+                            )
+                            tag("td", classes or broken, words)
     return wrap
 
 

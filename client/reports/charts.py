@@ -12,7 +12,7 @@ from reportlab.graphics.charts.legends import Legend
 from reportlab.graphics.shapes import Drawing
 from reportlab.lib.colors import Color, HexColor
 
-from .tables import label
+from .tables import short_label
 from .usage import UsageReport
 
 WIDTH: Final = 720
@@ -24,7 +24,6 @@ _INK: Final = HexColor("#4a5058")
 _GRID: Final = HexColor("#dfe3e8")
 _Chart = VerticalBarChart | HorizontalBarChart
 _LABELS: Final = 16
-_LABEL_CHARACTERS: Final = 34
 
 
 def over_time(report: UsageReport) -> Drawing:
@@ -45,7 +44,7 @@ def by_row(report: UsageReport) -> Drawing:
     chart = HorizontalBarChart()
     height = 60 + 22 * max(len(rows), 1)
     chart.x, chart.y, chart.width, chart.height = 230, 24, WIDTH - 250, height - 54
-    names = [_cut(" · ".join(label(row, report.scope.by))) for row in rows]
+    names = [short_label(row, report.scope.by) for row in rows]
     _fill(chart, names, [[float(getattr(row, f"{name}_gpu_hours")) for row in rows] for name, _ in _SERIES])
     # Browsers without Helvetica show wider letters.
     chart.categoryAxis.labels.dx = -22
@@ -114,7 +113,3 @@ def _number(value: float) -> str:
 def _short(name: str) -> str:
     """A day without its year."""
     return name[5:] if len(name) == len("2026-10-07") else name
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LABEL_CHARACTERS else text[: _LABEL_CHARACTERS - 1] + "…"

@@ -13,7 +13,7 @@ _STYLE: Final = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9aa4af; --line: #30363d; --paper: #0d1117; --card: #161b22; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 88rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
 p, figcaption { color: var(--soft); } p.when { margin: .2rem 0 1.2rem; }
@@ -24,11 +24,16 @@ figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radi
 figure svg { width: 100%; height: auto; display: block; }
 svg text { font-family: Helvetica, Arial, "Liberation Sans", sans-serif !important; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } tfoot td { font-weight: 700; border-top: 2px solid var(--line); }
-.n { text-align: right; font-variant-numeric: tabular-nums; }
-@media print { body { max-width: none; margin: 0; } th, td { white-space: normal; } }
+table { border-collapse: collapse; width: 100%; font-size: .84rem; }
+th, td { padding: .3rem .35rem; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: anywhere;
+  min-width: 6.2rem; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; overflow-wrap: normal; }
+tfoot td { font-weight: 700; border-top: 2px solid var(--line); }
+.n { text-align: right; font-variant-numeric: tabular-nums; min-width: 0; } td.n { white-space: nowrap; }
+@media print { body { max-width: none; margin: 0; } }
+@media screen and (prefers-color-scheme: dark) {
+  figure { background: var(--card); } figure svg { filter: invert(.93) hue-rotate(180deg); }
+}
 """
 
 
@@ -42,10 +47,7 @@ def html(report: UsageReport) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
         f'<h1>{title}</h1><p class="when">{escape(tables.subtitle(report))}</p><dl>{cards}</dl>',
-        "<h2>GPU-hours over time</h2>",
-        f"<figure>{charts.svg(charts.over_time(report), 'GPU-hours over time', 'over-time')}</figure>",
-        f"<h2>GPU-hours by {escape(', '.join(report.scope.by))}</h2>",
-        f"<figure>{charts.svg(charts.by_row(report), 'GPU-hours by row', 'by-row')}</figure>",
+        *(_charts(report) if report.total.leases else ()),
         *map(_table, tables.sections(report)),
         *(f"<p>{escape(note)}</p>" for note in tables.notes(report)),
         "</body></html>",
@@ -53,9 +55,18 @@ def html(report: UsageReport) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _charts(report: UsageReport) -> list[str]:
+    return [
+        "<h2>GPU-hours over time</h2>",
+        f"<figure>{charts.svg(charts.over_time(report), 'GPU-hours over time', 'over-time')}</figure>",
+        f"<h2>GPU-hours by {escape(', '.join(report.scope.by))}</h2>",
+        f"<figure>{charts.svg(charts.by_row(report), 'GPU-hours by row', 'by-row')}</figure>",
+    ]
+
+
 def _table(section: tables.Section) -> str:
     if not section.rows:
-        return f"<h2>{escape(section.title)}</h2><p>None.</p>"
+        return f"<h2>{escape(section.title)}</h2><p>{escape(section.nothing)}</p>"
     head = "".join(f"<th{_aligned(section, at)}>{escape(name)}</th>" for at, name in enumerate(section.columns))
     rows = "\n".join(_row(section, row) for row in section.rows)
     foot = f"<tfoot>{_row(section, section.total)}</tfoot>" if section.total else ""

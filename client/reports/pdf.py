@@ -55,16 +55,15 @@ def _story(report: UsageReport) -> Iterator[Flowable]:
     yield _grid(
         [[Paragraph(_text(cell), _CELL) for cell in pair] for pair in tables.summary(report)], [120, 220], False
     )
-    for title, drawing in (
-        ("GPU-hours over time", charts.over_time(report)),
-        (f"GPU-hours by {', '.join(report.scope.by)}", charts.by_row(report)),
-    ):
-        yield Paragraph(_text(title), _HEADING)
-        yield drawing
+    if report.total.leases:
+        yield Paragraph("GPU-hours over time", _HEADING)
+        yield charts.over_time(report)
+        yield Paragraph(_text(f"GPU-hours by {', '.join(report.scope.by)}"), _HEADING)
+        yield charts.by_row(report)
     for section in tables.sections(report):
         yield CondPageBreak(30 * mm)
         yield Paragraph(_text(section.title), _STYLES["Heading2"])
-        yield _table(section) if section.rows else Paragraph("None.", _NOTE)
+        yield _table(section) if section.rows else Paragraph(_text(section.nothing), _NOTE)
         if section.rows and section.note:
             yield Paragraph(_text(section.note), _NOTE)
     for note in tables.notes(report):

@@ -9,10 +9,13 @@ from typing import Final
 from msgspec import Struct
 
 from ...schemas.units import format_bytes, format_seconds
+from ..notebook import short_model
 from .usage import Row, UsageReport, Waste
 from .usage_sql import By
 
 NONE: Final = "–"
+SHORT_LABEL: Final = 34
+"""Characters that a label of a chart has at most."""
 
 
 class Section(Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class Section(Struct, frozen=True, kw_only=True):
         rows: texts of the cells.
         total: last row, over all others; empty without one.
         note: sentence below it; may be empty.
+        nothing: sentence in place of a table without rows.
     """
 
     title: str
@@ -33,6 +37,7 @@ class Section(Struct, frozen=True, kw_only=True):
     rows: list[list[str]]
     total: list[str] = []
     note: str = ""
+    nothing: str = "None."
 
 
 _Cell = tuple[str, Callable[[Row], str]]
@@ -59,11 +64,12 @@ def subtitle(report: UsageReport) -> str:
 def summary(report: UsageReport) -> list[tuple[str, str]]:
     """The total as names and values."""
     total, prices = report.total, report.prices
+    known = total.active_gpu_hours + total.idle_gpu_hours
     waits = [NONE if wait is None else seconds(wait) for wait in (total.wait_p50_seconds, total.wait_p95_seconds)]
     found = [
         ("GPU-hours granted", hours(total.granted_gpu_hours)),
-        ("active", f"{hours(total.active_gpu_hours)} ({percent(total.active_gpu_hours, total.granted_gpu_hours)})"),
-        ("idle", f"{hours(total.idle_gpu_hours)} ({percent(total.idle_gpu_hours, total.granted_gpu_hours)})"),
+        ("Active", f"{hours(total.active_gpu_hours)} ({percent(total.active_gpu_hours, known)})"),
+        ("Idle", f"{hours(total.idle_gpu_hours)} ({percent(total.idle_gpu_hours, known)})"),
         ("GPU-hours asked", hours(total.asked_gpu_hours)),
         ("Energy", NONE if total.energy_kwh is None else f"{hours(total.energy_kwh)} kWh"),
         ("Leases", f"{total.leases:,}"),
@@ -123,6 +129,18 @@ def label(row: Row, by: Sequence[By]) -> list[str]:
     return [getattr(row, one.value) or "(none)" for one in by]
 
 
+def short_label(row: Row, by: Sequence[By]) -> str:
+    """Label of a row for a chart: each part short enough that the others can be read, too."""
+    parts = label(row, by)
+    room = SHORT_LABEL - 3 * (len(parts) - 1)
+    shown = [short_model(part) if one is By.MODEL else part for one, part in zip(by, parts, strict=True)]
+    while sum(map(len, shown)) > room:
+        at = max(range(len(shown)), key=lambda at: len(shown[at]))
+        # Of groups within groups the last names say more than the first.
+        shown[at] = f"…{shown[at][2:]}" if by[at] is By.GROUP else f"{shown[at][:-2]}…"
+    return " · ".join(shown)
+
+
 def _usage(report: UsageReport) -> Section:
     cells: list[_Cell] = [
         ("leases", lambda row: f"{row.leases:,}"),
@@ -138,7 +156,9 @@ def _usage(report: UsageReport) -> Section:
             cells.append((f"GPUs {report.prices.currency}", lambda row: money(row.gpu_cost)))
             cells.append((f"energy {report.prices.currency}", lambda row: money(row.energy_cost)))
         cells.append((f"cost {report.prices.currency}", lambda row: money(row.cost)))
-    return _by_row("Usage", report, [row for row in report.rows if row.leases], cells)
+    return _by_row(
+        "Usage", report, [row for row in report.rows if row.leases], cells, nothing="No leases in this period."
+    )
 
 
 def _requests(report: UsageReport) -> Section:
@@ -159,10 +179,12 @@ def _requests(report: UsageReport) -> Section:
     rows = [row for row in report.rows if row.requests or row.preemptions]
     rows.sort(key=lambda row: -row.requests)
     note = "Requests that ended in the period. Asked GPU-hours are those with an expected, estimated or longest time."
-    return _by_row("Requests", report, rows, cells, note)
+    return _by_row("Requests", report, rows, cells, note, nothing="No requests ended in this period.")
 
 
-def _by_row(name: str, report: UsageReport, rows: Sequence[Row], cells: Sequence[_Cell], note: str = "") -> Section:
+def _by_row(
+    name: str, report: UsageReport, rows: Sequence[Row], cells: Sequence[_Cell], note: str = "", *, nothing: str
+) -> Section:
     by = report.scope.by
     return Section(
         title=name,
@@ -171,6 +193,7 @@ def _by_row(name: str, report: UsageReport, rows: Sequence[Row], cells: Sequence
         rows=[[*label(row, by), *(cell(row) for _, cell in cells)] for row in rows],
         total=["Total", *[""] * (len(by) - 1), *(cell(report.total) for _, cell in cells)],
         note=note,
+        nothing=nothing,
     )
 
 
@@ -197,6 +220,7 @@ def _waste(report: UsageReport) -> Section:
         ],
         note="Enough is the request that would have done: GPUs with a minute that was not idle, and the peak of their "
         "memory plus a tenth.",
+        nothing="No idle leases in this period.",
     )
 
 

@@ -22,7 +22,7 @@ def markdown(report: UsageReport) -> str:
     for section in tables.sections(report):
         lines += ["", f"## {section.title}", ""]
         if not section.rows:
-            lines.append("None.")
+            lines.append(section.nothing)
             continue
         lines.append(_line(section.columns))
         lines.append(_line(["---:" if at in section.numbers else "---" for at in range(len(section.columns))], True))

@@ -10,6 +10,8 @@ from ..html import table, tag, url
 from ..zones import local
 from .host_links import place_links
 
+_NAME: Final = 28
+"""Length of a name of a lease above which it is broken into lines, so that there is room for what happened."""
 _BAD: Final = ("reset", "hardware")
 _WARN: Final = ("warning", "application")
 
@@ -32,7 +34,7 @@ def events_table(events: Sequence[Happened], *, places: bool = True) -> None:
     def who(one: Happened) -> Callable[[], Any]:
         words = f"{one.owner}: {one.name}" if one.owner and one.name else one.owner or "–"
         link = url("/leases", q=one.lease_id) if one.lease_id else None
-        return lambda: tag("a", "", words, href=link, title=one.lease_id or None)
+        return lambda: tag("a", "name" if len(words) > _NAME else "", words, href=link, title=one.lease_id or None)
 
     rows = [(local(one.time_ms / 1000), what(one), place(one), who(one), one.message or "–") for one in events]
     table(("Time", "What", "Where" if places else "Device", "Lease", "In words"), rows)

@@ -83,7 +83,7 @@ export default {
           context.rect(a, y, b - a - 4, LANE);
           context.clip();
           context.font = `500 11px ${FONT}`;
-          context.fillStyle = this.dark(nameColor(owner)) ? "rgba(255,255,255,.95)" : "rgba(8,16,24,.88)";
+          context.fillStyle = this.dark(nameColor(owner), state === "active" ? 1 : 0.55, panel) ? "rgba(255,255,255,.95)" : "rgba(8,16,24,.88)";
           context.fillText(words, a + 6, y + LANE / 2 - 0.5);
           context.restore();
           context.font = `400 11.5px ${FONT}`;
@@ -102,8 +102,9 @@ export default {
       context.textAlign = "left";
       this.$el.dataset.bars = lanes.length;
     },
-    dark(color) {
-      const part = (at) => parseInt(color.slice(at, at + 2), 16);
+    // Whether a color is dark as it is seen over another one.
+    dark(color, alpha, below) {
+      const part = (at) => alpha * parseInt(color.slice(at, at + 2), 16) + (1 - alpha) * parseInt(below.slice(at, at + 2), 16);
       return 0.299 * part(1) + 0.587 * part(3) + 0.114 * part(5) < 140;
     },
     ticks(start, end, most) {

@@ -1,6 +1,6 @@
 // Metrics over time, one below the other on one time axis; drag to look closer.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, isUtc, nameColor, stamp } from "corral-ui";
+import { FONT, SERIES, byteStep, bytes, css, drawn, float64, format, isDark, isUtc, nameColor, stamp } from "corral-ui";
 
 const PANEL = 104;
 const STEP = 148;
@@ -102,9 +102,7 @@ export default {
           yAxis: series.map((one, at) => ({
             type: "value", gridIndex: at,
             // Of temperatures whole tens: a degree up and down is no mountain.
-            min: one.unit === "percent" || one.unit === "bytes" || one.unit === "watts" ? 0 : one.unit === CELSIUS ? (range) => 10 * Math.floor((range.min - 1) / 10) : undefined,
-            max: one.unit === "percent" ? 100 : one.unit === CELSIUS ? (range) => 10 * Math.ceil((range.max + 1) / 10) : one.metric === "memory_used_bytes" && this.data.memory ? this.data.memory : undefined,
-            scale: true, splitNumber: 2, interval: one.metric === "memory_used_bytes" && this.data.memory ? this.data.memory / 2 : undefined,
+            ...this.scale(one), splitNumber: 2,
             axisLabel: { color: muted, fontSize: 11, formatter: (value) => format(value, one.unit) }, splitLine: { lineStyle: { color: line } },
           })),
           axisPointer: { link: [{ xAxisIndex: "all" }], lineStyle: { color: muted } },
@@ -118,6 +116,21 @@ export default {
       );
       this.$el.dataset.points = series[0]?.times.length ?? 0;
       this.$el.dataset.drawn = Number(this.$el.dataset.drawn ?? 0) + 1;
+    },
+    // Ends of an axis and its ticks, which are round and equally far from each other.
+    scale({ metric, unit, low, mean, high }) {
+      if (unit === "percent") return { min: 0, max: 100, interval: 50 };
+      if (unit === "bytes") {
+        const most = metric === "memory_used_bytes" && this.data.memory ? this.data.memory : most_of(high ?? mean);
+        const interval = byteStep(most);
+        return { min: 0, max: interval * Math.max(1, Math.ceil(most / interval)), interval };
+      }
+      if (unit === CELSIUS) {
+        // A degree up and down is no mountain.
+        const from = 20 * Math.floor((least_of(low ?? mean) - 1) / 20), to = 20 * Math.ceil((most_of(high ?? mean) + 1) / 20);
+        return from < to ? { min: from, max: to, interval: to - from > 60 ? 40 : 20 } : {};
+      }
+      return { min: unit === "watts" ? 0 : undefined, scale: true };
     },
     // Texts of the fleet are only ever put in as text: this is built of elements.
     tell(found) {
@@ -170,6 +183,10 @@ export default {
     },
   },
 };
+
+const known = (values) => values.filter((value) => !Number.isNaN(value));
+const most_of = (values) => known(values).reduce((most, value) => Math.max(most, value), 0);
+const least_of = (values) => known(values).reduce((least, value) => Math.min(least, value), Infinity);
 
 function nearest(times, t) {
   let low = 0, high = times.length - 1;

@@ -66,32 +66,33 @@ class DevicePage:
         self._processes_shown: Any = None
         self._head = tag("div")
         self._notice = Notice()
-        with tag("section", "panel"):
-            with tag("div", "panel-head"):
-                self._ranges = Segments(RANGES, window.name, self._choose, "Time")
-                with tag("div", "bar"):
-                    button("", lambda: self._go(self.window.moved(-0.5)), "quiet", "chevron_left", title="Earlier")
-                    self._when = tag("span", "note", "")
-                    button("", lambda: self._go(self.window.moved(0.5)), "quiet", "chevron_right", title="Later")
-                    button("", lambda: self._go(self.window.wider(2)), "quiet", "zoom_out", title="Show more time")
-                    button("", lambda: self._go(self.window.wider(0.5)), "quiet", "zoom_in", title="Show less time")
-                    self._adder()
-            self._chart_notice = Notice()
-            self._timeline = Timeline(on_ready=self._drawable, on_zoom=self._zoom)
-            self._source = tag("div", "note", "")
-        with tag("div", "split"):
+        with tag("div", "main").style("padding:0;max-width:none") as self._content:
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    tag("h2", text="Processes")
-                self._processes = tag("div")
+                    self._ranges = Segments(RANGES, window.name, self._choose, "Time")
+                    with tag("div", "bar"):
+                        button("", lambda: self._go(self.window.moved(-0.5)), "quiet", "chevron_left", title="Earlier")
+                        self._when = tag("span", "note", "")
+                        button("", lambda: self._go(self.window.moved(0.5)), "quiet", "chevron_right", title="Later")
+                        button("", lambda: self._go(self.window.wider(2)), "quiet", "zoom_out", title="Show more time")
+                        button("", lambda: self._go(self.window.wider(0.5)), "quiet", "zoom_in", title="Show less time")
+                        self._adder()
+                self._chart_notice = Notice()
+                self._timeline = Timeline(on_ready=self._drawable, on_zoom=self._zoom)
+                self._source = tag("div", "note", "")
+            with tag("div", "split"):
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        tag("h2", text="Processes")
+                    self._processes = tag("div")
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        tag("h2", text="Leases in this time")
+                    self._leases = tag("div")
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    tag("h2", text="Leases in this time")
-                self._leases = tag("div")
-        with tag("section", "panel"):
-            with tag("div", "panel-head"):
-                tag("h2", text="Events in this time")
-            self._events = tag("div")
+                    tag("h2", text="Events in this time")
+                self._events = tag("div")
         self._refresh()
         frame.on_refresh(self._refresh)
 
@@ -162,6 +163,10 @@ class DevicePage:
         try:
             if device is None and self._known is None:
                 self._known = await self.frame.ask(lambda client: history.identity(client, self.uuid)) or {}
+                # Of a device that never was there is nothing more to say.
+                self._content.set_visibility(bool(self._known))
+                with self._processes:
+                    tag("div", "note", "None: the device is not in the fleet now.")
                 self._shown = None
                 self._refresh()
             series, leases, events = await self.frame.ask(asked)
@@ -310,11 +315,11 @@ class DevicePage:
             table(("Time", "Severity", "What", "In words"), rows)
 
 
-_NO_SAMPLES = Problem(kind="samples", title="No samples", detail="No events in this time.")
+_NO_SAMPLES = Problem(kind="samples", title="No samples", detail="The device was not measured in this time.")
 TONES = {
     DeviceState.FREE: "good", DeviceState.SHARED: "busy", DeviceState.LEASED: "busy",
     DeviceState.THROTTLED: "warn", DeviceState.DRAINED: "warn",
-    DeviceState.IN_USE: "busy", DeviceState.RESERVED: "busy",
+    DeviceState.IN_USE: "use", DeviceState.RESERVED: "busy",
     DeviceState.STALE: "", DeviceState.UNHEALTHY: "bad", DeviceState.UNUSABLE: "",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...client.fleet_view import device_state
+from ...client.fleet_view import DeviceState, device_state
 from ...client.notebook import short_model
 from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import DeviceStatus
@@ -67,34 +67,35 @@ class HostPage:
         self._events_shown: list[Happened] | None = None
         self._head = tag("div")
         self._notice = Notice()
-        with tag("section", "panel"):
-            with tag("div", "panel-head"):
-                tag("h2", text="Devices")
-            self._devices = tag("div")
-        with tag("section", "panel"):
-            with tag("div", "panel-head"):
-                tag("h2", text="Leases on it now")
-            self._leases = tag("div")
-        with tag("div", "split"):
+        with tag("div", "main").style("padding:0;max-width:none") as self._content:
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    tag("h2", text="Versions")
-                self._versions = tag("div")
-                with self._versions:
-                    tag("div", "note", "Asking…")
+                    tag("h2", text="Devices")
+                self._devices = tag("div")
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    tag("h2", text="Links between devices")
-                self._links = tag("div")
-                with self._links:
-                    tag("div", "note", "Asking…")
-        with tag("section", "panel"):
-            with tag("div", "panel-head"):
-                tag("h2", text="What happened on it")
-                self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
-            self._history_notice = Notice()
-            self._held = tag("div", "note", "Asking…")
-            self._events = tag("div")
+                    tag("h2", text="Leases on it now")
+                self._leases = tag("div")
+            with tag("div", "split"):
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        tag("h2", text="Versions")
+                    self._versions = tag("div")
+                    with self._versions:
+                        tag("div", "note", "Asking…")
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        tag("h2", text="Links between devices")
+                    self._links = tag("div")
+                    with self._links:
+                        tag("div", "note", "Asking…")
+            with tag("section", "panel"):
+                with tag("div", "panel-head"):
+                    tag("h2", text="What happened on it")
+                    self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
+                self._history_notice = Notice()
+                self._held = tag("div", "note", "Asking…")
+                self._events = tag("div")
         self._refresh()
         frame.on_refresh(self._refresh)
         ui.timer(0, self._ask, once=True)
@@ -113,6 +114,8 @@ class HostPage:
         devices = [device for device in fleet.devices if device.host == self.name]
         leases = [lease for lease in fleet.leases if any(grant.host == self.name for grant in lease.grants)]
         may = self.frame.may(Role.OPERATOR)
+        # Of a host that never was there is nothing more to say.
+        self._content.set_visibility(bool(devices or self._record or self._record is None))
         rows = [self._device_cells(device) for device in devices]
         unready = fleet.summary.unready_runners.get(self.name, "") if fleet.summary else ""
         # Each part by itself: buttons stay where they are while measurements change.
@@ -134,9 +137,12 @@ class HostPage:
     def _device_cells(self, device: DeviceStatus) -> tuple[str, ...]:
         used = device.memory_used_bytes
         return (
-            cells.state_words(device),
-            short_model(device.model),
+            # Its user, who has no lease, is in the next column.
+            cells.state_words(device).partition(":")[0]
+            if device_state(device) is DeviceState.IN_USE
+            else cells.state_words(device),
             ", ".join(held_by(device, self.frame.fleet)) or "–",
+            short_model(device.model),
             number(device.utilization_percent, "%"),
             f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}",
             number(device.temperature_celsius, " °C"),
@@ -152,12 +158,13 @@ class HostPage:
                 tag("h1", text=self.name)
                 words = f"{len(devices)} GPU{'' if len(devices) == 1 else 's'}" if devices else "not in the fleet now"
                 if self._record is not None and not found and not devices:
-                    words = "no host of this name is in the fleet or in the history"
+                    words = "No host of this name is in the fleet or in the history."
                 tag("div", "sub", ", ".join(part for part in (words, found.get("address"), labels) if part))
                 if unready:
                     tag("div", "note", f"It starts no jobs: {unready}")
             with tag("div", "bar"):
-                tag("a", "btn", "On the map", href=url("/", q=self.name))
+                if devices:
+                    tag("a", "btn", "On the map", href=url("/", q=self.name))
                 if may and devices:
                     if all(device.drain_reason for device in devices):
                         button("Undrain", self._undrain, icon="play_arrow")
@@ -176,7 +183,7 @@ class HostPage:
             if not devices:
                 tag("div", "note", "None now.")
                 return
-            heads = ("Device", "State", "Model", "Held by", "Utilization", "Memory", "Temperature", "Power")
+            heads = ("Device", "State", "Held by", "Model", "Utilization", "Memory", "Temperature", "Power")
             lines = [(device(one), state(one, words), *more) for one, (words, *more) in zip(devices, rows, strict=True)]
             table(heads, lines, numeric=(4, 5, 6, 7))
 
@@ -302,6 +309,8 @@ class HostPage:
                     with tag("div"):
                         tag("div", "fact-name", name)
                         tag("div", "fact-value", str(value))
+            if not any(value for _, value in facts):
+                tag("div", "note", "Not known.")
 
     def _show_links(self, found: Links) -> None:
         self._links.clear()

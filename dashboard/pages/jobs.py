@@ -180,7 +180,7 @@ class _MyWork:
                 tag("h2", text="My work")
                 self._note = tag("span", "note", "")
             self._jobs = JobTable(owners=False, empty="")
-            self._held = tag("div")
+            self._held = tag("div").style("margin-top:14px")
 
     @property
     def _leases(self) -> list[Lease]:
@@ -219,24 +219,25 @@ class _MyWork:
             return
         with self._held:
             table(
-                ("Id", "What", "Name", "GPUs", "Since", "Where, or why it waits"), [_row(row) for row in rows],
-                numeric=(3,),
+                ("Name", "What", "GPUs", "Since", "Where, or why it waits", "Id"), [_row(row) for row in rows],
+                numeric=(2,),
             )  # fmt: skip
 
 
 def _lease_row(lease: Lease, now: datetime) -> tuple[str, ...]:
     gpus = sum(grant.share for grant in lease.grants if grant.device)
     since = length((now - lease.granted_at).total_seconds())
-    return lease.lease_id, "lease", lease.name or "–", f"{gpus:g}", since, _hosts(lease)
+    return lease.name or "–", "lease", f"{gpus:g}", since, _hosts(lease), lease.lease_id
 
 
 def _queue_row(entry: QueueEntry) -> tuple[str, ...]:
     why = f"position {entry.position}: {entry.message}"
-    return entry.request_id, "waiting request", entry.name or "–", str(entry.gpus), length(entry.waiting_seconds), why
+    return entry.name or "–", "waiting request", str(entry.gpus), length(entry.waiting_seconds), why, entry.request_id
 
 
 def _row(row: tuple[str, ...]) -> tuple[Any, ...]:
-    return (lambda: tag("a", "", row[0], href=url("/leases", q=row[0])), *row[1:])
+    *words, id = row
+    return (*words, lambda: tag("a", "mono", id, href=url("/leases", q=id)))
 
 
 def _hosts(lease: Lease) -> str:

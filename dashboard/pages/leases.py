@@ -194,7 +194,7 @@ class LeasesPage:
         def where() -> None:
             with tag("div", "clip", title=_where(lease)):
                 for at, (host, words) in enumerate(_places(lease).items()):
-                    tag("span", text=", " if at else "")
+                    tag("span", text="; " if at else "")
                     host_link(host, words)
 
         def ends() -> None:
@@ -332,7 +332,7 @@ def _hosts(lease: Lease) -> list[str]:
 
 
 def _where(lease: Lease) -> str:
-    return ", ".join(_places(lease).values())
+    return "; ".join(_places(lease).values())
 
 
 def _places(lease: Lease) -> dict[str, str]:
@@ -344,14 +344,14 @@ def _places(lease: Lease) -> dict[str, str]:
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """Format numbers as ranges: `0–3 6` for 0, 1, 2, 3 and 6."""
+    """Format numbers as ranges: `0–3, 6` for 0, 1, 2, 3 and 6."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def _words(lease: Lease) -> str:

@@ -98,15 +98,16 @@ class ReportsPage:
         self._notice = Notice()
         with tag("div", "main").style("padding:0;max-width:none") as self._content:
             self._tiles = tag("div", "tiles many")
-            with tag("section", "panel"):
-                with tag("div", "panel-head"):
-                    tag("h2", text="GPU-hours over time")
-                self._over_time = Chart()
-            with tag("section", "panel"):
-                with tag("div", "panel-head"):
-                    self._by_row_title = tag("h2", text="")
-                self._by_row = Chart()
-            self._tables = tag("div", "main").style("padding:0;max-width:none")
+            with tag("div", "main").style("padding:0;max-width:none") as self._charts:
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        tag("h2", text="GPU-hours over time")
+                    self._over_time = Chart()
+                with tag("section", "panel"):
+                    with tag("div", "panel-head"):
+                        self._by_row_title = tag("h2", text="")
+                    self._by_row = Chart()
+            self._tables = tag("div", "main report").style("padding:0;max-width:none")
         self._content.set_visibility(False)
         self._show_asked()
         ui.timer(0, self._ask, once=True)
@@ -205,10 +206,10 @@ class ReportsPage:
         by = report.scope.by
         rows = sorted((row for row in report.rows if row.leases), key=lambda row: -row.granted_gpu_hours)[:_BARS]
         self._by_row_title.set_text(f"GPU-hours by {', '.join(by)}")
-        self._by_row.set_visibility(bool(rows))
+        self._charts.set_visibility(bool(rows))
         # Without groups, a label is not lengthened by none.
         named = [one for one in by if one is not By.GROUP or len(by) == 1 or any(row.group for row in rows)]
-        self._by_row.show("bars", [" · ".join(tables.label(row, named)) for row in rows], _series(rows), "h")
+        self._by_row.show("bars", [tables.short_label(row, named) for row in rows], _series(rows), "h")
         self._tables.clear()
         with self._tables:
             for section in tables.sections(report):
@@ -223,13 +224,13 @@ class ReportsPage:
         with self._tiles:
             for name, value in tables.summary(report):
                 number, more = value, change if name == "GPU-hours granted" else ""
-                if name in ("active", "idle"):
+                if name in ("Active", "Idle"):
                     number, _, part = value.partition(" (")
-                    more = f"{part.removesuffix(')')} of granted" if part else ""
+                    more = f"{part.removesuffix(')')} of what is known" if part != f"{tables.NONE})" else ""
                 elif name == "Requests":
                     number, _, more = value.partition(", ")
                 with tag("div", "tile"):
-                    tag("div", "tile-name", name[:1].upper() + name[1:])
+                    tag("div", "tile-name", name)
                     tag("div", "tile-value", number)
                     tag("div", "tile-more", more)
 
@@ -248,7 +249,7 @@ def _show_section(section: tables.Section) -> None:
             if len(section.rows) > _ROWS:
                 tag("span", "note", f"the first {_ROWS} of {len(section.rows):,}; the files have all")
         if not section.rows:
-            tag("div", "note", "None.")
+            tag("div", "note", section.nothing)
             return
         rows: list[Sequence[Any]] = [*section.rows[:_ROWS]]
         if section.total:
