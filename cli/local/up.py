@@ -366,8 +366,10 @@ def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> l
     asked = f"request --gpus {min(len(most), together)}{mig}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
     # Simulated GPUs are on other hosts. `run` comes first: it releases its GPU, which matters if there is only one.
     anywhere = " --host any" if simulated else ""
+    # There, no variable of a driver names them.
+    variable = "CORRAL_LEASE" if simulated else "CUDA_VISIBLE_DEVICES"
     return [
-        (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run a command on a GPU"),
+        (f"run{anywhere} --gpus 1{mig} -- printenv {variable}", "run a command on a GPU"),
         (asked, "request GPUs"),
     ]
 

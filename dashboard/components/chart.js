@@ -37,7 +37,7 @@ export default {
       };
       const narrow = this.$el.clientWidth < 560;
       const axis = bars
-        ? { type: "category", data: labels, inverse: true, axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: text, fontSize: 12, width: narrow ? 110 : 220, overflow: "truncate" } }
+        ? { type: "category", data: labels, inverse: true, axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: text, fontSize: 12, width: narrow ? 140 : 230, overflow: "truncate" } }
         : { type: "time", min: window?.[0], max: window?.[1], axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, splitLine: { show: false }, axisLabel: { color: muted, fontSize: 11, hideOverlap: true } };
       const colors = SERIES[isDark() ? "dark" : "light"];
       this.chart.setOption(

@@ -170,6 +170,8 @@ class AnalyticsPage:
             refused = narrowed.ignored
         ignored = f" It can't be filtered by {' or '.join(refused)}." if refused else ""
         when = f"{local(period.start, _WHEN)} to {local(period.end, _WHEN)} {zone_name(period.end)}. " if period else ""
+        if self.period and period is None:
+            when = f"{self.period!r} is no period, or has not begun: this is the whole history. "
         self._counted.set_text(f"{when}{counted}{ignored}".strip())
         remember("/analytics", view=view.name, period=self.period, **self.filters)
         self._as_sql.props["href"] = url("/analytics", sql=sql)
@@ -272,7 +274,9 @@ class AnalyticsPage:
         zone = zone_of(self.frame.request.cookies)
         zones = view_queries.zones_of(rows, zone)
         named = f", times in {zones}" if zones else ""
-        self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}{named}")
+        narrowed = self._chosen is not None and (self.period or any(self.filters.values()))
+        nothing = "Nothing in this period with these filters." if narrowed else "No rows."
+        self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}{named}" if rows else nothing)
         self._export_bar.set_visibility(True)
         self._grid.fill(
             [to_builtins(column) for column in columns], [[view_queries.cell(v, zone) for v in row] for row in rows]

@@ -57,6 +57,9 @@ def test_a_greeting_names_commands_that_this_fleet_grants() -> None:
         "run --gpus 1 --mig -- printenv CUDA_VISIBLE_DEVICES",
         "request --gpus 1 --mig --memory 10GiB",
     ]
+    # Simulated GPUs are on no host whose variables could name them, and what is printed is not an empty line.
+    simulated = [command for command, _ in work_hints([whole], simulated=True)]
+    assert simulated[0] == "run --host any --gpus 1 -- printenv CORRAL_LEASE"
 
 
 def test_a_cluster_names_the_extras_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,9 @@ def test_questions_are_answered_drawn_and_taken_away(
         # A period and filters narrow the question, and are in the URL.
         page = tab.go("/analytics?view=usage_by_owner&owner=nobody-at-all")
         tab.until("document.querySelector('[data-rows]')?.dataset.rows === '0'")
+        page.wait_for_selector("text=Nothing in this period with these filters.")
+        page = tab.go("/analytics?view=usage_by_owner&owner=nobody-at-all&period=next-year")
+        page.wait_for_selector("text=is no period, or has not begun: this is the whole history.")
         page.click("[data-value='24h']")
         tab.until("new URLSearchParams(location.search).get('period') === '24h'")
         page.wait_for_selector("text=leases are cut at its ends")
