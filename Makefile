@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The tests start hundreds of processes, each of which would compile all of Corral anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist packages sizes clean
+.PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images screens compose-test lock audit sbom dist packages sizes clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -67,6 +67,10 @@ compose-test: $(READY)
 # Pictures of the real thing on simulated GPUs.
 images: $(READY)
 	$(BIN)/python docs/images.py
+
+# Each page of the dashboard in light, in dark and on a phone, whole, in build/screens; needs Chromium.
+screens: $(READY)
+	$(BIN)/python docs/images.py screens
 
 # The lock holds for every supported Python and names no registry: hashes alone say what may be installed.
 lock: $(READY)

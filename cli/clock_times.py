@@ -39,6 +39,7 @@ class Zone(NamedTuple):
 def zone_of(name: str | None) -> Zone:
     """The time zone of a name; that of this host for None."""
     name = name or os.environ.get("TZ", "").lstrip(":") or _local_name()
+    name = "UTC" if name == "Etc/UTC" else name
     try:
         return Zone(name, ZoneInfo(name))
     except (ZoneInfoNotFoundError, ValueError, OSError):

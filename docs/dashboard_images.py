@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from corral.cli.local.supervisor import Part, Supervisor
@@ -48,8 +49,9 @@ async def busy(client: Client) -> None:
     await client.drain(devices=[idle[-1].uuid, idle[-2].uuid], reason="new fans", operator="olga")
 
 
-async def shoot(browser: Any, base: str, cookies: Any, images: Path, grant: Grant) -> None:
-    device, host = f"/device/{quote(grant.device)}?range=5m", f"/host/{quote(grant.host)}?range=1h"
+async def shoot(seen: Dashboard, images: Path) -> None:
+    """Take the pictures of the documentation."""
+    device, host = f"/device/{quote(seen.grant.device)}?range=5m", f"/host/{quote(seen.grant.host)}?range=1h"
     for name, path, dark, width, height in (
         ("dashboard.png", "/", True, 1360, 860),
         ("dashboard-light.png", "/?metric=temperature", False, 1360, 860),
@@ -67,19 +69,28 @@ async def shoot(browser: Any, base: str, cookies: Any, images: Path, grant: Gran
         ("dashboard-fit.png", "/fit?source=known&known=Llama-3.1-70B&sequences=64&context=8192", True, 1360, 1500),
         ("dashboard-phone.png", "/", True, 390, 844),
     ):
-        context = await browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
-        )
-        await context.add_cookies(cookies)
-        page = await context.new_page()
-        await page.goto(base + path)
-        await page.wait_for_load_state("networkidle")
-        # What the history is asked for takes its time, on a machine that renders in software as well.
-        await page.wait_for_function("!document.body.innerText.includes('Asking…')")
-        await asyncio.sleep(5)
-        await page.screenshot(path=images / name)
-        smaller(images / name)
-        await context.close()
+        await seen.picture(path, images / name, dark=dark, width=width, height=height)
+
+
+async def shoot_all(seen: Dashboard, images: Path) -> None:
+    """Take pictures of each page, whole: in light, in dark, and on a phone."""
+    pages = {
+        "fleet": "/", "jobs": "/jobs", "job": f"/job/{seen.job}", "leases": "/leases?range=5m", "events": "/events",
+        "groups": "/groups", "usage": "/reports?who=all", "analytics": "/analytics?view=usage_by_owner&period=1h",
+        "console": "/analytics?view=console", "request": "/request?gpus=2&memory=20GiB",
+        "fit": "/fit?source=known&known=Llama-3.1-70B&sequences=64&context=8192",
+        "device": f"/device/{quote(seen.grant.device)}?range=5m", "host": f"/host/{quote(seen.grant.host)}?range=1h",
+    }  # fmt: skip
+    for name, path in pages.items():
+        for form, dark, width, height in (
+            ("light", False, 1280, 900),
+            ("dark", True, 1280, 900),
+            ("phone", False, 390, 844),
+            ("phone-dark", True, 390, 844),
+        ):
+            image = images / f"{name}-{form}.png"
+            await seen.picture(path, image, dark=dark, width=width, height=height, whole=True)
+            print(image)
 
 
 def smaller(image: Path) -> None:
@@ -94,8 +105,44 @@ def smaller(image: Path) -> None:
         )
 
 
-async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
-    """Take them all; a cluster as `busy` as that is expected to run with the dashboard's state in `folder`."""
+class Dashboard(NamedTuple):
+    """A dashboard in a browser.
+
+    Attributes:
+        browser: Chromium.
+        base: URL without a path.
+        cookies: of somebody who has logged in.
+        grant: a device that is held, with its host.
+        job: id of a job.
+    """
+
+    browser: Any
+    base: str
+    cookies: Any
+    grant: Grant
+    job: str
+
+    async def picture(
+        self, path: str, image: Path, *, dark: bool, width: int, height: int, whole: bool = False
+    ) -> None:
+        """Take a picture of a page, as far as it is seen or of all of it."""
+        context = await self.browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        await context.add_cookies(self.cookies)
+        page = await context.new_page()
+        await page.goto(self.base + path)
+        await page.wait_for_load_state("networkidle")
+        # What the history is asked for takes its time, on a machine that renders in software as well.
+        await page.wait_for_function("!document.body.innerText.includes('Asking…')")
+        await asyncio.sleep(1 if whole else 5)
+        await page.screenshot(path=image, full_page=whole)
+        smaller(image)
+        await context.close()
+
+
+async def pictures(supervisor: Supervisor, folder: Path, take: Callable[[Dashboard], Awaitable[None]]) -> None:
+    """Have pictures taken of a cluster as `busy` as that, with the dashboard's state in `folder`."""
     from playwright.async_api import async_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -106,6 +153,7 @@ async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
     supervisor.add(Part(name="dashboard", arguments=["dashboard", "--port", "0", "--quiet", "--state", str(state)]))
     async with connect(supervisor.server.url, owner="alice") as alice:
         await busy(alice)
+        job = await alice.jobs.submit(["sleep", "600"], gpus=1, name="nightly", array="0-19%4", owner="erin")
         waiting = asyncio.create_task(alice.request(owner="heidi", name="pretrain", gpus=40, placement="fewest_hosts",
                                                     memory="70GiB", models="*H100*", wait="10m"))  # fmt: skip
         await asyncio.sleep(WARM_SECONDS)
@@ -117,7 +165,7 @@ async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
             browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             context = await browser.new_context()
             await (await context.new_page()).goto(link)
-            await shoot(browser, base, await context.cookies(), images, held.grants[0])
+            await take(Dashboard(browser, base, await context.cookies(), held.grants[0], job.job_id))
             await browser.close()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""Pictures for the README, taken of a real cluster on simulated GPUs: `make images`.
+"""Pictures of a real cluster on simulated GPUs: for the documentation (`make images`), of all pages (`make screens`).
 
-usage: python docs/images.py [top] [dashboard]
+usage: python docs/images.py [top] [dashboard] [screens]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import dashboard_images
@@ -22,6 +23,7 @@ from corral.client import connect
 from corral.client.fleet_view import FleetView
 
 IMAGES = Path(__file__).parent / "images"
+SCREENS = Path(__file__).parent.parent / "build" / "screens"
 SIMULATED = ("--source", "simulated", "--hosts", "3", "--devices", "8", "--interval", "250ms", "--processes", "2s")
 LIVELY = ("--time-scale", "30", "--background", "0.3", "--seed", "4")
 
@@ -65,14 +67,19 @@ async def with_cluster(simulated: Sequence[str], take: Callable[[Supervisor, Pat
 
 
 async def main(wanted: Sequence[str]) -> None:
-    IMAGES.mkdir(exist_ok=True)
+    for folder in (IMAGES, SCREENS):
+        folder.mkdir(parents=True, exist_ok=True)
     if "top" in wanted:
         await with_cluster([*SIMULATED, *LIVELY], lambda supervisor, _: pictures(supervisor.server.url))
-    if "dashboard" in wanted:
-        await with_cluster(
-            [*dashboard_images.SIMULATED, *dashboard_images.LIVELY],
-            lambda supervisor, folder: dashboard_images.pictures(supervisor, folder, IMAGES),
-        )
+    for name, shoot, images in (
+        ("dashboard", dashboard_images.shoot, IMAGES),
+        ("screens", dashboard_images.shoot_all, SCREENS),
+    ):
+        if name in wanted:
+            await with_cluster(
+                [*dashboard_images.SIMULATED, *dashboard_images.LIVELY],
+                partial(dashboard_images.pictures, take=partial(shoot, images=images)),
+            )
 
 
 if __name__ == "__main__":
