@@ -23,6 +23,7 @@ from ..bus.tasks import heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.durations import DurationDigest
 from .broker.broker import RequestBroker
+from .broker.drain_spans import LOOK_SECONDS as DRAINS_SECONDS
 from .broker.group_accounts import SAVE_SECONDS
 from .broker.idle_watch import IDLE_SECONDS
 from .broker.jobs import JobBroker
@@ -46,6 +47,7 @@ _MEASURE_SECONDS: Final = 1.0
 _SERVICE_SECONDS: Final = 5.0
 _LOGGED_OUTAGE_SECONDS: Final = 3.0
 _WAITING_SECONDS: Final = 1.0
+_PUBLISH_SECONDS: Final = 0.5
 _AFTER_FAILURE_SECONDS: Final = 1.0
 _LONG_SEARCH_SECONDS: Final = 0.005
 _MOST_LEFT: Final = 2.0
@@ -109,6 +111,8 @@ class LeaderTasks:
             asyncio.create_task(run_periodically("looking for lost hosts", self._detect_lost_hosts)),
             asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
             asyncio.create_task(run_periodically("publishing requests", self._broker.requests.publish_added)),
+            asyncio.create_task(run_periodically("publishing waits", self._publish_waiting)),
+            asyncio.create_task(run_periodically("publishing drains", self._publish_drains)),
             asyncio.create_task(run_periodically("publishing jobs", self._jobs.events.publish_added)),
             asyncio.create_task(run_periodically("looking after jobs", self._tend_jobs)),
             asyncio.create_task(run_periodically("learning durations", self._learn_durations)),
@@ -215,6 +219,15 @@ class LeaderTasks:
     async def _save_usage(self) -> float:
         await self._broker.group_accounts.save(self._store, self._term)
         return SAVE_SECONDS
+
+    async def _publish_waiting(self) -> float:
+        self._broker.publish_waiting()
+        return _PUBLISH_SECONDS
+
+    async def _publish_drains(self) -> float:
+        now = time.time()
+        await self._broker.drain_spans.tick(now, self._broker.booker.maintenance(now))
+        return DRAINS_SECONDS
 
     async def _watch_idle(self) -> float:
         if not self._serves():  # holders can't be warned now

@@ -39,6 +39,7 @@ from ..schemas.windows import Replacement, Window
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
+from .broker.drain_spans import DrainSpans, SavedSpans
 from .broker.estimates import Estimator
 from .broker.fork_pool import ForkLimits, ForkPool
 from .broker.group_accounts import SavedUsage
@@ -57,6 +58,7 @@ from .durable.election import LeaderElection
 from .durable.reachable import Reachable
 from .durable.store import (
     ANSWER_PREFIX,
+    DRAIN_SPANS,
     DRAINS,
     DURATIONS,
     EVENT_KEY,
@@ -133,6 +135,8 @@ class Bucket(Struct):
         active_since: time when the oldest record of an active lease was stored, by the server's clock.
         rejections: cached rejections, by the part of their keys after the prefix.
         drains: drains by target.
+        drains_at: time of their last change, in seconds since the epoch.
+        drain_spans: when they began.
         windows: booked windows.
         replaced: devices that they got in place of others, by the id of the window.
         service: service time; None if there is none.
@@ -152,6 +156,8 @@ class Bucket(Struct):
     active_since: float = math.inf
     rejections: dict[str, CachedRejection] = {}
     drains: dict[str, str] = {}
+    drains_at: float = 0.0
+    drain_spans: SavedSpans = SavedSpans()
     windows: list[Window] = []
     replaced: dict[str, list[Replacement]] = {}
     service: Service | None = None
@@ -431,6 +437,9 @@ class Planner:
                 found.usage = decode_or_none(entry.key, entry.value, SavedUsage)
             elif entry.key == DRAINS:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
+                found.drains_at = entry.stored_at
+            elif entry.key == DRAIN_SPANS:
+                found.drain_spans = decode_or_none(entry.key, entry.value, SavedSpans) or SavedSpans()
             elif entry.key == WINDOWS:
                 found.windows = decode_or_none(entry.key, entry.value, list[Window]) or []
             elif entry.key == REPLACED:
@@ -497,6 +506,9 @@ class Planner:
             planner=self.id,
             policies=self._policies,
             drains=found.drains,
+            drain_spans=DrainSpans(
+                self._store, term, requests, found.drain_spans, found.drains, found.drains_at or time.time()
+            ),
             windows=found.windows,
             replaced=found.replaced,
             answers=found.rejections,

@@ -191,7 +191,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         publisher="planner",
         subscriber="processor",
         message=request_events.RequestEvents,
-        summary="Final answers to work requests.",
+        summary="Work requests that wait, final answers to work requests, and drains.",
         content_types=(codec.JSON,),
         stream=subjects.REQUESTS_STREAM,
     ),

@@ -1,6 +1,7 @@
 """History of work requests: what was asked, how long it waited, and what became of it.
 
-The planner publishes an event for each request that it has answered finally, in batches, as JSON.
+The planner publishes an event for each request that it has answered finally, and before for one that waits in the
+queue, in batches, as JSON. Drains are in the same messages.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Annotated, Final, cast
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from .drains import DrainSpan
 from .durations import DurationEstimate
 from .requests import Time, WorkRequest
 
 MAX_EVENTS: Final = 256
-"""Limit on the events of one message."""
+"""Limit on the events of one message, and on each of its other lists."""
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
@@ -99,13 +101,42 @@ def asked(request: WorkRequest) -> AskedRequest:
     return cast(AskedRequest, request)  # converting each would cost more than encoding it
 
 
+class WaitingRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A work request that waits in the queue. One that waits for less than about a second has no such event.
+
+    Attributes:
+        uid: id of the event that will say what became of it.
+        request: as asked, with its id.
+        asked_at: when the planner received it.
+        until: when it is rejected at the latest.
+        position: position in the queue at its arrival, from 1.
+        estimate: estimate of its duration.
+        group: group of the owner; empty without groups.
+    """
+
+    uid: str
+    request: AskedRequest
+    asked_at: Time
+    until: Time
+    position: int = 0
+    estimate: DurationEstimate | None = None
+    group: str = ""
+
+
 class RequestEvents(Struct, frozen=True, kw_only=True, tag="request_events", tag_field="type"):
-    """Events of work requests that one planner has answered, in the order of their ends.
+    """Events of work requests and of drains, of one planner. Those of a term's begin come first, then waits, then
+    ends.
 
     Attributes:
         planner: id of the planner.
-        events: the events.
+        events: requests that it has answered, in the order of their ends.
+        new_term: true in the first message of a leader: no request waits but those that it names from here on.
+        waiting: requests that have begun to wait, or that waited already when the leader's term began.
+        drains: drains that have begun or ended.
     """
 
     planner: str
     events: Annotated[list[RequestEvent], Meta(max_length=MAX_EVENTS)]
+    new_term: bool = False
+    waiting: Annotated[list[WaitingRequest], Meta(max_length=MAX_EVENTS)] = []
+    drains: Annotated[list[DrainSpan], Meta(max_length=MAX_EVENTS)] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -48,6 +49,7 @@ from ..placement.reject import could_ever_fit, quota_rejection, reject
 from ..queue.line import Line
 from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
 from . import query_costs
+from .drain_spans import DrainSpans
 from .drains import Drainer
 from .estimates import Estimator
 from .forecasts import Forecaster
@@ -60,7 +62,7 @@ from .large_requests import EncodedItems, distribute_packed, encoded_items, with
 from .lease_changes import LeaseChanges
 from .lease_commands import LeaseCommands
 from .moves import MovePlanner
-from .outcomes import outcome_of
+from .outcomes import outcome_of, waiting_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .places import Places
 from .presence import SILENCE_SECONDS
@@ -78,6 +80,8 @@ log = logging.getLogger("corral.planner.broker.broker")
 
 NO_ROOM_SECONDS: Final = 10.0
 """Time after which a request may be sent again that the bucket had no room for."""
+_WAIT_SECONDS: Final = 1.0
+"""Time after which it is published that a request waits."""
 _MOST_SEARCH_SECONDS: Final = 0.32
 """Limit on the processor time of one search along the line for the next request that may start."""
 MAX_EXPLAINED: Final = 16
@@ -95,6 +99,7 @@ class RequestBroker:
         planner: id of this planner.
         policies: of this planner.
         drains: as read from the bucket.
+        drain_spans: publishes when drains begin and end.
         windows: booked windows, as read from the bucket.
         replaced: devices that they got in place of others, likewise.
         answers: as read from the bucket, by their keys.
@@ -121,6 +126,7 @@ class RequestBroker:
         lease_commands: handles operations on leases.
         resizer: offers devices to elastic leases, and asks for them back.
         drainer: handles drains.
+        drain_spans: publishes when drains and maintenance begin and end.
         groups: handles the groups.
         idle_watch: warns holders of idle leases, and does what the rules of their groups say.
         booker: handles booked windows.
@@ -137,6 +143,7 @@ class RequestBroker:
         planner: str,
         policies: Policies,
         drains: dict[str, str],
+        drain_spans: DrainSpans,
         windows: Sequence[Window],
         replaced: Mapping[str, Sequence[Replacement]],
         answers: dict[str, CachedRejection],
@@ -185,7 +192,8 @@ class RequestBroker:
         self._limiter = limiter
         self._request_pool = request_pool
         self._grants = GrantReservations(fleet, ledger.table.owners, accounts.drop)
-        self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
+        self.drainer = Drainer(fleet, store, term, drains, drain_spans, self.wake.set, deposed)
+        self.drain_spans = drain_spans
         self.booker = Booker(
             fleet,
             ledger,
@@ -218,6 +226,8 @@ class RequestBroker:
         )
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
+        self._unpublished: deque[tuple[float, QueuedRequest]] = deque()
+        """Requests whose waiting is to be published, with the time for that, by the steady clock."""
         self._requeuing: dict[str, PendingRequest] = {}
         self._retry_times = RetryTimes()
         self._made = 0
@@ -467,11 +477,20 @@ class RequestBroker:
         place = arrival if restored else self._places.take(request, pending.digest, now)
         queued = self.queue.add(request, now, estimate, rejection, pending, place, age_from=pending.age_from)
         pending.entry, pending.estimate = queued, queued.entry.estimate
+        self._unpublished.append((steady_time() + (0.0 if restored else _WAIT_SECONDS), queued))
         self.clients.presence.note_heard(queued)
         if not restored and not pending.unattended:
             pending.asked_at = queued.arrival.asked_at
             self._store_entry(pending, queued)
         return queued
+
+    def publish_waiting(self) -> None:
+        """Publish the requests that have waited for a while; most others end too soon to be of use to anybody."""
+        now = steady_time()
+        while self._unpublished and self._unpublished[0][0] <= now:
+            queued = self._unpublished.popleft()[1]
+            if queued in self.queue:
+                self.requests.add(waiting_of(queued, self.group_accounts.group_of(queued.request.owner)))
 
     async def _keep_place(self, queued: QueuedRequest) -> None:
         pending: PendingRequest = queued.payload

@@ -10,6 +10,7 @@ from ...schemas.operations import DrainAction, Drains
 from ..durable.store import DRAINS, Store, WriteFailed
 from ..fleet.fleet import Fleet, apply
 from ..leases.lifecycle import Refused
+from .drain_spans import DrainSpans, signed
 from .operator_changes import refusals
 from .pending import Responder
 
@@ -22,6 +23,7 @@ class Drainer:
         store: the bucket.
         term: revision of the leader's key.
         drains: as read from the bucket.
+        spans: publishes when drains begin and end.
         freed: called when a drain was taken off.
         deposed: called when a write was refused since another planner leads.
     """
@@ -32,6 +34,7 @@ class Drainer:
         store: Store,
         term: int,
         drains: dict[str, str],
+        spans: DrainSpans,
         freed: Callable[[], None],
         deposed: Callable[[], None],
     ) -> None:
@@ -39,6 +42,7 @@ class Drainer:
         self._store = store
         self._term = term
         self._drains = drains
+        self._spans = spans
         self._freed = freed
         self._deposed = deposed
         self._lock = asyncio.Lock()
@@ -55,6 +59,7 @@ class Drainer:
                     await self._store.put(DRAINS, written, self._term)
                     self._drains = changed
                     apply(self._fleet, Drains(drains=changed))
+                    await self._spans.change(changed, action.operator)
             await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
             if not action.drain:
                 self._freed()
@@ -89,5 +94,4 @@ def drained(before: Mapping[str, str], action: DrainAction, fleet: Fleet) -> dic
         for at, name in enumerate(names):
             if name not in known:
                 raise Refused("not_found", f"The fleet has no {field[:-1]} {name!r}", f"$.{field}[{at}]")
-    by = f" (by {action.operator})" if action.operator else ""
-    return {**before, **dict.fromkeys(targets, f"{action.reason.strip()}{by}")}
+    return {**before, **dict.fromkeys(targets, signed(action.reason.strip(), action.operator))}

@@ -1,4 +1,4 @@
-"""Outcome of a work request, as the event for the history."""
+"""Events of a work request for the history: that it waits, and what became of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.request_events import RequestEvent, RequestOutcome, asked
+from ...schemas.request_events import RequestEvent, RequestOutcome, WaitingRequest, asked
 from ...schemas.requests import Assignment, Error, Rejection, RejectionCode
 from .estimates import described
 from .pending import PendingRequest
-from .queue import time_of
+from .queue import QueuedRequest, time_of
 
 _REJECTED: Final = {
     RejectionCode.TIMED_OUT: RequestOutcome.TIMED_OUT,
@@ -56,5 +56,24 @@ def outcome_of(pending: PendingRequest, reply: Struct, now: float, group: str) -
         estimate=None if pending.estimate is None else described(pending.estimate),
         forecast=None if queued is None else queued.forecast,
         last_forecast=None if queued is None or queued.last_forecast is queued.forecast else queued.last_forecast,
+        group=group,
+    )
+
+
+def waiting_of(queued: QueuedRequest, group: str) -> WaitingRequest:
+    """Event of a request that waits in the queue.
+
+    Args:
+        queued: the request.
+        group: name of the owner's group; empty without groups.
+    """
+    pending: PendingRequest = queued.payload
+    return WaitingRequest(
+        uid=pending.uid,
+        request=asked(pending.request),
+        asked_at=time_of(pending.asked_at),
+        until=time_of(queued.arrival.until),
+        position=queued.arrival.position,
+        estimate=None if pending.estimate is None else described(pending.estimate),
         group=group,
     )

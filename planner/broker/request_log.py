@@ -1,4 +1,6 @@
-"""Events of work requests: each request that was answered finally, published in batches for the history.
+"""Events of work requests and drains, published in batches for the history.
+
+They are about each request that waits, each that was answered finally, and each drain that begins or ends.
 
 An event is kept here until the stream has acknowledged it. One that is published again has the same uid, by which the
 history stores it once.
@@ -19,7 +21,8 @@ from nats.errors import Error as NatsError
 
 from ...bus.permissions import NotAllowed, request
 from ...schemas import codec, subjects
-from ...schemas.request_events import MAX_EVENTS, RequestEvent, RequestEvents
+from ...schemas.drains import DrainSpan
+from ...schemas.request_events import MAX_EVENTS, RequestEvent, RequestEvents, WaitingRequest
 
 log = logging.getLogger("corral.planner.requests")
 
@@ -38,6 +41,7 @@ _REFUSED_SECONDS: Final = 60.0
 """Time for which nothing is published once the server did not permit it."""
 
 Stored = Callable[[], None]
+Event = RequestEvent | WaitingRequest | DrainSpan
 
 
 class _Waiting:
@@ -45,7 +49,7 @@ class _Waiting:
 
     __slots__ = ("added_at", "event", "stored")
 
-    def __init__(self, event: RequestEvent, stored: Stored) -> None:
+    def __init__(self, event: Event, stored: Stored) -> None:
         self.event = event
         self.stored = stored
         self.added_at = time.monotonic()
@@ -60,7 +64,7 @@ class StreamRefused(NatsError):
 
 
 class RequestLog:
-    """Publishes the events of work requests.
+    """Publishes the events of work requests and drains of one term, of which the first message says that it began.
 
     Args:
         nc: connection of the planner.
@@ -77,13 +81,15 @@ class RequestLog:
         self._planner = planner
         self._max_bytes = max_bytes - _ENVELOPE_BYTES
         self._waiting: deque[_Waiting] = deque()
+        self._begun = False
         self._added = asyncio.Event()
+        self._added.set()
         self._refused_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, event: RequestEvent, stored: Stored = _ignore) -> None:
+    def add(self, event: Event, stored: Stored = _ignore) -> None:
         """Publish an event with the next batch.
 
         Args:
@@ -108,7 +114,7 @@ class RequestLog:
         Raises:
             NatsError, TimeoutError: see `flush`.
         """
-        if not self._waiting:
+        if not self._waiting and self._begun:
             self._added.clear()
             await self._added.wait()
             await asyncio.sleep(LINGER_SECONDS)
@@ -121,7 +127,7 @@ class RequestLog:
         Raises:
             StreamRefused, NatsError, TimeoutError: the stream did not acknowledge; the events stay for the next time.
         """
-        while self._waiting:
+        while self._waiting or not self._begun:
             batch, data = self._batch()
             try:
                 await self._publish(data)
@@ -131,6 +137,7 @@ class RequestLog:
             except (NatsError, TimeoutError):
                 self._release_old()
                 raise
+            self._begun = True
             for one in batch:
                 # An event that was dropped meanwhile is no longer the first.
                 if self._waiting and self._waiting[0] is one:
@@ -161,6 +168,7 @@ class RequestLog:
         if not self.dropped:
             log.warning("%s: requests are not in the history until `corral auth apply`", refused)
         self._refused_at = time.monotonic()
+        self._begun = True
         self.dropped += len(self._waiting)
         while self._waiting:
             self._waiting.popleft().stored()
@@ -169,7 +177,16 @@ class RequestLog:
         count = min(MAX_EVENTS, len(self._waiting))
         while True:
             batch = [self._waiting[at] for at in range(count)]
-            data = codec.encode(RequestEvents(planner=self._planner, events=[one.event for one in batch]), codec.JSON)
-            if len(data) <= self._max_bytes or count == 1:
+            data = codec.encode(self._message([one.event for one in batch]), codec.JSON)
+            if len(data) <= self._max_bytes or count <= 1:
                 return batch, data
-            count = max(1, count // 2)
+            count //= 2
+
+    def _message(self, events: list[Event]) -> RequestEvents:
+        return RequestEvents(
+            planner=self._planner,
+            events=[event for event in events if isinstance(event, RequestEvent)],
+            new_term=not self._begun,
+            waiting=[event for event in events if isinstance(event, WaitingRequest)],
+            drains=[event for event in events if isinstance(event, DrainSpan)],
+        )

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, globs
+from ...schemas.drains import DrainSpan
 from ...schemas.requests import Error, Grant, Lease, LeaseState, Preemption, Rejection, RejectionCode, WorkRequest
 from ...schemas.windows import (
     MAX_REPLACED,
@@ -152,6 +153,27 @@ class Booker:
         ]
         found = [status for status in found if status.state is not WindowState.OVER]
         return Windows(windows=sorted(found, key=lambda status: (status.starts_at, status.window.window_id)))
+
+    def maintenance(self, now: float) -> list[DrainSpan]:
+        """Hosts and devices that are in maintenance, each with begin and planned end."""
+        return [
+            DrainSpan(
+                target=target,
+                since=_time(booking.starts_at),
+                until=_time(booking.ends_at),
+                reason=window.reason,
+                operator=window.operator,
+                window=window_id,
+            )
+            for window_id, window in self._windows.items()
+            if window.maintenance
+            for booking in self._times[window_id]
+            if booking.starts_at <= now < booking.ends_at
+            for target in (
+                *(f"host:{name}" for name in sorted(self._hosts(window))),
+                *(f"device:{uuid}" for uuid in window.devices),
+            )
+        ]
 
     @property
     def cost(self) -> float:

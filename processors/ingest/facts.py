@@ -85,6 +85,7 @@ class Facts(Struct):
         inventories: in order.
         leases: in order.
         requests: in order.
+        request_events: messages that these are from, in order.
         jobs: in order.
         refused: messages that were not decoded.
         duplicates: number of messages that were delivered before.
@@ -95,6 +96,7 @@ class Facts(Struct):
     inventories: list[Inventory] = field(default_factory=list)
     leases: list[LeaseEvent] = field(default_factory=list)
     requests: list[Asked] = field(default_factory=list)
+    request_events: list[RequestEvents] = field(default_factory=list)
     jobs: list[JobEvent] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     duplicates: int = 0
@@ -219,6 +221,7 @@ def _requests(state: _State, message: Incoming, stored_ns: int) -> bool:
     batch = codec.decode(message.payload, RequestEvents, codec.JSON)
     _check_requests(batch)
     state.facts.requests.extend(Asked(event, batch.planner) for event in batch.events)
+    state.facts.request_events.append(batch)
     return True
 
 
@@ -304,6 +307,14 @@ def _check_requests(told: RequestEvents) -> None:
             if getattr(event, name).tzinfo is None:
                 raise codec.DecodeError(f"{name} has no time zone - at `$.events[...].{name}`", "invalid")
         _fits(event.position, "$.events[...].position")
+    for waiting in told.waiting:
+        for name in ("asked_at", "until"):
+            if getattr(waiting, name).tzinfo is None:
+                raise codec.DecodeError(f"{name} has no time zone - at `$.waiting[...].{name}`", "invalid")
+        _fits(waiting.position, "$.waiting[...].position")
+    for span in told.drains:
+        if span.since.tzinfo is None or (span.until is not None and span.until.tzinfo is None):
+            raise codec.DecodeError("a time has no time zone - at `$.drains[...].since`", "invalid")
 
 
 def _check_job(event: JobEvent, subject: str) -> None:

@@ -321,7 +321,15 @@ class Ingest:
                 log.warning("%s: searching for the bad message: %s", self.consumer.stream, error)
                 await self._commit_parts(item.batch, item.accepted)
                 nothing = replace(
-                    item.batch, samples=None, tables={}, inventories=(), leases=(), requests=(), jobs=(), messages=0
+                    item.batch,
+                    samples=None,
+                    tables={},
+                    inventories=(),
+                    leases=(),
+                    requests=(),
+                    request_events=(),
+                    jobs=(),
+                    messages=0,
                 )
                 await self._commit(nothing)
             self._stored = item.batch.sequence
@@ -437,6 +445,7 @@ class Ingest:
             inventories=found.inventories,
             leases=found.leases,
             requests=found.requests,
+            request_events=found.request_events,
             jobs=found.jobs,
             arrivals=self._arrivals.take_changed() if whole is None else whole.arrivals,
             clocks=_logged(self._clocks.take_changed()) if whole is None else whole.clocks,

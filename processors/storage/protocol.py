@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from msgspec import Struct
 
 from ...schemas.jobs import JobEvent
-from ...schemas.request_events import RequestEvent
+from ...schemas.request_events import RequestEvent, RequestEvents
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
 
@@ -74,6 +74,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         inventories: in order.
         leases: in order.
         requests: work requests with their outcomes, in order.
+        request_events: messages that these are from, for the requests that wait and for drains, in order.
         jobs: changes of jobs, in order.
         arrivals: new deduplication state of every agent that has a message in it.
         clocks: of hosts whose clock is found to be off, or right again.
@@ -88,6 +89,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     inventories: Sequence[Inventory] = ()
     leases: Sequence[LeaseEvent] = ()
     requests: Sequence[Asked] = ()
+    request_events: Sequence[RequestEvents] = ()
     jobs: Sequence[JobEvent] = ()
     arrivals: Sequence[Arrival] = ()
     clocks: Sequence[HostClock] = ()

@@ -116,6 +116,22 @@ TABLES: Final[dict[str, str]] = {
         "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR, group_name VARCHAR, "
         "within VARCHAR, prefer_within VARCHAR, gpus_max INTEGER"
     ),
+    # Requests that wait. Their rows are deleted when they have ended, and are in `requests` then.
+    "store.waiting_requests": (
+        "uid VARCHAR, request_id VARCHAR, owner VARCHAR, name VARCHAR, group_name VARCHAR, asked_at TIMESTAMPTZ, "
+        "until TIMESTAMPTZ, position BIGINT, gpus INTEGER, gpus_max INTEGER, gpu_share DOUBLE, "
+        "gpu_memory_bytes BIGINT, cpus DOUBLE, host_memory_bytes BIGINT, models VARCHAR[], vendors VARCHAR[], "
+        "hosts VARCHAR[], host_labels MAP(VARCHAR, VARCHAR), min_compute_capability VARCHAR, placement VARCHAR, "
+        "mig VARCHAR, policy VARCHAR, priority INTEGER, wait_seconds DOUBLE, expected_seconds DOUBLE, "
+        "max_seconds DOUBLE, estimated_seconds DOUBLE, items BIGINT, labels MAP(VARCHAR, VARCHAR), "
+        "preemptible BOOLEAN, requeue_of VARCHAR, within VARCHAR, prefer_within VARCHAR, planner VARCHAR"
+    ),
+    # What was drained, from when to when; `until` is null while it is, and for maintenance the planned end. `window_id`
+    # is empty without maintenance.
+    "drains": (
+        "target VARCHAR NOT NULL, since TIMESTAMPTZ NOT NULL, until TIMESTAMPTZ, reason VARCHAR, operator VARCHAR, "
+        "ended_by VARCHAR, window_id VARCHAR NOT NULL, planner VARCHAR"
+    ),
     "jobs": (
         "job_id VARCHAR NOT NULL, submitted_at TIMESTAMPTZ NOT NULL, owner VARCHAR, name VARCHAR, group_name VARCHAR, "
         "state VARCHAR, ended_at TIMESTAMPTZ, array_indexes VARCHAR, tasks BIGINT, gpus INTEGER, hosts INTEGER, "

@@ -16,6 +16,7 @@ from msgspec import Struct
 NAMES: Final = (
     "host_clocks",
     "host_changes",
+    "host_drains",
     "lease_spans",
     "lease_minutes",
     "lease_buckets",
@@ -34,6 +35,7 @@ NAMES: Final = (
     "stranded_capacity",
     "lease_violations",
     "queue_forecasts",
+    "waiting_requests",
     "waits_by_owner",
     "waits_by_model",
     "unserved_demand",

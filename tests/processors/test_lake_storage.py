@@ -213,6 +213,7 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
         "leases",
         "lease_devices",
         "lease_events",
+        "drains",
         "jobs",
         "job_tasks",
         *VIEWS,

@@ -21,10 +21,11 @@ from duckdb import DuckDBPyConnection
 from ....schemas.metrics import METRICS
 from ... import views
 from .. import facts, hardening, rollup_columns, schema
+from ..drains import write_drains
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..jobs import write_jobs
 from ..protocol import ROW_GROUP_ROWS, Arrival, ArrowTable, Batch, HostClock, Series
-from ..requests import write_requests
+from ..requests import write_requests, write_waiting
 from ..statements import registered, transaction
 from . import migrations, recovery, rollups
 
@@ -270,6 +271,8 @@ class Database:
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         write_requests(cursor, batch.requests)
+        write_waiting(cursor, batch.request_events)
+        write_drains(cursor, batch.request_events)
         write_jobs(cursor, batch.jobs)
         if batch.arrivals:
             runs = pa.table(

@@ -1,4 +1,4 @@
-"""Write inventories, hosts' clocks, leases and jobs to a lake, by the statements of the embedded storage.
+"""Write inventories, hosts' clocks, leases, drains and jobs to a lake, by the statements of the embedded storage.
 
 The affected rows are copied into temporary tables, the statements of `storage/facts.py` and `storage/jobs.py` change
 them there, and only changed rows are replaced in the lake. All of it is part of the batch's transaction.
@@ -13,9 +13,10 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from ....schemas.jobs import JobEvent
+from ....schemas.request_events import RequestEvents
 from ....schemas.requests import LeaseEvent
 from ....schemas.telemetry import Inventory
-from .. import facts, jobs, schema
+from .. import drains, facts, jobs, schema
 from ..protocol import HostClock
 from ..statements import registered
 
@@ -76,6 +77,18 @@ def write_jobs(cursor: DuckDBPyConnection, events: Sequence[JobEvent]) -> None:
         _replace(cursor, _JOB_TABLES, which)
 
 
+def write_drains(cursor: DuckDBPyConnection, messages: Sequence[RequestEvents]) -> None:
+    """Store drains that have begun, and the ends of those that are stored."""
+    targets = {span.target for message in messages for span in message.drains}
+    if not targets:
+        return
+    with registered(cursor, "named_targets", pa.table({"target": pa.array(targets, pa.string())})):
+        which = {"drains": "target IN (SELECT target FROM named_targets)"}
+        _bring(cursor, tuple(which), which)
+        drains.write_drains(cursor, messages)
+        _replace(cursor, tuple(which), which)
+
+
 def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
     """Copy rows into temporary tables, which take precedence over the lake's in statements without a database name."""
     for table in tables:
@@ -110,6 +123,7 @@ _KEYS: Final = {
     "leases": ("lease_id",),
     "lease_devices": ("lease_id", "device", "coalesce(since, '-infinity'::TIMESTAMPTZ)"),
     "lease_events": ("lease_id", "kind", "time"),
+    "drains": drains.KEYS,
     "jobs": jobs.JOB_KEYS,
     "job_tasks": jobs.TASK_KEYS,
 }

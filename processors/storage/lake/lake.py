@@ -30,7 +30,7 @@ from ....schemas.metrics import METRICS
 from .. import facts, schema
 from ..errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
 from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
-from ..requests import write_requests
+from ..requests import write_requests, write_waiting
 from ..rollup_columns import LEVELS
 from ..statements import add_missing, columns_of, registered, transaction
 from . import facts as lake_facts
@@ -65,7 +65,7 @@ _T = TypeVar("_T")
 APPENDED: Final = ("processes", "agents", "events", "lease_events", "requests")
 STATE: Final = (
     *("devices", "hosts", "host_facts", "device_conflicts", "links"),
-    *("leases", "lease_devices", "jobs", "job_tasks"),
+    *("leases", "lease_devices", "drains", "jobs", "job_tasks"),
 )
 TABLES: Final[dict[str, str]] = {
     "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
@@ -75,6 +75,7 @@ TABLES: Final[dict[str, str]] = {
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch UBIGINT",
     "store.without_processes": schema.TABLES["store.without_processes"],
     "store.clocks": _KEYS.sub("", schema.TABLES["store.clocks"]),
+    "store.waiting_requests": schema.TABLES["store.waiting_requests"],
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
     "corral_meta": "key VARCHAR, value VARCHAR",
 }
@@ -447,6 +448,8 @@ class LakePart:
             lake_facts.write_inventories(cursor, batch.inventories)
             lake_facts.write_leases(cursor, batch.leases)
             write_requests(cursor, batch.requests)
+            write_waiting(cursor, batch.request_events)
+            lake_facts.write_drains(cursor, batch.request_events)
             lake_facts.write_jobs(cursor, batch.jobs)
             if batch.arrivals:
                 runs = pa.table(
