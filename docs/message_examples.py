@@ -17,6 +17,7 @@ from corral.schemas import (
     notifications,
     operations,
     query,
+    reports,
     request_events,
     requests,
     runs,
@@ -387,6 +388,20 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
                     ),
                 )
             ],
+        ),
+    ),
+    (
+        "A report of a month",
+        reports.ReportWritten(
+            report_id="7f3a2b9c51d4ec4d9b",
+            name="fleet",
+            period="2025-12",
+            start=_AT - timedelta(days=31),
+            end=_AT,
+            written_at=_AT + timedelta(hours=2),
+            title="GPU usage, 2025-12",
+            facts=[("GPU-hours granted", "5,952.0")],
+            files=[reports.ReportFile(name="fleet-2025-12.pdf", size_bytes=1_048_576)],
         ),
     ),
     ("One task runs", _JOB),

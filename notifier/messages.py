@@ -16,14 +16,16 @@ from msgspec import Struct
 
 from ..schemas.jobs import JobState
 from ..schemas.notifications import NewsKind
+from ..schemas.reports import ReportWritten
 from ..schemas.requests import Grant, Lease, LeaseState
-from ..schemas.units import format_seconds
+from ..schemas.units import format_bytes, format_seconds
 from .news import Excess, IdleLease, JobEnd, LongQueue, News, Trouble
 from .quiet import zone_of
 
 MAX_TITLE: Final = 140
 _MAX_VALUE: Final = 300
 _SOME: Final = 4
+_REPORT_FACTS: Final = 16
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _EVERYONE: Final = re.compile(r"@(?=(?:everyone|here|channel|all|room)\b)", re.IGNORECASE)
 _MARKUP: Final = str.maketrans({"<": "‹", ">": "›", "`": "'", "[": "(", "]": ")"})
@@ -37,6 +39,18 @@ _ENDINGS: Final = {
 }
 
 
+class Attachment(Struct, frozen=True, kw_only=True):
+    """File that goes with a message.
+
+    Attributes:
+        name: name of the file.
+        data: its content.
+    """
+
+    name: str
+    data: bytes
+
+
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message, from which plain text and Markdown are written.
 
@@ -47,6 +61,8 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
         facts: names and values.
         commands: what helps, each with what it does.
         reference: the cause, shortened: the same in a message that is sent twice.
+        link: where more is on the web; empty for nowhere.
+        files: files that go with it, to services that take any.
     """
 
     title: str
@@ -55,6 +71,8 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     facts: list[tuple[str, str]] = []
     commands: list[tuple[str, str]] = []
     reference: str = ""
+    link: str = ""
+    files: list[Attachment] = []
 
 
 def text(message: Message) -> str:
@@ -64,6 +82,8 @@ def text(message: Message) -> str:
         lines += ["", *(f"{name}: {value}" for name, value in message.facts)]
     if message.commands:
         lines += ["", *(f"{what}: {command}" for what, command in message.commands)]
+    if message.link:
+        lines += ["", message.link]
     if message.reference:
         lines += ["", f"ref {message.reference}"]
     return "\n".join(lines).strip()
@@ -76,6 +96,8 @@ def markdown(message: Message) -> str:
         blocks.append(_BREAK.join(f"{name}: `{value}`" for name, value in message.facts))
     if message.commands:
         blocks.append(_BREAK.join(f"{what}: `{command}`" for what, command in message.commands))
+    if message.link:
+        blocks.append(message.link)
     if message.reference:
         blocks.append(f"ref {message.reference}")
     return "\n\n".join(blocks)
@@ -138,6 +160,8 @@ def message_of(news: News, zone: str) -> Message:
         facts=[(name, plain(value)) for name, value in message.facts if value],
         commands=message.commands,
         reference=reference(news.cause),
+        link=message.link,
+        files=message.files,
     )
 
 
@@ -159,6 +183,8 @@ def _written(news: News, when: When) -> Message:
             return _queue(subject)
         case Excess():
             return _excess(subject)
+        case ReportWritten():
+            return _report(subject)
 
 
 # Leases
@@ -385,4 +411,24 @@ def _excess(excess: Excess) -> Message:
         summary="Requests of other groups wait.",
         facts=facts,
         commands=[("See the groups", "corral group list"), ("See the queue", "corral queue")],
+    )
+
+
+# Reports
+
+
+def _report(report: ReportWritten) -> Message:
+    left = [file for file in report.files if file.data is None]
+    facts = [*report.facts[:_REPORT_FACTS], ("files", ", ".join(file.name for file in report.files))]
+    whole = report.owner is None and report.group is None  # names that people choose are in no command
+    facts += [("too large to attach", ", ".join(f"{file.name} ({format_bytes(file.size_bytes)})" for file in left))]
+    return Message(
+        title=f"{report.title or f'Report of {report.period}'} ({report.name})",
+        summary="It was made by its schedule.",
+        facts=facts,
+        commands=[("See it anew", f"corral report usage --period {report.period} --zone {report.zone}")]
+        if whole
+        else [],
+        link=plain(report.url),
+        files=[Attachment(name=file.name, data=file.data) for file in report.files if file.data is not None],
     )

@@ -1,4 +1,4 @@
-"""News: what has happened, and to whom; made of lease events, changes of jobs and the state of the fleet. Pure.
+"""News: what has happened, and to whom; made of lease events, changes of jobs, reports, and the fleet. Pure.
 
 Each has a cause: the same cause always gives the same text, however often it is found out. A target is told once of a
 cause.
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ..schemas.jobs import FINAL, Job, JobEvent, JobState, JobTask, attempt_of_request
 from ..schemas.notifications import NewsKind, NotifyRule
 from ..schemas.operations import DeviceStatus
+from ..schemas.reports import ReportWritten
 from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 
 _ENDS: Final = frozenset({LeaseEventKind.RELEASED, LeaseEventKind.EXPIRED, LeaseEventKind.LOST, LeaseEventKind.EVICTED})
@@ -106,7 +107,7 @@ class IdleLease(Struct, frozen=True):
     mean_percent: float | None = None
 
 
-Subject = Lease | JobEnd | Trouble | LongQueue | Excess | IdleLease
+Subject = Lease | JobEnd | Trouble | LongQueue | Excess | IdleLease | ReportWritten
 
 
 class News(Struct, frozen=True, kw_only=True):
@@ -122,7 +123,7 @@ class News(Struct, frozen=True, kw_only=True):
         groups: of the owner; or the group that is beyond its share.
         hosts: of the lease, the device or the job.
         models: of the devices.
-        workload: name of the lease or the job.
+        workload: name of the lease, the job or the report.
         waited_seconds: time that the request waited in the queue.
         end: for `expiring`: when the lease ends.
     """
@@ -274,4 +275,17 @@ def _about_job(event: JobEvent, kind: NewsKind, also: frozenset[NewsKind], cause
         groups=frozenset({job.group} if job.group else ()),
         hosts=frozenset(part.host for task in event.tasks for part in task.parts),
         workload=job.name,
+    )
+
+
+def of_report(report: ReportWritten) -> News:
+    """News of a report that was written."""
+    return News(
+        kind=NewsKind.REPORT,
+        cause=f"{NewsKind.REPORT}:{report.report_id}",
+        at=report.written_at,
+        subject=report,
+        owners=frozenset({report.owner} if report.owner else ()),
+        groups=frozenset({report.group} if report.group else ()),
+        workload=report.name,
     )

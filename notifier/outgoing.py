@@ -20,11 +20,15 @@ LAST_RETRY_SECONDS: Final = 300.0
 def due(waiting: Iterable[Delivery], now: datetime) -> list[Delivery]:
     """Deliveries of a target for the next message, oldest first; empty if none is due.
 
-    Those that have waited for the end of a quiet time go out together, and so do many that are due at once.
+    Those that have waited for the end of a quiet time go out together, and so do many that are due at once. One with
+    files is a message of its own.
     """
     ready = sorted(
         (each for each in waiting if each.not_before is None or each.not_before <= now), key=lambda each: each.made_at
     )
+    if ready and ready[0].message.files:
+        return ready[:1]
+    ready = [each for each in ready if not each.message.files]
     deferred = [each for each in ready if each.not_before is not None]
     if len(deferred) > 1 or len(ready) > MOST_SINGLE:
         return ready[:MOST_AT_ONCE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mimetypes
 import re
 import threading
 import time
@@ -116,10 +117,25 @@ def deliver(target: Target, message: Message) -> str:
             # A service refuses what is too long for it, and would for ever.
             overflow=OverflowMode.SPLIT if plugin.overflow_mode == OverflowMode.UPSTREAM else plugin.overflow_mode,
             body_format=NotifyFormat.TEXT if as_text else NotifyFormat.MARKDOWN,
+            attach=_attachments(message) if plugin.attachment_support else None,
         )
     finally:
         logger.removeHandler(handler)
     return "" if sent else redacted("; ".join(dict.fromkeys(lines)) or _NO_REASON, target.url)
+
+
+def _attachments(message: Message) -> Any | None:
+    """Files of a message for Apprise; None without any."""
+    if not message.files:
+        return None
+    from apprise import AppriseAttachment
+    from apprise.attachment.memory import AttachMemory
+
+    found = AppriseAttachment()
+    for file in message.files:
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        found.add(AttachMemory(content=file.data, name=file.name, mimetype=kind))
+    return found
 
 
 class _Catch(logging.Handler):

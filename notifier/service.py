@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 
 from ..bus.connect import connect, until_closed
 from ..bus.health import HealthEndpoint
+from ..bus.layout import is_permitted
 from ..bus.permissions import identity_of
 from ..bus.stream_reader import Stored
 from ..bus.tasks import cancel_all, heed_cancellation
@@ -25,11 +26,12 @@ from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.jobs import JobEvent
 from ..schemas.notifications import OwnedRule
+from ..schemas.reports import ReportWritten
 from ..schemas.requests import LeaseEvent, LeaseEventKind
 from .api import Api
 from .claim import Claim, instance_id
 from .follow import Follower
-from .news import LEASE_EVENTS, News, expiring, of_job_event, of_lease_event
+from .news import LEASE_EVENTS, News, expiring, of_job_event, of_lease_event, of_report
 from .outbox import GIVE_UP_SECONDS, Outbox, OutboxMetrics
 from .rulebook import Files, RuleBook
 from .rules import concerns, deliveries
@@ -38,7 +40,7 @@ from .store import Store, StoreFailed
 from .summaries import Summaries
 from .watch import EVERY_SECONDS, Watch
 
-T = TypeVar("T", LeaseEvent, JobEvent)
+T = TypeVar("T", LeaseEvent, JobEvent, ReportWritten)
 
 log = logging.getLogger("corral.notifier")
 
@@ -237,6 +239,8 @@ class _Term:
             ),
             Follower(nc, store, subjects.JOBS_STREAM, [f"{subjects.JOB_EVENTS}.*"], self._take_jobs),
         ]
+        self._reports = Follower(nc, store, subjects.REPORTS_STREAM, [f"{subjects.REPORTS}.*"], self._take_reports)
+        self._nc = nc
 
     async def begin(self) -> None:
         """Make sure that what happens from now on is news, also if this notifier is killed at once.
@@ -245,6 +249,8 @@ class _Term:
             StoreFailed: it could not be kept where the streams are now.
             nats.errors.Error: the bus failed.
         """
+        if await is_permitted(self._nc.jetstream(), subjects.REPORTS_STREAM):
+            self._followers.append(self._reports)
         for follower in self._followers:
             await follower.begin()
 
@@ -297,6 +303,13 @@ class _Term:
                 await self._tell(await self._summaries.add(news), wanting)
 
         await asyncio.gather(*(one(message) for message in messages))
+
+    async def _take_reports(self, messages: Sequence[Stored]) -> None:
+        rules = self._book.rules
+        for message in messages:
+            report = _decoded(message, ReportWritten)
+            if report is not None:
+                await self._tell(of_report(report), rules)
 
     async def _tell(self, news: News, rules: Sequence[OwnedRule]) -> None:
         """Keep what follows from news.

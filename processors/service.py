@@ -141,7 +141,7 @@ async def process(
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
-    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    beside: Callable[[Client], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Ingest the streams into a history and answer queries, until cancelled.
 
@@ -151,7 +151,7 @@ async def process(
         wait_seconds: give up after this time if no server answers at the start; None retries forever.
         ready: set once it reads and answers.
         named: called with the processor's id once it has one.
-        beside: work that reads the history beside it, from when it answers until the end.
+        beside: work that reads the history beside it, from when it answers until the end; gets the connection.
 
     Raises:
         StorageError, StoragePaused, QuackError, StorageDamaged: see `History`.
@@ -184,7 +184,7 @@ async def _serve(
     server: ServerClock,
     closed: asyncio.Event,
     ready: asyncio.Event | None,
-    beside: Callable[[], Coroutine[Any, Any, None]] | None,
+    beside: Callable[[Client], Coroutine[Any, Any, None]] | None,
 ) -> None:
     js = nc.jetstream()
     await until_laid_out(js)
@@ -219,7 +219,7 @@ async def _serve(
             if ready is not None:
                 ready.set()
             if beside is not None:
-                tasks.create_task(beside())
+                tasks.create_task(beside(nc))
             try:
                 await until_closed(nc, closed)
             finally:

@@ -55,13 +55,16 @@ class NewsKind(StrEnum):
     """Many requests wait, or one waits for long."""
     OVER_SHARE = "over-share"
     """A group uses more than its fair share while others wait."""
+    REPORT = "report"
+    """A scheduled report was written."""
 
 
 class NotifyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Rule that sends kinds of news to targets.
 
     Patterns are globs, and an empty list matches anything. A rule with `owners` matches no news about anything that has
-    no owner. Leases of jobs count only for `preempted` and `idle`: jobs have kinds of their own.
+    no owner. Leases of jobs count only for `preempted` and `idle`: jobs have kinds of their own. An owner's rule about
+    `report` is about reports on that owner.
 
     Attributes:
         name: name of the rule; its owner has one rule of a name.
@@ -71,7 +74,7 @@ class NotifyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
         groups: group of the owner, or the group that is over its share; `lab` includes the groups within.
         hosts: hosts of the lease, the device or the job.
         models: names of GPU models, case-insensitive; of the lease or the device.
-        workloads: name of the lease or the job.
+        workloads: name of the lease, the job or the report.
         quiet: times in which news wait: `22:00-07:00`, `Sat-Sun 00:00-24:00`, with a time zone at the end if it is not
             `zone`. At the end of such a time everything that has waited goes out as one message.
         urgent: kinds that do not wait.

@@ -27,6 +27,8 @@ REQUEST_EVENTS: Final = f"{PREFIX}.requests"
 """`corral.v1.requests.<planner>`, published by the planner."""
 JOB_EVENTS: Final = f"{PREFIX}.jobs"
 """`corral.v1.jobs.<job id>`, published by the planner."""
+REPORTS: Final = f"{PREFIX}.reports"
+"""`corral.v1.reports.<name>`: a scheduled report was written, published by processors."""
 LOGS: Final = f"{PREFIX}.logs"
 """`corral.v1.logs.<host>.<job id>.<index>.<part>.<owner>`, published by runners; the owner may contain dots."""
 RUNS: Final = f"{PREFIX}.runs"
@@ -118,6 +120,7 @@ FACTS_STREAM: Final = "CORRAL_FACTS"
 REQUESTS_STREAM: Final = "CORRAL_REQUESTS"
 JOBS_STREAM: Final = "CORRAL_JOBS"
 LOGS_STREAM: Final = "CORRAL_LOGS"
+REPORTS_STREAM: Final = "CORRAL_REPORTS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
 PLANNER_BUCKET: Final = "corral_planner"
@@ -223,6 +226,14 @@ STREAMS: Final = (
         description="Begin and end of what jobs print",
         optional=True,
     ),
+    Stream(
+        name=REPORTS_STREAM,
+        subjects=(f"{REPORTS}.*",),
+        max_age_seconds=7 * _DAY,
+        max_bytes=_GIB // 16,
+        description="Scheduled reports that were written, on their way to people",
+        optional=True,
+    ),
     # Each host publishes its inventory every minute: only the last few are of use.
     Stream(
         name=INVENTORY_STREAM,
@@ -310,6 +321,11 @@ def request_events_subject(planner: str) -> str:
 def job_events_subject(job_id: str) -> str:
     """Subject of the events of a job."""
     return f"{JOB_EVENTS}.{job_id}"
+
+
+def report_subject(name: str) -> str:
+    """Subject of the event that a scheduled report was written."""
+    return f"{REPORTS}.{name}"
 
 
 def runs_subject(host: str) -> str:

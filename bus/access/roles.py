@@ -148,7 +148,7 @@ _READ_BY_PLANNERS: Final = (
     bus.FACTS_STREAM,
     f"KV_{bus.PLANNER_BUCKET}",
 )
-_READ_BY_NOTIFIERS: Final = (bus.FACTS_STREAM, bus.JOBS_STREAM, f"KV_{bus.NOTIFY_BUCKET}")
+_READ_BY_NOTIFIERS: Final = (bus.FACTS_STREAM, bus.JOBS_STREAM, bus.REPORTS_STREAM, f"KV_{bus.NOTIFY_BUCKET}")
 _STREAMS: Final = tuple(stream.name for stream in bus.STREAMS)
 _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
@@ -265,6 +265,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_PUB, "work requests with their outcomes", [Role.PLANNER], f"{bus.REQUEST_EVENTS}.*"),
     _may(_SUB, "work requests with their outcomes, live", [Role.OPERATOR], f"{bus.REQUEST_EVENTS}.*"),
     _may(_PUB, "durations of past leases", [Role.PLANNER], bus.DURATIONS),
+    _may(_PUB, "scheduled reports, for the notifier", [Role.PROCESSOR], f"{bus.REPORTS}.*"),
     _may(_PUB, "messages that could not be stored", [Role.PROCESSOR], f"{bus.DEAD_LETTERS}.*"),
     _may(_SUB, "messages that could not be stored, live", [Role.OPERATOR], f"{bus.DEAD_LETTERS}.*"),
     # Jobs
@@ -562,7 +563,7 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _PUB,
-        "the notifier's state, and reading it with lease events and changes of jobs",
+        "the notifier's state, and reading it with lease events, changes of jobs and reports",
         [Role.NOTIFIER],
         f"$KV.{bus.NOTIFY_BUCKET}.>",
         *_api(*(f"STREAM.{verb}.KV_{bus.NOTIFY_BUCKET}" for verb in ("INFO", "CREATE", "MSG.GET"))),

@@ -18,6 +18,8 @@ from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose,
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client
+
     from ...processors.query.quack import Settings as RemoteSettings
     from ...processors.service import History
     from ...processors.storage import Retention
@@ -169,12 +171,12 @@ def process(
         raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
     else:
         history = _lake(lake, lake_data, partitions, memory_bytes, threads, retention, force_retention)
-    beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+    beside: Callable[[Client], Coroutine[Any, Any, None]] | None = None
     if reports is not None:
         from .scheduled_reports import make_when_due, read_schedule
 
         schedule, prices = read_schedule(reports.expanduser())
-        beside = lambda: make_when_due(history, schedule, prices)  # noqa: E731
+        beside = lambda nc: make_when_due(history, schedule, prices, nc)  # noqa: E731
     _run(history, nats, identity.named, within, beside)
 
 
@@ -246,7 +248,7 @@ def _run(
     nats: str | None,
     named: Callable[[str], None],
     within_seconds: float,
-    beside: Callable[[], Coroutine[Any, Any, None]] | None,
+    beside: Callable[[Client], Coroutine[Any, Any, None]] | None,
 ) -> None:
     from ...bus.process import collect_garbage_seldom
     from ...processors.query.quack import QuackError

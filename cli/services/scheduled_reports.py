@@ -1,9 +1,14 @@
-"""Makes reports of a schedule from a processor's own history, each once, and those that were missed."""
+"""Makes reports of a schedule from a processor's own history, each once, and those that were missed.
+
+That one was written is published on the bus, where the notifier sends it to people. A report counts as made after that:
+a processor that is killed in between publishes it again, under the same id.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -13,12 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from ...bus.permissions import NotAllowed, request
+from ...client.reports import tables
 from ...client.reports.asking import queries, scope_of
 from ...client.reports.forms import Form, renderer
 from ...client.reports.periods import period_of
 from ...client.reports.prices import Prices
 from ...client.reports.schedule import Planned, Schedule, due, parse_schedule
 from ...client.reports.usage import Answers, UsageReport, usage_report
+from ...schemas import codec, subjects
+from ...schemas.reports import MAX_FILES_BYTES, ReportFile, ReportWritten
 from ..exits import USAGE, CommandError
 from ..price_list import read_prices
 
@@ -30,6 +42,7 @@ log = logging.getLogger("corral.reports")
 LEDGER: Final = ".corral-reports.json"
 """File in the folder that says what was made, so that a report whose file was moved away is not made again."""
 _PAUSE_SECONDS: Final = 60.0
+_ACK_SECONDS: Final = 10.0
 
 
 def read_schedule(file: Path) -> tuple[Schedule, Prices | None]:
@@ -50,14 +63,14 @@ def read_schedule(file: Path) -> tuple[Schedule, Prices | None]:
     return schedule, None if schedule.prices is None else read_prices(Path(schedule.prices))
 
 
-async def make_when_due(history: History, schedule: Schedule, prices: Prices | None) -> None:
+async def make_when_due(history: History, schedule: Schedule, prices: Prices | None, nc: Client) -> None:
     """Make the reports that are due, now and once a minute, until cancelled. What fails is logged and tried again."""
     while True:
-        await make_due(history, schedule, prices, datetime.now(UTC))
+        await make_due(history, schedule, prices, nc, datetime.now(UTC))
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def make_due(history: History, schedule: Schedule, prices: Prices | None, now: datetime) -> None:
+async def make_due(history: History, schedule: Schedule, prices: Prices | None, nc: Client, now: datetime) -> None:
     """Make the reports that are due at a time."""
     folder = Path(schedule.folder)
     for planned in schedule.report:
@@ -66,6 +79,8 @@ async def make_due(history: History, schedule: Schedule, prices: Prices | None, 
                 async with history.reading():
                     report = await asyncio.to_thread(_report, history, planned, schedule, prices, name, now)
                 files = await asyncio.to_thread(_written, folder, f"{planned.name}-{name}", planned.formats, report)
+                event = await asyncio.to_thread(_event, folder, planned, schedule, name, report)
+                await _publish(nc, event)
                 await asyncio.to_thread(_record, folder, planned.name, name)
                 log.info("report %s of %s: %s", planned.name, name, ", ".join(files) or "its files were there")
         except Exception as error:
@@ -101,6 +116,60 @@ def _written(folder: Path, stem: str, forms: Sequence[Form], report: UsageReport
         if not target.exists() and _appears(target, renderer(form)(report)):
             made.append(target.name)
     return made
+
+
+def _event(folder: Path, planned: Planned, schedule: Schedule, name: str, report: UsageReport) -> ReportWritten:
+    """Event that a report was written, with those of its files that fit a message, the smallest first.
+
+    Its id is that of what is in the folder: two processors that write the same folder publish the same event.
+    """
+    contents: dict[str, bytes] = {}
+    for form in planned.formats:
+        with contextlib.suppress(FileNotFoundError):
+            contents[f"{planned.name}-{name}.{form}"] = (folder / f"{planned.name}-{name}.{form}").read_bytes()
+    digest = hashlib.blake2b(f"{folder.absolute()}\n{planned.name}\n{name}".encode(), digest_size=16)
+    left, fitting = MAX_FILES_BYTES, set[str]()
+    for file, data in sorted(contents.items(), key=lambda item: len(item[1])):
+        digest.update(data)
+        if len(data) <= left:
+            left -= len(data)
+            fitting.add(file)
+    period = report.scope.period
+    return ReportWritten(
+        report_id=digest.hexdigest(),
+        name=planned.name,
+        period=name,
+        start=period.start,
+        end=period.end,
+        written_at=datetime.now(UTC),
+        zone=schedule.zone,
+        title=tables.title(report),
+        facts=[("Period", tables.subtitle(report)), *tables.summary(report)],
+        owner=planned.owner,
+        group=planned.group,
+        url=schedule.url or "",
+        files=[
+            ReportFile(name=file, size_bytes=len(data), data=data if file in fitting else None)
+            for file, data in contents.items()
+        ],
+    )
+
+
+async def _publish(nc: Client, event: ReportWritten) -> None:
+    """Publish that a report was written.
+
+    Raises:
+        nats.errors.Error, TimeoutError: the stream did not take it.
+    """
+    headers = {codec.CONTENT_TYPE_HEADER: codec.JSON, "Nats-Msg-Id": event.report_id}
+    subject = subjects.report_subject(event.name)
+    try:
+        ack = await request(nc, subject, codec.encode(event, codec.JSON), timeout=_ACK_SECONDS, headers=headers)
+    except NotAllowed as refused:
+        log.warning("%s: reports are not sent to people until `corral auth apply`", refused)
+        return
+    if b'"error"' in ack.data:
+        raise NatsError(f"the stream {subjects.REPORTS_STREAM} refuses it: {ack.data.decode(errors='replace')}")
 
 
 def _appears(target: Path, data: bytes) -> bool:

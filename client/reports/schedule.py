@@ -23,6 +23,9 @@ MOST: Final = 1000
 """Most periods of one report that are made up for."""
 
 
+_URL: Final = re.compile(r"https?://[^\s<>`\"]+")
+
+
 class Every(StrEnum):
     """Interval of a report: it is made for each complete period of this length."""
 
@@ -70,6 +73,7 @@ class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         zone: time zone whose midnight ends a period.
         delay: time after the end of a period, such as `2h`: collectors that could not send may do so until then.
         prices: file with the price list; null for reports without costs.
+        url: where the folder is on the web, for links in messages; null if it is not there.
     """
 
     folder: str
@@ -77,6 +81,7 @@ class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     zone: str = "UTC"
     delay: str = "2h"
     prices: str | None = None
+    url: str | None = None
 
 
 def parse_schedule(text: str, base: Path) -> Schedule:
@@ -106,6 +111,8 @@ def parse_schedule(text: str, base: Path) -> Schedule:
         parse_seconds(found.delay)
     except ValueError as error:
         raise ValueError(f"delay: {error}") from None
+    if found.url is not None and not _URL.fullmatch(found.url):
+        raise ValueError(f"url: {found.url!r} is none: write one such as https://files.example/reports")
     for one in found.report:
         if one.since is not None:
             _first_day(one, one.since)

@@ -47,6 +47,7 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
         "CORRAL_DEAD",
         "CORRAL_JOBS",
         "CORRAL_LOGS",
+        "CORRAL_REPORTS",
         "CORRAL_HOSTS",
         "CORRAL_PEOPLE",
     }

@@ -22,14 +22,26 @@ from corral.notifier.news import (
     of_condition,
     of_job_event,
     of_lease_event,
+    of_report,
 )
+from corral.notifier.outgoing import due
 from corral.notifier.sending import redacted, why_not
 from corral.schemas.jobs import JobState
 from corral.schemas.notifications import NewsKind
+from corral.schemas.reports import ReportFile, ReportWritten
 from corral.schemas.requests import IdleNotice, LeaseEventKind, LeaseState
 from hypothesis import given
 from hypothesis import strategies as st
-from support.notifier_examples import NOON, device, event, job_event, lease, owned, preempting
+from msgspec.structs import replace
+from support.notifier_examples import NOON, delivery, device, event, job_event, lease, owned, preempting
+
+
+def written(owner: str | None = None) -> ReportWritten:
+    files = [ReportFile(name="f.csv", size_bytes=3, data=b"a,b"), ReportFile(name="f.pdf", size_bytes=2**20)]
+    return ReportWritten(
+        report_id="1", name="fleet", period="2026-10", start=NOON, end=NOON, written_at=NOON, title="GPU usage",
+        facts=[("GPU-hours granted", "12.0")], owner=owner, url="https://files.example/r", files=files,
+    )  # fmt: skip
 
 
 def everything(name: str = "train", owner: str = "ann") -> Iterator[News]:
@@ -69,6 +81,8 @@ def everything(name: str = "train", owner: str = "ann") -> Iterator[News]:
             yield of_condition(subject, "x", NOON)
     yield of_condition(IdleLease(lease(**more), NOON, 1.5), "x", NOON)
     yield of_condition(IdleLease(lease(idle=warned, **more), NOON), "x", NOON)
+    yield of_report(written(owner))
+    yield of_report(written())
 
 
 def test_every_kind_has_a_text_and_its_commands_are_commands() -> None:
@@ -96,6 +110,17 @@ def test_the_end_of_a_limit_is_told_as_such_whenever_the_lease_would_have_to_be_
     assert message.commands == []
     (soft,) = expiring(owned("expiring").rule, [lease()], NOON + timedelta(minutes=55))
     assert [what for what, _ in message_of(soft, "UTC").commands] == ["Keep it", "Give it back"]
+
+
+def test_a_report_goes_alone_with_the_files_that_fit() -> None:
+    message = message_of(of_report(written()), "UTC")
+    assert [(file.name, file.data) for file in message.files] == [("f.csv", b"a,b")]
+    assert "too large to attach: f.pdf (1.0 MiB)" in text(message)
+    assert "\nhttps://files.example/r\n" in markdown(message)
+    others = [delivery(str(number)) for number in range(5)]
+    report = replace(delivery("report", at=NOON - timedelta(seconds=1)), message=message)
+    assert due([*others, report], NOON) == [report]
+    assert due([*others, replace(report, made_at=NOON + timedelta(seconds=1))], NOON) == others
 
 
 def test_times_are_those_of_the_readers_zone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +15,8 @@ from corral.client.reports.schedule import Every, Planned, Schedule, due, parse_
 from hypothesis import given
 from hypothesis import strategies as st
 from support.local_cluster import CORRAL, corral, environment, wait_for
+from support.notifier_rig import Place
+from support.receivers import webhook
 from support.usage_history import PRICES, usage_history
 
 SCHEDULE = """
@@ -61,6 +65,7 @@ def test_each_complete_period_is_due_once_and_missed_ones_are_made_up_for(
         ('folder = "r"\n[[report]]\nname = "a/b"\nevery = "day"', "letters, digits"),
         ('folder = "r"\n[[report]]\nname = "a"\nevery = "day"\nsince = "2026-10"', "is no day: write 2026-10-07"),
         ('folder = "r"\nzone = "Mars"\n[[report]]\nname = "a"\nevery = "day"', "no time zone 'Mars'"),
+        ('folder = "r"\nurl = "files"\n[[report]]\nname = "a"\nevery = "day"', "url: 'files' is none"),
         ('folder = "r"\ncolour = 1\n[[report]]\nname = "a"\nevery = "day"', "colour"),
         ("folder", "no TOML"),
     ],
@@ -120,3 +125,63 @@ def test_a_processor_makes_them_once_whatever_is_killed(server: EmbeddedServer, 
     refused = corral("process", "--db", str(tmp_path / "history.duckdb"), "--reports", str(tmp_path / "prices.toml"))
     assert refused.returncode == 2
     assert "prices.toml: " in refused.stderr
+
+
+@pytest.mark.long
+def test_each_is_sent_once_whoever_is_killed(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A processor that was killed before it could note a report as made publishes it again; nobody gets it twice."""
+    usage_history(tmp_path).close()
+    (tmp_path / "prices.toml").write_text(PRICES)
+    schedule, folder, place = tmp_path / "reports.toml", tmp_path / "reports", Place(tmp_path)
+    ledger, log = folder / ".corral-reports.json", tmp_path / "parts.log"
+    this = datetime.now(UTC) - timedelta(hours=3)
+    last = f"{(this.replace(day=1) - timedelta(days=1)):%Y-%m}"
+    processor = [*CORRAL, "process", "--db", str(tmp_path / "history.duckdb"), "--reports", str(schedule)]
+    notifier = [*CORRAL, "notifier", "--targets", str(place.targets), "--rules", str(place.rules)]
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        with log.open("ab") as out:
+            return subprocess.Popen(command, env=environment(CORRAL_NATS_URL=server.url), stdout=out, stderr=out)
+
+    def made() -> list[str]:
+        return json.loads(ledger.read_text()).get("groups", []) if ledger.exists() else []
+
+    with webhook() as hook:
+        place.write(
+            f'boss = "{hook.url}"\nother = "{hook.url}"',
+            '[[rule]]\nname = "a"\non = ["report"]\nworkload = "groups"\nto = ["boss"]\n'
+            '[[rule]]\nname = "b"\non = ["report"]\nowner = "ann"\nto = ["other"]\n',
+        )
+        running = [start(*notifier)]
+        wait_for(lambda: "sending: 2 rules" in log.read_text())
+        schedule.write_text('url = "https://files.example/reports"\n' + SCHEDULE.format(since=last))
+        running.append(start(*processor))
+        try:
+            wait_for(lambda: made() == [last])
+            wait_for(lambda: "sent report:" in log.read_text())
+            for each in running:
+                each.kill()
+                each.wait()
+            ledger.write_text("{}")
+            running = [start(*processor)]
+            wait_for(lambda: made() == [last])
+            running[0].kill()
+            running[0].wait()
+            # Others, which are behind it in the stream.
+            schedule.write_text('url = "https://files.example/reports"\n' + SCHEDULE.format(since="2026-01"))
+            running = [start(*notifier), start(*processor)]
+            planned = Planned(name="groups", every=Every.MONTH, since="2026-01")
+            all_ = due(planned, Schedule(folder="", zone="Europe/Berlin", report=[]), (), datetime.now(UTC))
+            wait_for(lambda: set(made()) == set(all_))
+            wait_for(lambda: len(hook.bodies) >= len(all_))
+        finally:
+            for each in running:
+                each.terminate()
+                each.wait(30)
+        assert sorted(hook.titles) == [f"GPU usage, {period} (groups)" for period in sorted(all_)]
+        first = hook.bodies[0]
+        assert "GPU-hours granted: " in first["message"]
+        assert "https://files.example/reports" in first["message"]
+        files = {file["filename"]: base64.b64decode(file["base64"]) for file in first["attachments"]}
+        assert files == {file.name: file.read_bytes() for file in folder.glob(f"groups-{last}.*")}
+        assert len(files) == 2

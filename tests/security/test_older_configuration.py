@@ -16,11 +16,18 @@ from support.secured_bus import SecuredBus
 ADDED = re.compile(
     "|".join(
         [
-            *(subjects.REQUESTS_STREAM, subjects.JOBS_STREAM, subjects.LOGS_STREAM),
+            *(subjects.REQUESTS_STREAM, subjects.JOBS_STREAM, subjects.LOGS_STREAM, subjects.REPORTS_STREAM),
             *(
                 re.escape(subject)
                 for subject in (
-                    *(subjects.REQUEST_EVENTS, subjects.DURATIONS, subjects.JOB_EVENTS, subjects.RUNS, subjects.LOGS),
+                    *(
+                        subjects.REQUEST_EVENTS,
+                        subjects.DURATIONS,
+                        subjects.JOB_EVENTS,
+                        subjects.RUNS,
+                        subjects.LOGS,
+                        subjects.REPORTS,
+                    ),
                     *(subjects.PlanSubject.SUBMIT, subjects.PlanSubject.JOB, subjects.PlanSubject.RUNNER),
                 )
             ),

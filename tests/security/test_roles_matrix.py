@@ -32,7 +32,7 @@ STREAM_OF = {
     "events": "CORRAL_FACTS",
 }
 STREAMS = ("CORRAL_TELEMETRY", "CORRAL_INVENTORY", "CORRAL_FACTS", "CORRAL_DEAD", "CORRAL_PARTITIONS")
-OF_JOBS = ("CORRAL_JOBS", "CORRAL_LOGS")
+OF_JOBS = ("CORRAL_JOBS", "CORRAL_LOGS", "CORRAL_REPORTS")
 BUCKETS = ("corral_planner", "corral_hosts", "corral_processors")
 OF_NOTIFIER = "KV_corral_notify"
 KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS", *OF_JOBS, OF_NOTIFIER)
@@ -95,7 +95,7 @@ def publish_probes() -> list[str]:
     found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", f"{V}.health.runner"]
     found += [f"{V}.health.{kind}.{host}" for kind in ("collector", "runner") for host in HOSTS]
     found += [f"{V}.plan.runner", *(f"{V}.{kind}.{host}" for kind in ("plan.runner", "runs") for host in HOSTS)]
-    found += [f"{V}.jobs.12", f"{V}.logs", *LOGS, *READ_LOGS]
+    found += [f"{V}.reports.fleet", f"{V}.jobs.12", f"{V}.logs", *LOGS, *READ_LOGS]
     for host, override in itertools.product(HOSTS, (False, True)):
         found += attached(host, *NAMES, "team.alice", "alice.team", override=override)
     found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
@@ -243,6 +243,7 @@ PUBLISH: dict[Role, set[str]] = {
     Role.PROCESSOR: {
         *SERVING,
         f"{V}.dead.invalid",
+        f"{V}.reports.fleet",
         *(f"{V}.history.status{rest}" for rest in ("", ".alice")),
         *consuming(*STREAMS[:3], "CORRAL_PARTITIONS", "KV_corral_processors", "CORRAL_JOBS"),
         *(f"$JS.ACK.{stream}.c.1.1.1.1.1" for stream in (*STREAMS[:3], "CORRAL_PARTITIONS", "CORRAL_JOBS")),
@@ -284,7 +285,7 @@ PUBLISH: dict[Role, set[str]] = {
         *(f"$KV.corral_notify.{key}" for key in ("rules.alice", "out.x")),
         *(f"$JS.API.STREAM.{verb}.{OF_NOTIFIER}" for verb in ("INFO", "CREATE", "MSG.GET")),
         "$JS.API.DIRECT.GET.KV_corral_notify.$KV.corral_notify.rules.alice",
-        *consuming("CORRAL_FACTS", "CORRAL_JOBS", OF_NOTIFIER),
+        *consuming("CORRAL_FACTS", "CORRAL_JOBS", "CORRAL_REPORTS", OF_NOTIFIER),
     },
     Role.REQUESTER: seeing("alice") | asking("alice") | reading_logs("alice") | attaching("alice"),
     Role.VIEWER: seeing("vera"),
