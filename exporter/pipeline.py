@@ -47,7 +47,13 @@ class ServiceAnswers(Struct, kw_only=True):
     services: list[ServiceHealth] = []
 
 
-_ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOARD, ServiceKind.GATEWAY)
+_ASKED: Final = (
+    ServiceKind.PLANNER,
+    ServiceKind.PROCESSOR,
+    ServiceKind.DASHBOARD,
+    ServiceKind.GATEWAY,
+    ServiceKind.NOTIFIER,
+)
 """Services whose health is queried. Collectors publish reports, and there may be thousands; the exporter knows its own
 health."""
 

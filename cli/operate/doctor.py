@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 import typer
-from msgspec import Struct
 from nats.errors import Error as NatsError
 from rich.markup import escape
 
@@ -29,6 +28,8 @@ from ...schemas.units import format_bytes
 from ..exits import FAILED, CommandError
 from ..local.folders import default_data
 from ..options import AsJson, NatsUrl, connected, console, print_json, run
+from . import doctor_services
+from .findings import Finding, note, ok, problem
 
 CLOCK_SECONDS: Final = 1.0
 """Maximum clock offset in seconds; beyond it, samples look old, or as if they came from the future."""
@@ -39,37 +40,6 @@ BUCKET_FULL: Final = 0.8
 MIN_FULL_SHARE: Final = 0.02
 """Minimum fill of a stream, as part of its size limit, for an estimate of its rate."""
 FREE_BYTES: Final = 2 * 2**30
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """Result of one check.
-
-    Attributes:
-        what: subject of the check.
-        level: `ok`, `note` (works, with a caveat) or `problem`.
-        detail: result in words.
-        fix: what to do about it; empty if nothing.
-    """
-
-    what: str
-    level: str
-    detail: str
-    fix: str = ""
-
-
-def ok(what: str, detail: str) -> Finding:
-    """A finding without a problem."""
-    return Finding(what=what, level="ok", detail=detail)
-
-
-def note(what: str, detail: str, fix: str) -> Finding:
-    """A finding that doesn't prevent operation."""
-    return Finding(what=what, level="note", detail=detail, fix=fix)
-
-
-def problem(what: str, detail: str, fix: str) -> Finding:
-    """A finding of something that doesn't work."""
-    return Finding(what=what, level="problem", detail=detail, fix=fix)
 
 
 def doctor(json: AsJson = False, nats: NatsUrl = None) -> None:
@@ -118,6 +88,10 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
                     yield await look(client)
                 except CorralError as error:
                     yield problem(look.__name__.strip("_"), str(error), _FIXES[look.__name__])
+            for finding in await doctor_services.optional(client):
+                yield finding
+            if (login := await doctor_services.login(client.identity)) is not None:
+                yield login
     except CorralError as error:
         yield problem("bus", str(error), "start a NATS server with JetStream, or set CORRAL_NATS_URL to yours")
 

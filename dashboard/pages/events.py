@@ -1,4 +1,4 @@
-"""Events page: faults, leases, preemptions and changes of hosts in a time, newest first, as they happen."""
+"""Events page: faults, leases, preemptions and changes of hosts in a time, newest first; drains, and services."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ...client import CorralError
 from .. import event_log
 from ..components.events_table import events_table
 from ..components.host_links import host_link
+from ..components.services_table import ask_services, services_table
 from ..event_log import KINDS, SHOWN, Happened
 from ..fleet import problem_of
 from ..history import RANGES, Window
@@ -21,6 +22,7 @@ from ..page_frame import Frame, Notice
 from ..zones import local, zone_name
 
 _EVERY_SECONDS = 10.0
+_SERVICES_SECONDS = 30.0
 _USUAL = "24h"
 
 
@@ -46,6 +48,7 @@ class EventsPage:
         self._asked_at = 0.0
         self._shown: list[Happened] | None = None
         self._drained_shown: Any = None
+        self._services_shown: Any = None
         with tag("div", "head"):
             with tag("div"):
                 tag("h1", text="Events")
@@ -65,8 +68,15 @@ class EventsPage:
                     button("", lambda: self._go(self.window.moved(0.5)), "quiet", "chevron_right", title="Later")
                     self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
             self._list = tag("div")
+        with tag("section", "panel") as self._services_panel:
+            with tag("div", "panel-head"):
+                tag("h2", text="Services")
+            self._services = tag("div")
+        self._services_panel.set_visibility(False)
         self._refresh()
         frame.on_refresh(self._refresh)
+        ui.timer(_SERVICES_SECONDS, self._ask_services)
+        ui.timer(0, self._ask_services, once=True)
         ui.timer(0, self._ask, once=True)
 
     def _search(self, words: str) -> Any:
@@ -108,6 +118,19 @@ class EventsPage:
         # A time that follows the present is asked again while somebody looks.
         if self.window.end is None and not self._asking and time.monotonic() - self._asked_at > _EVERY_SECONDS:
             ui.timer(0, self._ask, once=True)
+
+    async def _ask_services(self) -> None:
+        try:
+            found = await self.frame.ask(ask_services)
+        except CorralError:  # the other question says so
+            return
+        shown = [(each.service, each.host, each.role, each.ready, each.reasons) for each in found]
+        if shown != self._services_shown:
+            self._services_shown = shown
+            self._services_panel.set_visibility(bool(found))
+            self._services.clear()
+            with self._services:
+                services_table(found)
 
     async def _ask(self) -> None:
         self._number += 1

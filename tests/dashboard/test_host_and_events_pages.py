@@ -44,6 +44,8 @@ def test_events_are_seen_as_they_happen_and_lead_to_their_host(
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         tab.go("/events")
         page.wait_for_selector("table")
+        for service in ("planner", "processor", "dashboard"):
+            page.wait_for_selector(f"section:has(h2:text-is('Services')) tr:has(td:text-is('{service}')) .chip.good")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page = tab.go("/host/nowhere")
         page.wait_for_selector("text=no host of this name is in the fleet or in the history")
