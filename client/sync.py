@@ -32,6 +32,7 @@ from .result import QueryResult
 from .rpc import Waiting
 from .serving import ServeFields
 from .sync_jobs import SyncJobCalls
+from .sync_notifications import SyncNotifyCalls
 
 T = TypeVar("T")
 N = TypeVar("N")
@@ -206,6 +207,11 @@ class SyncClient:
     def jobs(self) -> SyncJobCalls:
         """Calls about jobs: `client.jobs.submit(["python", "train.py"], gpus=2)`."""
         return SyncJobCalls(self._loop, self._client.jobs)
+
+    @property
+    def notifications(self) -> SyncNotifyCalls:
+        """Calls about rules for notifications: `client.notifications.rules()`."""
+        return SyncNotifyCalls(self._loop, self._client.notifications)
 
     def __enter__(self) -> Self:
         return self

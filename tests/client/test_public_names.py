@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -12,6 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from corral.client import Client, SyncClient
+from corral.client.jobs import JobCalls
+from corral.client.notifications import NotifyCalls
+from corral.client.sync_jobs import SyncJobCalls
+from corral.client.sync_notifications import SyncNotifyCalls
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
@@ -49,6 +55,26 @@ def test_a_package_exports_its_public_names_and_no_others(name: str) -> None:
     # Beside them: submodules, once something has imported them, and what the module itself imports from Python.
     others = {key for key, value in vars(module).items() if key[0] != "_" and not isinstance(value, ModuleType)}
     assert others <= PUBLIC[name] | {"annotations", "ModuleType", "TYPE_CHECKING", "import_module"}
+
+
+ONLY_ASYNC = {
+    *("nc", "forked", "page"),
+    # A service that asks for others, and calls that others are made of.
+    *("speaking_for", "granted", "fit_work"),
+}
+"""Public names that have no twin without asyncio: they are about the connection, or for other parts."""
+
+
+@pytest.mark.parametrize(
+    ("calls", "twin"), [(Client, SyncClient), (JobCalls, SyncJobCalls), (NotifyCalls, SyncNotifyCalls)]
+)
+def test_programs_without_asyncio_have_the_same_calls(calls: type, twin: type) -> None:
+    found = {name for name in dir(calls) if name[0] != "_"} - ONLY_ASYNC
+    assert found - set(dir(twin)) == set()
+    for name in found:
+        made, other = getattr(calls, name), getattr(twin, name)
+        if callable(made) and name != "renew":  # which has one more argument, for the client's own use
+            assert list(inspect.signature(made).parameters) == list(inspect.signature(other).parameters), name
 
 
 def test_the_contract_is_loaded_when_it_is_used() -> None:

@@ -15,7 +15,7 @@ from corral.bus.layout import ensure_layout
 from corral.bus.stream_reader import read
 from corral.cli.local.server import EmbeddedServer
 from corral.client import Client as CorralClient
-from corral.client import InvalidRequest, NotFound, TooManyRequests
+from corral.client import InvalidRequest, NotFound, SyncClient, TooManyRequests
 from corral.client.health import ask_health
 from corral.notifier.rulebook import Files, RuleBook
 from corral.notifier.store import Store
@@ -230,6 +230,15 @@ async def test_owners_keep_rules_of_their_own(server: EmbeddedServer, nc: Client
         everything = await operator.rules(override=True)
         assert [(each.owner, each.rule.name) for each in everything.rules] == [("ann", "mine")]
         assert [each.name for each in everything.targets] == ["ann/hook", "lab", "ops"]
+
+        def without_asyncio() -> list[NotifyRule]:
+            with SyncClient(server.url, owner="ann") as client:
+                client.notifications.set(NotifyRule(name="more", on=[NewsKind.REPORT], to=["hook"]))
+                assert client.notifications.test(target="hook").results[0].sent
+                client.notifications.remove("more")
+                return [each.rule for each in client.notifications.rules().rules]
+
+        assert await asyncio.to_thread(without_asyncio) == [rule]
         await operator.remove("mine", owner="ann", override=True)
         assert (await ann.rules()).rules == []
 
