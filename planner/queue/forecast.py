@@ -36,6 +36,7 @@ from .durations import Estimate
 from .ends import Running
 from .line import Entry, Line, Order
 from .order import LEAST_SECONDS, TIMELESS, Asked, Rule
+from .room import LEAST_FREE, NO_LIMITS, Room
 
 DRAWS: Final = 15
 """Number of virtual runs."""
@@ -44,8 +45,6 @@ HIGH: Final = 0.9
 """Quantiles of the interval, which holds 80 %."""
 SLICE: Final = 4096
 """Hosts that are looked at between two yields of a forecast: about a millisecond."""
-_LEAST_FREE: Final = 1e-9
-"""Part of a device that counts as free."""
 BOOKINGS_FORECAST: Final = 32
 """Number of the times for which a device is booked that a forecast counts, the soonest first."""
 MOST_BRIEF: Final = 64
@@ -285,12 +284,13 @@ def forecasts(
     state = _State(line, now, recent)
     starts: dict[int, list[float]] = {entry.number: [] for entry, _ in state.waiting}
     lasts = {lease: line.ends.running[lease] for lease, _ in state.running}
+    expected = [entry.estimate.seconds for entry, _ in state.waiting]
     for number in range(draws):
         draw = random.Random(f"{seed}/{number}")
         ends = [(_end(lasts[lease], now, _level(draw)), devices) for lease, devices in state.running]
         waiting = [
-            _Waiting(entry.order, kind, entry.estimate.seconds, entry.estimate.quantile(_level(draw)), entry.number)
-            for entry, kind in state.waiting
+            _Waiting(entry.order, kind, seconds, entry.estimate.quantile(_level(draw)), entry.number)
+            for (entry, kind), seconds in zip(state.waiting, expected, strict=True)
         ]
         yield from _run(state, ends, waiting, _newcomers(state, line.rule, draw), starts)
     return {number: _summary(found) for number, found in starts.items()}
@@ -355,7 +355,7 @@ def _run(
     starts: dict[int, list[float]],
 ) -> Generator[None]:
     """One virtual run; adds the start of each request, infinite if it never can."""
-    free = {host: count for host, count in enumerate(state.free) if count > _LEAST_FREE}
+    room = Room({host: count for host, count in enumerate(state.free) if count > LEAST_FREE})
     openings: list[tuple[float, dict[int, float]]] = [(at, {}) for at in state.openings]
     heap = [(at, number, devices) for number, (at, devices) in enumerate([*ends, *openings])]
     heapify(heap)
@@ -364,7 +364,6 @@ def _run(
     for one in waiting:
         rows.setdefault(one.kind, []).append(one)
     now, fresh, left = state.now, len(heap), len(waiting)
-    work = 0
     head: _Waiting | None = None
     kept = _Kept(math.inf, {})
     coming = next(newcomers, None)
@@ -373,13 +372,14 @@ def _run(
         for _, kind in sorted((row[0].order, kind) for kind, row in rows.items()):
             row = rows[kind]
             while row:
-                at, taken, passes = _next_of(row, free, kept, now, first)
+                if room.looked > SLICE:
+                    room.looked = 0
+                    yield
+                at, taken, passes = _next_of(row, room, kept, now, first)
                 if taken is None:
                     break
                 for host, devices in taken.items():
-                    free[host] -= devices
-                    if free[host] <= _LEAST_FREE:
-                        del free[host]
+                    room.add(host, -devices)
                     if not passes and host in kept.beyond:
                         kept.beyond[host] -= devices
                 one = row.pop(at)
@@ -388,14 +388,10 @@ def _run(
                 if one.number is not None:
                     starts[one.number].append(now)
                     left -= 1
-            work += 1 + len(free)
-            if work > SLICE:
-                work = 0
-                yield
             if row and first:
                 first = False
                 if head is not row[0]:
-                    head, kept = row[0], _reserve(kind, free, heap)
+                    head, kept = row[0], _reserve(kind, room, heap)
         rows = {kind: row for kind, row in rows.items() if row}
         if coming is not None and (not heap or coming[0] < heap[0][0]):
             now = coming[0]
@@ -407,7 +403,7 @@ def _run(
         now = heap[0][0]
         while heap and heap[0][0] <= now:
             for host, devices in heappop(heap)[2].items():
-                free[host] = free.get(host, 0.0) + devices
+                room.add(host, devices)
     for row in rows.values():
         for one in row:
             if one.number is not None:
@@ -415,25 +411,25 @@ def _run(
 
 
 def _next_of(
-    row: Sequence[_Waiting], free: Mapping[int, float], kept: _Kept, now: float, first: bool
+    row: Sequence[_Waiting], room: Room, kept: _Kept, now: float, first: bool
 ) -> tuple[int, dict[int, float] | None, bool]:
     """Next start of a row, if any: its place, its devices by host, and whether it may use what is reserved.
 
     Args:
         row: requests of one kind.
-        free: devices by host.
+        room: free devices by host.
         kept: reservation of the first that does not fit.
         now: time in the run.
         first: true if nobody ahead waits.
     """
     kind = row[0].kind
     if first or now + row[0].expected <= kept.starts:
-        return 0, _fit(kind, free, now), True
-    taken = _fit(kind, kept.beside(free), now)
+        return 0, _fit(kind, room, now), True
+    taken = _fit(kind, room, now, kept.beyond)
     if taken is not None:
         return 0, taken, False
     brief = next((at for at in range(1, min(len(row), MOST_BRIEF)) if now + row[at].expected <= kept.starts), None)
-    return (0, None, False) if brief is None else (brief, _fit(kind, free, now), True)
+    return (0, None, False) if brief is None else (brief, _fit(kind, room, now), True)
 
 
 def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
@@ -441,49 +437,39 @@ def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
     return min((end for host, begin, end in kind.inside if begin <= now < end and host in taken), default=math.inf)
 
 
-def _fit(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float] | None:
+def _fit(kind: _Kind, room: Room, now: float, most: Mapping[int, float] = NO_LIMITS) -> dict[int, float] | None:
     """Devices by host for a request, best fit; None if it does not fit.
 
     Args:
         kind: its needs.
-        free: devices by host; hosts without any are left out.
+        room: free devices by host.
         now: time, by which devices are booked or not.
+        most: devices that it may use at most, by host; any number on other hosts.
     """
     if not kind.devices:
         return {}
-    if kind.shut:
-        free = dict(free)
+    if kind.shut or kind.domains:
+        free = room.within(most)
         for host, begin, end, devices in kind.shut:
             if begin <= now < end and host in free:
                 free[host] = max(0.0, free[host] - devices)
-    if kind.domains:
-        return _fit_within(kind, free, now)
-    able = [host for host, count in free.items() if count >= kind.devices and host in kind.hosts]
+        return _fit_within(kind, free) if kind.domains else _fit(kind._replace(shut=()), Room(free), now)
     if kind.several == 1:
-        best = min(able, key=lambda host: free[host], default=None)
+        best = room.tightest(kind.devices, kind.hosts, most)
         return None if best is None else {best: kind.devices}
     if kind.several:
-        able.sort(key=lambda host: free[host])
-        return dict.fromkeys(able[: kind.several], kind.devices) if len(able) >= kind.several else None
-    found: dict[int, float] = {}
-    left = kind.devices
-    for host in sorted(
-        (host for host in free if free[host] > _LEAST_FREE and host in kind.hosts), key=lambda host: -free[host]
-    ):
-        found[host] = min(left, free[host])
-        left -= found[host]
-        if not left:
-            return found
-    return None
+        hosts = room.tightest_hosts(kind.several, kind.devices, kind.hosts, most)
+        return None if hosts is None else dict.fromkeys(hosts, kind.devices)
+    return room.fewest(kind.devices, kind.hosts, most)
 
 
-def _fit_within(kind: _Kind, free: Mapping[int, float], now: float) -> dict[int, float] | None:
+def _fit_within(kind: _Kind, free: Mapping[int, float]) -> dict[int, float] | None:
     """Devices by host in one domain: that which needs the fewest hosts, of equal ones that with the least left."""
     best: dict[int, float] | None = None
     least = (0, 0.0)
     for domain in kind.domains:
         inside = {host: free[host] for host in domain if host in free}
-        found = _fit(kind._replace(hosts=domain, shut=(), domains=()), inside, now)
+        found = _fit(kind._replace(hosts=domain, shut=(), domains=()), Room(inside), 0.0)
         if found is not None and (best is None or (len(found), sum(inside.values())) < least):
             best, least = found, (len(found), sum(inside.values()))
     return best
@@ -500,30 +486,21 @@ class _Kept(NamedTuple):
     starts: float
     beyond: dict[int, float]
 
-    def beside(self, free: Mapping[int, float]) -> Mapping[int, float]:
-        """Free devices that others may use for longer."""
-        if not self.beyond:
-            return free
-        left = dict(free)
-        for host, count in self.beyond.items():
-            if count <= _LEAST_FREE:
-                left.pop(host, None)
-            elif host in left:
-                left[host] = min(left[host], count)
-        return left
 
-
-def _reserve(kind: _Kind, free: Mapping[int, float], heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
+def _reserve(kind: _Kind, room: Room, heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
     """Reserve where a request fits first if only what runs now ends."""
-    room, left = dict(free), list(heap)
+    later, left = Room(room.free), list(heap)
+    found = _Kept(math.inf, {})
     while left:
         at, _, devices = heappop(left)
         for host, count in devices.items():
-            room[host] = room.get(host, 0.0) + count
+            later.add(host, count)
         reached = not devices or any(host in kind.hosts for host in devices)
-        if reached and (taken := _fit(kind, room, at)) is not None:
-            return _Kept(at, {host: room[host] - count for host, count in taken.items()})
-    return _Kept(math.inf, {})
+        if reached and (taken := _fit(kind, later, at)) is not None:
+            found = _Kept(at, {host: later.free[host] - count for host, count in taken.items()})
+            break
+    room.looked += later.looked + len(room.free)
+    return found
 
 
 class _Past(NamedTuple):

@@ -12,12 +12,14 @@ from corral.planner.broker.forecasts import Forecaster
 from corral.planner.broker.queue import WaitingQueue
 from corral.planner.fleet.fleet import Fleet
 from corral.planner.placement.decide import Policies
-from corral.planner.placement.policies import make
+from corral.planner.placement.policies import DEFAULT, make
 from corral.planner.queue.durations import KNOTS, Durations, Estimate, Guesses, Kind, given, survival_quantiles, unknown
 from corral.planner.queue.forecast import Calibration, Forecast, forecast, forecasts
 from corral.planner.queue.line import Line
 from corral.planner.queue.order import fifo
+from corral.planner.queue.room import Room
 from corral.planner.simulation.jobs import Job
+from corral.planner.simulation.simulate import fleet_of as fleet_of_nodes
 from corral.planner.simulation.timed import replay
 from corral.planner.simulation.trace import Node
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
@@ -26,6 +28,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from support.planner_world import MIB, NOW, fleet_of, inventory, processes
 
+counts = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
 leases = st.lists(st.tuples(st.floats(1, 1e6), st.sampled_from([0.25, 1.0]), st.booleans()), min_size=1, max_size=40)
 
 
@@ -173,3 +176,38 @@ async def test_nobody_knows_when_a_device_that_strangers_use_comes_free() -> Non
     one, both = (told.expected for _, told in sorted(forecast(queue.line, NOW + 1).items()))
     assert math.isfinite(one)
     assert both == math.inf
+
+
+@settings(deadline=None, max_examples=100)
+@cases(st.data(), st.lists(counts, min_size=1, max_size=8), st.sets(st.integers(0, 7)))
+def test_hosts_with_room_are_those_of_a_look_at_all_of_them(
+    data: st.DataObject, counts_at_first: list[float], allowed: set[int]
+) -> None:
+    room, free = Room({}), dict[int, float]()
+    changes = [*enumerate(counts_at_first), *data.draw(st.lists(st.tuples(st.integers(0, 7), counts), max_size=12))]
+    for host, count in changes:
+        room.add(host, count - free.get(host, 0.0))
+        free[host] = count
+        if not count:
+            del free[host]  # it is the last of its equals once it has some again
+        most = data.draw(st.dictionaries(st.integers(0, 7), counts, max_size=3))
+        devices, number = data.draw(st.sampled_from([0.5, 1.0, 2.0, 4.0, 7.0])), data.draw(st.integers(1, 3))
+        usable = {host: min(count, most.get(host, count)) for host, count in free.items()}
+        usable = {host: count for host, count in usable.items() if count and host in allowed}
+        able = sorted((host for host in usable if usable[host] >= devices), key=lambda host: usable[host])
+        assert room.tightest_hosts(number, devices, allowed, most) == (able[:number] if len(able) >= number else None)
+        taken, left = dict[int, float](), devices
+        for host in sorted(usable, key=lambda host: -usable[host]):
+            if left:
+                taken[host] = min(left, usable[host])
+                left -= taken[host]
+        assert room.fewest(devices, allowed, most) == (None if left else taken)
+
+
+def test_a_forecast_of_many_on_a_free_fleet_pauses_often() -> None:
+    fleet = fleet_of_nodes([Node(f"n{at}", 10**9, 10**9, 8, "H100") for at in range(200)])
+    line = Line(fleet, Policies(DEFAULT))
+    for number in range(1500):
+        line.arrive(WorkRequest(owner=f"o{number % 7}", gpus=1 + number % 2), given(60.0), float(number))
+    # Each start takes a search, which counts as 16 hosts: 4,096 hosts are looked at between two pauses.
+    assert sum(1 for _ in forecasts(line, 2000.0, draws=2)) > 2 * 800 * 16 / 4096
