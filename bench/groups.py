@@ -6,18 +6,15 @@
     python bench/groups.py --load plain       # a plain request with and without groups
     python bench/groups.py --load line        # decisions alone, without a bus: a lease ends, and others start
 
-The loads are those of Kueue's performance tests (kubernetes-sigs/kueue, `test/performance/scheduler/configs`, August
-2026): cohorts of queues with a quota of 20 units each that may borrow 100 from the cohort, and workloads of three
-classes that arrive on a schedule, run for a time, and have a priority. Kueue's figures are its own, measured on its CI
-with an API server, so that they are an anchor and no race. The floor is the same load under a scheduler that takes no
-time, first-fit by priority and age, computed here.
+The loads `baseline` and `large-scale` are those of Kueue's performance tests (`groups_loads.py`). Kueue's figures are
+its own, measured on its CI with an API server, so that they are an anchor and no race. The floor is the same load under
+a scheduler that takes no time, first-fit by priority and age, computed here.
 
 `kai` is what KAI-Scheduler's scale tests measure (`docs/scale-tests/example-results.json`, July 2026; on its CI with
 an API server): 500 nodes of 8 GPUs, filled with single-GPU jobs; the verdict on a job that does not fit; one GPU, and
 all, taken back for a group that is guaranteed them. Its anchors are printed beside.
 
-A unit is a GPU, a cohort is a group, and a queue is a group within it. Work may be preempted without grace; a client
-whose work was preempted asks again with `requeue_of`.
+Work may be preempted without grace; a client whose work was preempted asks again with `requeue_of`.
 """
 
 from __future__ import annotations
@@ -27,14 +24,13 @@ import asyncio
 import contextlib
 import heapq
 import json
-import math
 import multiprocessing
 import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvloop
 from corral.bus.connect import connect
@@ -52,11 +48,10 @@ from corral.schemas import subjects
 from corral.schemas.groups import GroupTree
 from corral.schemas.requests import Placement, WorkRequest
 from granting import HEADER, drive, grant_and_release, start_planner, until_usable
+from groups_loads import LOADS, QUOTA, Kind, Load, floor, groups, workloads
 from msgspec import convert
 from servers import cpu_seconds, start
 
-QUOTA = 20
-BORROWS = 100
 PLAIN_TURNS = 10
 MOST_WAITING = 9_000
 """Workloads that a client has in the planner's queue, which takes 10,000 at most; the rest is submitted as these start.
@@ -68,105 +63,6 @@ The wait of each counts from its time in the schedule, whenever it was submitted
 ASK_AGAIN_SECONDS = 30.0
 """Silence of the planner about a request after which it is sent again, as Corral's client does: what is under way over
 a connection that breaks is lost, and the planner then knows nothing of it."""
-
-
-class Kind(NamedTuple):
-    """A class of workloads, as each queue submits it."""
-
-    name: str
-    copies: int
-    units: int
-    seconds: float
-    every_seconds: float
-    priority: int
-
-
-class Load(NamedTuple):
-    """A load, with the figures that Kueue publishes for it."""
-
-    cohorts: int
-    queues: int
-    kinds: tuple[Kind, ...]
-    kueue: str
-
-
-LOADS = {
-    "baseline": Load(
-        5,
-        6,
-        (
-            Kind("large", 50, 20, 1.0, 1.2, 200),
-            Kind("medium", 100, 5, 0.5, 0.5, 100),
-            Kind("small", 350, 1, 0.2, 0.1, 50),
-        ),
-        "351 s; 16.5 / 76.8 / 215.5 s",
-    ),
-    "large-scale": Load(
-        10,
-        100,
-        (
-            Kind("large", 4, 20, 0.7, 0.7, 200),
-            Kind("medium", 11, 5, 0.35, 0.3, 100),
-            Kind("small", 35, 1, 0.15, 0.06, 50),
-        ),
-        "1,179 s; 105.6 / 256.4 / 700.4 s",
-    ),
-}
-
-
-class Work(NamedTuple):
-    """A workload."""
-
-    at: float
-    cohort: int
-    queue: int
-    kind: Kind
-    number: int
-
-    @property
-    def owner(self) -> str:
-        return f"c{self.cohort}q{self.queue}"
-
-    @property
-    def request_id(self) -> str:
-        return f"{self.owner}-{self.kind.name}-{self.number}"
-
-
-def workloads(load: Load) -> list[Work]:
-    found = [
-        Work(kind.every_seconds * (number + 1), cohort, queue, kind, number)
-        for cohort in range(load.cohorts)
-        for queue in range(load.queues)
-        for kind in load.kinds
-        for number in range(kind.copies)
-    ]
-    return sorted(found)
-
-
-def floor(load: Load) -> tuple[float, dict[str, list[float]]]:
-    """The load under a scheduler that takes no time: in each cohort by priority and age, whatever fits."""
-    end = 0.0
-    waits: dict[str, list[float]] = {kind.name: [] for kind in load.kinds}
-    works = [work for work in workloads(load) if work.cohort == 0]
-    free, now = load.queues * QUOTA, 0.0
-    running: list[tuple[float, int]] = []
-    waiting: list[Work] = []
-    todo = works[::-1]
-    while todo or waiting or running:
-        now = min(todo[-1].at if todo else math.inf, running[0][0] if running else math.inf)
-        while running and running[0][0] <= now:
-            free += heapq.heappop(running)[1]
-        while todo and todo[-1].at <= now:
-            waiting.append(todo.pop())
-        waiting.sort(key=lambda work: (-work.kind.priority, work.at))
-        for work in list(waiting):
-            if work.kind.units <= free:
-                free -= work.kind.units
-                waits[work.kind.name].append(now - work.at)
-                heapq.heappush(running, (now + work.kind.seconds, work.kind.units))
-                waiting.remove(work)
-        end = max(end, now)
-    return end, waits
 
 
 class Client:
@@ -559,23 +455,6 @@ async def main() -> None:
         for name, seconds in zip(("planner", "bus", "client"), used, strict=True)
     )
     print(f"  processor: {each}")
-
-
-def groups(load: Load) -> dict[str, Any]:
-    """The groups of a load, as a change."""
-    found: list[dict[str, Any]] = []
-    for cohort in range(load.cohorts):
-        found.append({"name": f"c{cohort}", "limit": {"gpus": {"*": load.queues * QUOTA}}})
-        found += [
-            {
-                "name": f"c{cohort}/q{queue}",
-                "guarantee": {"gpus": {"*": QUOTA}},
-                "borrowing_limit": {"gpus": {"*": BORROWS}},
-                "members": [f"c{cohort}q{queue}"],
-            }
-            for queue in range(load.queues)
-        ]
-    return {"replace": {"groups": found}, "operator": "bench"}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 No bus, no bucket, no clients: the planner's own line, quotas and reclaimer on a fleet of their own, in a time of their
 own. So the figures hardly depend on what else the machine does.
 
-- Kueue's `baseline` load (see `groups.py`), as if decisions and messages took no time: what the order itself loses.
+- Kueue's `baseline` load (`groups_loads.py`), as if decisions and messages took no time: what the order itself loses.
 - 3,980 single GPUs taken back for a group that is guaranteed them, whose leases end 30 ms after their notice: where
   their prices differ, and where they are equal.
 - What the accounts of 100 groups add to a plain request and its release.
@@ -36,7 +36,7 @@ from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
 from corral.schemas.groups import GroupTree
 from corral.schemas.requests import Grant, LeaseState, Placement, WorkRequest
-from groups import LOADS, QUOTA, floor, groups, workloads
+from groups_loads import LOADS, QUOTA, floor, groups, workloads
 from msgspec import convert
 
 MODELS = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "Tesla T4")
