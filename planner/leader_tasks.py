@@ -50,8 +50,12 @@ _WAITING_SECONDS: Final = 1.0
 _PUBLISH_SECONDS: Final = 0.5
 _AFTER_FAILURE_SECONDS: Final = 1.0
 _LONG_SEARCH_SECONDS: Final = 0.005
-_MOST_LEFT: Final = 2.0
-"""Limit on the pause after a long search, in units of its processor time: there may be nobody else."""
+_LEFT: Final = 3.0
+"""Processor time that others may have after a long search, in units of its own."""
+_MOST_LEFT: Final = 6.0
+"""Limit on the pause after a long search, in units of its processor time, where others get little of a core."""
+_IDLE: Final = 0.1
+"""Part of a pause below which the planner is idle, if the pause was not late."""
 _DURATIONS_SECONDS: Final = 600.0
 _DURATIONS_RETRY_SECONDS: Final = 60.0
 _DURATIONS_TIMEOUT_SECONDS: Final = 10.0
@@ -187,15 +191,20 @@ class LeaderTasks:
         return 0.0
 
     async def _leave_time(self, seconds: float) -> None:
-        """Let others have as much of the processor as a long search took, and no more than that if there are none.
+        """Let others have three times the processor time that a long search took, as far as they need it.
 
         Each message may have the queue served: thousands that wait would take all of it, and be served no sooner.
         """
         if seconds < _LONG_SEARCH_SECONDS:
             return
-        busy_until, until = time.thread_time() + seconds, time.monotonic() + _MOST_LEFT * seconds
-        while time.thread_time() < busy_until and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(seconds / 4)
+        busy, paused_at = time.thread_time(), time.monotonic()
+        busy_until, until = busy + _LEFT * seconds, paused_at + _MOST_LEFT * seconds
+        while busy < busy_until and paused_at < until:
+            await asyncio.sleep(seconds / 2)
+            now, used = time.monotonic(), time.thread_time()
+            if used - busy < _IDLE * seconds / 2 and now - paused_at < seconds:
+                return
+            busy, paused_at = used, now
 
     async def _tend_jobs(self) -> float:
         if self._serves():
