@@ -867,7 +867,7 @@ class RequestBroker:
     def why_waiting(self, owner: str, request_id: str) -> str:
         """Return why a request of an owner waits, as of the last `explain_waiting`; empty if it does not wait."""
         queued = self.queue.find(owner, request_id)
-        return "" if queued is None else queued.entry.group.refused or queued.rejection.message
+        return "" if queued is None else self.line.why_refused(queued.entry.group) or queued.rejection.message
 
     def explain_waiting(self, only: QueueFilter) -> None:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
@@ -883,7 +883,7 @@ class RequestBroker:
                 windows = entry.ask.windows
                 with self.line.protected(entry, request.priority, entry.estimate.seconds, now, windows):
                     ask = entry.group.ask
-                    refused = entry.group.refused
+                    refused = self.line.why_refused(entry.group)
                     found[entry.group] = (
                         quota_rejection(self.fleet, ask, refused) if refused else reject(self.fleet, ask)
                     )

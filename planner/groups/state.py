@@ -23,7 +23,7 @@ from ..fleet.state import (
 from ..placement.feasible import model_allowed
 from .tree import Node, Tree
 from .usage import AHEAD_SECONDS, Total, Usage
-from .use import Admission, Amounts, GroupUse, Stamp
+from .use import Admission, Amounts, GroupUse, Stamp, Wanted
 
 NO_GROUPS: Final = GroupTree()
 _STATES_KEPT: Final = 4096
@@ -94,6 +94,10 @@ class GroupState:
         models = models_of(fleet, ask) if ask.gpus else ()
         node = self.tree.node_of(owner)
         return self.use.admission(node, models, devices_of(ask), ask.cpus_milli, ask.host_memory_bytes, preemptible)
+
+    def wanted(self, fleet: Fleet, ask: Ask) -> Wanted:
+        """Models that a request could take, and the billionths of devices that it asks for."""
+        return (tuple(models_of(fleet, ask)) if ask.gpus else (), devices_of(ask))
 
     def stamp(self, fleet: Fleet, node: Node, preemptible: bool) -> tuple[Stamp, int]:
         """Stamp that changes when the admission of a request of a group may have changed."""

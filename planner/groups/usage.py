@@ -165,12 +165,13 @@ class Usage:
 
     def dominant(self, amounts: Vector) -> float:
         """The greatest of the parts of the fleet that amounts are."""
-        total = self.total
-        return max(
-            amounts[0] / total.devices if total.devices else 0.0,
-            amounts[1] / total.cpus if total.cpus else 0.0,
-            amounts[2] / total.memory_bytes if total.memory_bytes else 0.0,
-        )
+        devices, cpus, memory_bytes = self.total
+        most = amounts[0] / devices if devices else 0.0
+        if cpus and amounts[1] / cpus > most:
+            most = amounts[1] / cpus
+        if memory_bytes and amounts[2] / memory_bytes > most:
+            most = amounts[2] / memory_bytes
+        return most
 
     # Kept over restarts
 

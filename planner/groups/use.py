@@ -22,7 +22,8 @@ from .tree import Node, Quota, Tree
 Barred = tuple[str, ...]
 """Models that a request must not take, sorted."""
 
-
+Wanted = tuple[tuple[str, ...], int]
+"""Models that a request could take, and the billionths of devices that it asks for."""
 Stamp = tuple[Tree, int]
 _CLASSES_KEPT: Final = 4096
 _PLACES_KEPT: Final = 16_384
@@ -150,6 +151,40 @@ _Place = tuple[NodeUse, int | None, Sequence[tuple[list[int], int]]]
 """Use of a group, the pattern of its guarantee that a model counts under, and where it counts for its limits."""
 
 
+class _Limit(NamedTuple):
+    """A limit on devices of a model.
+
+    Attributes:
+        used: billionths of devices by pattern of the limit, kept up to date.
+        at: number of the pattern.
+        most: billionths of devices under it.
+        glob: the pattern.
+    """
+
+    used: list[int]
+    at: int
+    most: int
+    glob: str
+
+
+class _Level(NamedTuple):
+    """A group on the way to another, as quotas on devices of a model see it.
+
+    Attributes:
+        node: the group.
+        use: of it.
+        at: number of the pattern of its guarantee that the model counts under; None if there is none.
+        guaranteed: billionths of devices under that pattern.
+        limits: on the model.
+    """
+
+    node: Node
+    use: NodeUse
+    at: int | None
+    guaranteed: int
+    limits: tuple[_Limit, ...]
+
+
 class Admission(NamedTuple):
     """Verdict of the quotas on a request.
 
@@ -197,6 +232,9 @@ class GroupUse:
         self._around: dict[Node, list[NodeUse]] = {}
         """Use of each group and of those around it, the root first."""
         self._places: dict[tuple[Node, str], tuple[float, Sequence[_Place]]] = {}
+        self._levels: dict[tuple[Node, str], list[_Level]] = {}
+        self._limits_cores: dict[Node, bool] = {}
+        """Whether a limit on cores or RAM applies to each group, or to one around it."""
         self._set(tree)
 
     def _set(self, tree: Tree) -> None:
@@ -204,6 +242,15 @@ class GroupUse:
         self._uses = {node: NodeUse(node) for node in [tree.root, *tree.nodes.values()]}
         self._around = {node: [self._uses[each] for each in (tree.root, *node.path)] for node in self._uses}
         self._places = {}
+        self._levels = {}
+        self._limits_cores = {
+            node: any(
+                limit.cpus_milli is not None or limit.memory_bytes is not None
+                for each in node.path
+                for limit in each.limits
+            )
+            for node in self._uses
+        }
         self._firm = {}
         self._classes = {}
         self._owed = Owed(tree, self._uses, self._known)
@@ -287,6 +334,24 @@ class GroupUse:
             found = self._places[node, model] = (self.tree.price(model), places)
         return found
 
+    def _levels_of(self, node: Node, model: str) -> list[_Level]:
+        """A group and those around it, the outermost first, as quotas on devices of a model see them."""
+        found = self._levels.get((node, model))
+        if found is None:
+            if len(self._levels) >= _PLACES_KEPT:
+                self._levels.clear()
+            found = self._levels[node, model] = [self._level(each, model) for each in node.path]
+        return found
+
+    def _level(self, node: Node, model: str) -> _Level:
+        use, at = self._uses[node], node.guarantee.first(model)
+        limits = tuple(
+            _Limit(used, number, limit.patterns[number][1], limit.patterns[number][0])
+            for limit, used in zip(node.limits, use.limited, strict=True)
+            for number in limit.every(model)
+        )
+        return _Level(node, use, at, 0 if at is None else node.guarantee.patterns[at][1], limits)
+
     def note_capacity(self, capacity: Mapping[str, int], cores: tuple[int, int] | None = None) -> None:
         """Note what the fleet has.
 
@@ -326,7 +391,19 @@ class GroupUse:
 
         What may be preempted depends on the use of its group and of those around it alone, anything else on all.
         """
-        return self.tree, sum(self._uses[each].version for each in node.path) if preemptible else self.version
+        if not preemptible:
+            return self.tree, self.version
+        # The first of those around is the root, whose use changes with any.
+        return self.tree, sum([use.version for use in self._around[node]]) - self._uses[self.tree.root].version
+
+    def inner_version(self, node: Node) -> int:
+        """Number that changes with the use of a group and of those around it, but for the outermost."""
+        return sum([use.version for use in self._around[node][2:]])
+
+    def is_over_limit(self, node: Node, wanted: Wanted) -> bool:
+        """True if a start would exceed limits of a group, whichever model it takes."""
+        models, devices = wanted
+        return bool(models) and all(self.excess(node, model, devices) > 0 for model in models)
 
     def admission(
         self, node: Node, models: Sequence[str], devices: int, cpus_milli: int, memory_bytes: int, preemptible: bool
@@ -341,7 +418,7 @@ class GroupUse:
             memory_bytes: host RAM.
             preemptible: true if its lease may be taken back.
         """
-        why = self._over_limit(node, None, 0, cpus_milli, memory_bytes)
+        why = self._over_cores(node, cpus_milli, memory_bytes) if self._limits_cores[node] else ""
         if not why and not preemptible:
             why = self._cores_needed_by_others(node, cpus_milli, memory_bytes)
         if why:
@@ -356,12 +433,21 @@ class GroupUse:
         last = ""
         for alike in self._alike(node, models):
             model = alike[0]
-            reason = self._over_limit(node, model, devices, 0, 0)
-            if reason and (around := self._lent_by(node, model, devices)) is not None:
+            levels = self._levels_of(node, model)
+            full = room = -1
+            reason = ""
+            for number, (each, use, at, guaranteed, limits) in enumerate(levels):
+                for limit in limits:
+                    if limit.used[limit.at] + devices > limit.most:
+                        full = number
+                        reason = reason or _limit_reached(each, limit, devices)
+                if at is not None and use.guaranteed[at] + devices <= guaranteed:
+                    room = number
+            if 0 <= full < room:  # others have borrowed what a group within is guaranteed
                 owed += alike
                 if alike[-1] >= last:
-                    limited, last = around, alike[-1]
-            within = not reason and self.is_within(node, model, devices, 0, 0)
+                    limited, last = levels[full].node, alike[-1]
+            within = not reason and room >= 0
             if not reason and not preemptible:
                 reason = self._needed_by_others(node, model, devices)
                 within = within and not reason
@@ -377,14 +463,6 @@ class GroupUse:
             tuple(sorted(set(models) - set(owed))) if owed and len(beyond) == len(models) else None,
             limited,
         )
-
-    def _lent_by(self, node: Node, model: str, devices: int) -> Node | None:
-        """The group whose limit keeps a group within it from what that is guaranteed; None if there is none."""
-        level = self.within_level(node, model, devices)
-        if level is None:
-            return None
-        full = [each for each in node.path if self.excess(each, model, devices) > 0]
-        return full[-1] if full and full[-1] in level.path[:-1] else None
 
     def excess(self, node: Node, model: str, devices: int) -> int:
         """Billionths of devices by which a start would exceed the limits of a group; 0 or less if it would not."""
@@ -432,25 +510,15 @@ class GroupUse:
                 return each
         return None
 
-    def _over_limit(self, node: Node, model: str | None, devices: int, cpus_milli: int, memory_bytes: int) -> str:
-        """Say which limit a start would exceed; empty if none."""
+    def _over_cores(self, node: Node, cpus_milli: int, memory_bytes: int) -> str:
+        """Say which limit on cores or RAM a start would exceed; empty if none."""
         for each in node.path:
             use = self._uses[each]
-            for limit, used in zip(each.limits, use.limited, strict=True):
-                if model is None:
-                    if limit.cpus_milli is not None and use.cpus_milli + cpus_milli > limit.cpus_milli:
-                        return f"group {each.name} may use {limit.cpus_milli / 1000:g} cores"
-                    if limit.memory_bytes is not None and use.memory_bytes + memory_bytes > limit.memory_bytes:
-                        return f"group {each.name} may use {limit.memory_bytes} bytes of RAM"
-                    continue
-                for at in limit.every(model):
-                    glob, most = limit.patterns[at]
-                    if used[at] + devices > most:
-                        asked = f", less than the {devices / WHOLE_SHARE:g} asked for" if devices > most else ""
-                        return (
-                            f"group {each.name} uses {used[at] / WHOLE_SHARE:g} devices of {glob!r}, and "
-                            f"{most / WHOLE_SHARE:g} are its limit{asked}"
-                        )
+            for limit in each.limits:
+                if limit.cpus_milli is not None and use.cpus_milli + cpus_milli > limit.cpus_milli:
+                    return f"group {each.name} may use {limit.cpus_milli / 1000:g} cores"
+                if limit.memory_bytes is not None and use.memory_bytes + memory_bytes > limit.memory_bytes:
+                    return f"group {each.name} may use {limit.memory_bytes} bytes of RAM"
         return ""
 
     def _needed_by_others(self, node: Node, model: str, devices: int) -> str:
@@ -701,6 +769,15 @@ def _most(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 
 def _changed(amounts: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
     return amounts[0] + after[0] - before[0], amounts[1] + after[1] - before[1]
+
+
+def _limit_reached(node: Node, limit: _Limit, devices: int) -> str:
+    """Say that a start would exceed a limit."""
+    asked = f", less than the {devices / WHOLE_SHARE:g} asked for" if devices > limit.most else ""
+    return (
+        f"group {node.name} uses {limit.used[limit.at] / WHOLE_SHARE:g} devices of {limit.glob!r}, and "
+        f"{limit.most / WHOLE_SHARE:g} are its limit{asked}"
+    )
 
 
 def _has_room(quota: Quota, use: NodeUse, cpus_milli: int, memory_bytes: int) -> bool:

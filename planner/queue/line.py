@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from itertools import count as numbers_from
@@ -39,6 +39,7 @@ from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for, 
 from .durations import Estimate
 from .ends import Ends
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
+from .sleepers import Sleepers
 from .turns import ByGroup, InOrder, Turns
 from .use import Use
 
@@ -214,6 +215,11 @@ class Group:
         """Place of the first."""
         return self.entries[0].order
 
+    @property
+    def wanted(self) -> Ask:
+        """What they ask for, whatever quotas keep from them."""
+        return self.key[0]
+
     def bar(self, barred: Barred) -> None:
         """Bar some models, and no others, from now on."""
         if barred != self.ask.barred:
@@ -276,10 +282,8 @@ class Line:
         self._policies = policies
         self._entries: list[Entry] = []
         self._groups: dict[GroupKey, Group] = {}
-        self._wakeful: dict[Group, None] = {}
-        """Groups that the next walk is to try, where there are groups of owners."""
-        self._sleeping: dict[Node, tuple[tuple[int, int], dict[Group, None]]] = {}
-        """The others by the outermost group around them, with the state of that for which they sleep."""
+        self._sleepers = Sleepers[Group](fleet, self._tenants)
+        """Where there are groups of owners: the requests that the next walk is to try, and those that it need not."""
         self._horizons = Horizons(fleet, self.ends)
         self._ahead = Ahead(self)
         self._walk: _Walk | None = None
@@ -390,7 +394,7 @@ class Line:
 
     def regroup(self) -> None:
         """Sort all requests by the groups of their owners anew, since the groups have changed."""
-        self._groups, self._wakeful, self._sleeping = {}, {}, {}
+        self._groups, self._sleepers = {}, Sleepers[Group](self.fleet, self._tenants)
         self._walk, self._ahead, self.owed = None, Ahead(self), []
         for entry in self._entries:
             self._join(entry)
@@ -405,7 +409,7 @@ class Line:
         if group is None:
             group = self._groups[key] = Group(key, self.fleet)
             if node is not None:
-                self._wakeful[group] = None
+                self._sleepers.add(group, node)
         entry.group = group
         insort(group.entries, entry, key=_order)
         insort(group.brief, (entry.seconds, entry.number, entry))
@@ -420,13 +424,7 @@ class Line:
         if not group.entries:
             del self._groups[group.key]
             if group.node is not None:
-                self._forget(group, group.node)
-
-    def _forget(self, group: Group, node: Node) -> None:
-        """Forget whether a group that is gone sleeps."""
-        self._wakeful.pop(group, None)
-        if (found := self._sleeping.get(node.path[0])) is not None:
-            found[1].pop(group, None)
+                self._sleepers.forget(group, group.node)
 
     def renew(self, now: float) -> None:
         """Compute the keys of all requests anew. `next` does when they are old; a caller may sooner, while it idles."""
@@ -582,34 +580,27 @@ class Line:
         tenants.note_fleet(self.fleet)
         return ByGroup(self.awake(), tenants, self._admission, now)
 
-    def awake(self) -> list[Group]:
-        """The groups of requests that may start, or be owed something.
+    def awake(self) -> Mapping[Node, Mapping[Group, None]]:
+        """The groups of requests that may start, or be owed something, by the group of their owners.
 
-        The others sleep until something changes in the outermost group around them, or the fleet gets other hosts.
+        The others sleep until something changes that could let them start, or be owed something (`sleepers.py`).
         """
-        tenants, wakeful, shape = self._tenants, self._wakeful, self.fleet.shape_version
-        for outermost, (mark, sleeping) in list(self._sleeping.items()):
-            if mark != (tenants.use.of(outermost).version, shape):
-                wakeful.update(sleeping)
-                del self._sleeping[outermost]
-        found: list[Group] = []
-        for group in list(wakeful):
-            if group.node is None or not self._exhausted(group, group.node):
-                found.append(group)
-                continue
-            del wakeful[group]
-            outermost = group.node.path[0]
-            mark = tenants.use.of(outermost).version, shape
-            self._sleeping.setdefault(outermost, (mark, {}))[1][group] = None
-        return found
+        return self._sleepers.awake(self._exhausted)
 
-    def _exhausted(self, group: Group, node: Node) -> bool:
+    def why_refused(self, group: Group) -> str:
+        """Why quotas let none of a group start, as of now; empty if they do."""
+        if group.node is None or not group.entries or not group.refused:
+            return group.refused
+        admission = self._admission(group)
+        return "" if admission.barred is not None else admission.reason
+
+    def _exhausted(self, group: Group) -> bool:
         """True if quotas let nothing of a group start, nor owe it anything, and no start by others could change that.
 
         The use of its group, and of those around it, is what it was when they did so last.
         """
-        kept = group.admission
-        if kept is None or not (group.preemptible and kept[1].exhausted):
+        kept, node = group.admission, group.node
+        if kept is None or node is None or not (group.preemptible and kept[1].exhausted):
             return False
         return kept[0] == self._tenants.stamp(self.fleet, node, True)
 
@@ -619,6 +610,8 @@ class Line:
         if kept is None or kept[0] != stamp or stamp is None:
             owner, ask = group.entries[0].request.owner, group.key[0]
             kept = group.admission = stamp, tenants.admission(self.fleet, owner, ask, group.preemptible)
+        if group.preemptible and kept[1].exhausted:
+            self._sleepers.tire(group)
         return kept[1]
 
     def _note_opened(self) -> None:

@@ -8,7 +8,7 @@ group, and with it that of the groups around it, so the next turn may be another
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -87,27 +87,36 @@ class ByGroup(Generic[T]):
     """Turns by the groups of owners.
 
     Args:
-        waiting: all that wait, each with its group.
+        waiting: all that wait, by group.
         state: of the groups.
         admit: says what quotas allow them.
         now: seconds.
     """
 
-    def __init__(self, waiting: Iterable[T], state: GroupState, admit: Callable[[T], Admission], now: float) -> None:
+    def __init__(
+        self,
+        waiting: Mapping[Node, Collection[T]],
+        state: GroupState,
+        admit: Callable[[T], Admission],
+        now: float,
+    ) -> None:
+        self._waiting = waiting
         self._state = state
         self._admit = admit
         self._now = now
         self._within = True
         self._later: dict[int, T] = {}
         self._own: dict[Node, list[tuple[tuple[int, int, float, int], int, T]]] = {}
+        """Those that wait in each group that had a turn, as a heap."""
         self._children: dict[Node, list[_Child]] = {}
+        """The groups that wait within each that has groups within, as a heap."""
         self._path: list[Node] = []
         """Groups on the way to the one that was given last, from the root."""
         self._started = False
         """True if one of the requests that were given last has started, which changes the shares of their groups."""
         self._shares: dict[Node, float] = {}
         self._own_shares: dict[Node, float] = {}
-        self._fill(waiting)
+        self._fill()
 
     def next(self) -> T | None:
         """The next to try; None at the end."""
@@ -118,9 +127,17 @@ class ByGroup(Generic[T]):
                 if not self._within:
                     return None
                 self._within = False
-                self._fill(self._later.values())
+                self._waiting = _by_group(self._later.values())
+                self._fill()
                 continue
-            waiting = heappop(self._own[node])[2]
+            own = self._own.get(node)
+            if own is None:
+                found = [(each.order, id(each), each) for each in self._waiting.get(node, ()) if each.entries]
+                own = self._own[node] = found
+                heapify(own)
+            if not own:
+                continue
+            waiting = heappop(own)[2]
             admission = self._admit(waiting)
             waiting.refused = "" if admission.barred is not None else admission.reason
             waiting.limited = None
@@ -147,35 +164,22 @@ class ByGroup(Generic[T]):
         self._later.pop(id(waiting), None)
         heappush(self._own[self._path[-1]], (waiting.order, id(waiting), waiting))
 
-    def _fill(self, waiting: Iterable[T]) -> None:
-        own: dict[Node, list[tuple[tuple[int, int, float, int], int, T]]] = {}
-        children: dict[Node, dict[str, _Child]] = {}
-        root = self._state.tree.root
-        for each in waiting:
-            if not each.entries:
-                continue
-            node = each.node or root
-            if node not in own:
-                own[node] = []
-                self._register(node, children)
-            own[node].append((each.order, id(each), each))
-        for heap in own.values():
-            heapify(heap)
-        self._own = own
-        self._children = {node: list(found.values()) for node, found in children.items()}
-        for heap in self._children.values():
+    def _fill(self) -> None:
+        children: dict[Node, list[_Child]] = {}
+        known: set[Node] = set()
+        for node in self._waiting:
+            if node.children:
+                children.setdefault(node, []).append((self._own_share(node), "", None))
+            child = node
+            while child.parent is not None and child not in known:
+                known.add(child)
+                children.setdefault(child.parent, []).append((self._share(child), child.name, child))
+                child = child.parent
+        self._own = {}
+        self._children = children
+        for heap in children.values():
             heapify(heap)
         self._path = []
-
-    def _register(self, node: Node, children: dict[Node, dict[str, _Child]]) -> None:
-        children.setdefault(node, {})[""] = (self._own_share(node), "", None)
-        child = node
-        while child.parent is not None:
-            known = children.setdefault(child.parent, {})
-            if child.name in known:
-                return
-            known[child.name] = (self._share(child), child.name, child)
-            child = child.parent
 
     def _share(self, node: Node) -> float:
         found = self._shares.get(node)
@@ -196,12 +200,13 @@ class ByGroup(Generic[T]):
             self._path = []
             return None
         self._path = [node]
-        while True:
-            child = self._children[node][0][2]
+        while (heap := self._children.get(node)) is not None:
+            child = heap[0][2]
             if child is None:
-                return node
+                break
             self._path.append(child)
             node = child
+        return node
 
     def _settle(self) -> None:
         """Bring the shares on the last way up to date, and leave out groups whose requests have all had their turn."""
@@ -213,17 +218,29 @@ class ByGroup(Generic[T]):
                 self._shares.pop(node, None)
                 self._own_shares.pop(node, None)
         node = self._path[-1]
-        heap = self._children[node]
-        if not self._own[node]:
-            heappop(heap)
-        elif started:
-            heapreplace(heap, (self._own_share(node), "", None))
+        left = bool(self._own[node])
+        if (heap := self._children.get(node)) is not None:
+            if not left:
+                heappop(heap)
+            elif started:
+                heapreplace(heap, (self._own_share(node), "", None))
+            left = bool(heap)
         for child in reversed(self._path[1:]):
             assert child.parent is not None
             heap = self._children[child.parent]
-            if not self._children[child]:
+            if not left:
                 heappop(heap)
             elif started:
                 heapreplace(heap, (self._share(child), child.name, child))
             else:
                 break
+            left = bool(heap)
+
+
+def _by_group(waiting: Iterable[T]) -> Mapping[Node, list[T]]:
+    """Those that still wait, by group."""
+    found: dict[Node, list[T]] = {}
+    for each in waiting:
+        if each.entries and each.node is not None:
+            found.setdefault(each.node, []).append(each)
+    return found
