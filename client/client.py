@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
@@ -37,6 +38,7 @@ from .errors import NoService, QueryFailed, Refused, Rejected, Unavailable
 from .jobs import JobCalls
 from .lease import Lost, Noticed, OnOutage, Resizing
 from .lease_context import LeaseContext
+from .measured.find import with_measured_rates
 from .notebook import DeviceList
 from .notifications import NotifyCalls
 from .paging import all_devices, all_queued
@@ -46,6 +48,8 @@ from .request_calls import RequestCalls
 from .result import QueryResult
 from .rpc import RETRY_SECONDS, Waiting
 from .serving import ServeFields, serve_distribution, serve_work
+
+_log = logging.getLogger("corral.client")
 
 
 class Client(RequestCalls):
@@ -179,28 +183,38 @@ class Client(RequestCalls):
         *,
         with_more: Sequence[operations.Addition] = (),
         serve: ServeFields | None = None,
+        measured: bool = True,
         **fields: Unpack[RequestFields],
     ) -> ServeFit:
         """Find out whether the free devices can serve a model, how to split it, and what throughput to expect.
 
-        Nothing is leased: `request(devices=[...])` leases the devices of a plan.
+        Nothing is leased: `request(devices=[...])` leases the devices of a plan. Each plan says what its figures rest
+        on.
 
         Args:
             model: its description, or a path: a folder with `config.json`, safetensors or GGUF files, or one of these.
             with_more: devices to add to the fleet, for this question only.
             serve: context length, sequences and limits; see `ServeFields`.
+            measured: use the rates that the owner's jobs have measured for this model, and those of AIConfigurator's
+                tables if they are installed, behind those of a profile. Where jobs can't be read, they are left out
+                with a warning in the log.
             fields: limits on the devices, as in `request`.
 
         Raises:
             InvalidRequest: the model can't be read, or a field is wrong.
             Unavailable, NoService, TimedOut: no planner answered.
         """
-        return await self.fit_work(serve_work(model, serve or {}), with_more=with_more, **fields)
+        work = serve_work(model, serve or {})
+        if measured:
+            work, problem = await with_measured_rates(self, work, fields.get("owner"))
+            if problem:
+                _log.warning("%s", problem)
+        return await self.fit_work(work, with_more=with_more, **fields)
 
     async def fit_work(
         self, work: ServeWork, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
     ) -> ServeFit:
-        """Find out whether the free devices can serve a model; otherwise as `fit`."""
+        """Find out whether the free devices can serve a model, with the rates that `work` has; otherwise as `fit`."""
         asked: RequestFields = {**fields, "distribution": serve_distribution(work)}
         found = (await self.explain(with_more=with_more, **asked)).fit
         if found is None:

@@ -22,6 +22,18 @@ from .model_files.plain_numbers import number_format
 _PROFILE_BYTES: Final = 4 * 2**20
 
 
+class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured rates, as a TOML or JSON file has them.
+
+    Attributes:
+        rate: rates of devices; the first whose glob matches a device counts.
+        links: rates of links.
+    """
+
+    rate: list[DeviceRate] = []
+    links: Links = Links()
+
+
 class ServeFields(TypedDict, total=False):
     """Keyword arguments about a model to serve; see `ServeWork` for the meaning of each."""
 
@@ -39,23 +51,11 @@ class ServeFields(TypedDict, total=False):
     max_first_token_seconds: float
     memory_share: float
     tensor_parallel: bool
-    profile: str | Path
-    """file with measured rates and links"""
+    profile: str | Path | Profile
+    """measured rates and links, or the file that has them"""
     network_bytes_per_second: float
     seconds: float
     seed: int
-
-
-class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measured rates, as a TOML or JSON file has them.
-
-    Attributes:
-        rate: rates of devices; the first whose glob matches a device counts.
-        links: rates of links.
-    """
-
-    rate: list[DeviceRate] = []
-    links: Links = Links()
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -68,12 +68,27 @@ def read_profile(path: str | Path) -> Profile:
     try:
         with file.open("rb") as source:
             data = source.read(_PROFILE_BYTES)
-        table: Any = msgspec.json.decode(data) if file.suffix == ".json" else tomllib.loads(data.decode())
-        return msgspec.convert(table, Profile)
+        return parse_profile(data.decode(), json=file.suffix == ".json")
     except OSError as error:
         raise InvalidModelFile(f"profile {file} can't be read: {error.strerror or error}") from None
-    except (*UNREADABLE, msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, InvalidModelFile) as error:
         raise InvalidModelFile(f"profile {file}: {error}") from None
+
+
+def parse_profile(text: str, *, json: bool = False) -> Profile:
+    """Parse measured rates.
+
+    Args:
+        text: of a profile.
+        json: true if it is JSON, else it is TOML.
+
+    Raises:
+        InvalidModelFile: it is malformed.
+    """
+    try:
+        return msgspec.convert(msgspec.json.decode(text) if json else tomllib.loads(text), Profile)
+    except (*UNREADABLE, msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
+        raise InvalidModelFile(str(error)) from None
 
 
 def serve_work(model: ModelDescription | str | Path, fields: ServeFields) -> ServeWork:
@@ -89,7 +104,8 @@ def serve_work(model: ModelDescription | str | Path, fields: ServeFields) -> Ser
     described = model if isinstance(model, ModelDescription) else read_model(model)
     if "dtype" in fields:
         described = with_dtype(described, fields["dtype"])
-    profile = read_profile(fields["profile"]) if "profile" in fields else Profile()
+    given = fields.get("profile")
+    profile = given if isinstance(given, Profile) else Profile() if given is None else read_profile(given)
     links = profile.links
     if "network_bytes_per_second" in fields:
         links = replace(links, network_bytes_per_second=fields["network_bytes_per_second"])

@@ -299,10 +299,12 @@ class SyncClient:
         *,
         with_more: Sequence[operations.Addition] = (),
         serve: ServeFields | None = None,
+        measured: bool = True,
         **fields: Unpack[RequestFields],
     ) -> ServeFit:
         """See `Client.fit`."""
-        return self._loop.run(self._client.fit(model, with_more=with_more, serve=serve, **fields))
+        asked = self._client.fit(model, with_more=with_more, serve=serve, measured=measured, **fields)
+        return self._loop.run(asked)
 
     def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
         """See `Client.renew`."""

@@ -13,7 +13,7 @@ from ..client.model_files.known import known_models
 from ..client.model_files.plain_numbers import described, parameters
 from ..client.model_files.read import read_config
 from ..client.request import RequestFields
-from ..client.serving import ServeFields, serve_work
+from ..client.serving import Profile, ServeFields, parse_profile, serve_work
 from ..schemas import units
 from ..schemas.models.description import ModelDescription
 from ..schemas.models.serving import ServeWork
@@ -25,13 +25,15 @@ FIRST_MODEL: Final = "Llama-3.1-70B"
 """Well-known model that an empty form has."""
 CONFIG_CHARACTERS: Final = 2**17
 """Longest configuration that a browser may send: the websocket takes messages of 1 MiB."""
+PROFILE_CHARACTERS: Final = 2**14
+"""Longest profile that a browser may send."""
 _URL_CHARACTERS: Final = 4000
-"""Longest configuration that is kept in the URL of the page."""
+"""Longest configuration or profile that is kept in the URL of the page."""
 FIELDS: Final = ("source", "known", "config", "params", "layers", "hidden", "heads", "kv_heads", "dtype", "context",
                  "sequences", "models", "kv_dtype", "prompt", "max_token_time", "max_first_token_time", "hosts",
-                 "network", "memory_share", "tensor_parallel", "path", "plan")  # fmt: skip
+                 "network", "memory_share", "tensor_parallel", "measured", "profile", "path", "plan")  # fmt: skip
 """Names of the fields, as in the URL."""
-MORE: Final = FIELDS[12:21]
+MORE: Final = FIELDS[12:23]
 """Fields that are folded away until they have a value."""
 _WORK_NUMBERS: Final[dict[str, Callable[[str], float]]] = {
     "context": int, "sequences": int, "prompt": int, "memory_share": float,
@@ -48,11 +50,13 @@ class Question(NamedTuple):
         work: what is to be served.
         fields: limits on the devices.
         path: path or name of the model in the commands of servers.
+        measured: use rates that the user's own jobs have measured, and tables.
     """
 
     work: ServeWork
     fields: RequestFields
     path: str
+    measured: bool
 
 
 def question_of(form: Mapping[str, str]) -> Question:
@@ -79,16 +83,20 @@ def question_of(form: Mapping[str, str]) -> Question:
         serve["dtype"] = given["dtype"]
     if given.get("tensor_parallel") == "no":
         serve["tensor_parallel"] = False
+    if "profile" in given:
+        serve["profile"] = _profile(given["profile"])
     fields: RequestFields = {}
     for name in ("models", "hosts"):
         if globs := [one.strip() for one in given.get(name, "").split(",") if one.strip()]:
             cast("dict[str, Any]", fields)[name] = globs
-    return Question(serve_work(model, serve), fields, given.get("path") or path)
+    return Question(serve_work(model, serve), fields, given.get("path") or path, given.get("measured") != "no")
 
 
 def kept_in_url(form: Mapping[str, str]) -> dict[str, str]:
-    """Values of a form for the URL of the page: a configuration without spaces, or none if it is long."""
+    """Values of a form for the URL of the page: a configuration without spaces; it or a profile not if it is long."""
     kept = {name: text for name, text in form.items() if text.strip()}
+    if len(kept.get("profile", "")) > _URL_CHARACTERS:
+        del kept["profile"]
     if text := kept.pop("config", ""):
         try:
             compact = msgspec.json.encode(msgspec.json.decode(text)).decode()
@@ -141,6 +149,15 @@ def _number(given: Mapping[str, str], name: str, kind: Callable[[str], Any]) -> 
         return kind(given[name])
     except ValueError:
         raise InvalidRequest(f"{given[name]!r} is not a number", "invalid", name) from None
+
+
+def _profile(text: str) -> Profile:
+    if len(text) > PROFILE_CHARACTERS:
+        raise InvalidRequest(f"more than {PROFILE_CHARACTERS:,} characters are no profile", "invalid", "profile")
+    try:
+        return parse_profile(text, json=text.startswith("{"))
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error), "invalid", "profile") from None
 
 
 def _seconds(given: Mapping[str, str], name: str) -> float:

@@ -9,8 +9,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
-from ...client import CorralError
-from ...client.measured.find import measured_rates
+from ...client.measured.find import with_measured_rates
 from ...client.server_commands import SERVERS, offer
 from ...client.server_commands.command import FIRST_PORT, Offer
 from ...schemas.models.serving import ServeFit, ServePlan, ServeWork
@@ -126,12 +125,9 @@ def ask(
         async with connected(nats, timeout=timeout) as client:
             asked = question.work
             if measured:
-                try:
-                    products = list((await client.fleet()).models)
-                    rates = await measured_rates(client, asked, products)
-                    asked = msgspec.structs.replace(asked, rates=[*asked.rates, *rates])
-                except CorralError as error:
-                    say(f"corral: measured rates are left out: {error}")
+                asked, problem = await with_measured_rates(client, asked)
+                if problem:
+                    say(f"corral: {problem}")
             return asked, await client.fit_work(asked, with_more=question.more, **question.fields)
 
     asked, found = run(work())

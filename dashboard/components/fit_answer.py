@@ -37,8 +37,8 @@ _HEADS: Final = (
 _NUMERIC: Final = (2, 4, 5, 6, 7, 8)
 
 
-def verdict(work: ServeWork, fit: ServeFit) -> None:
-    """Show whether the model fits, why, and what would have to change."""
+def verdict(work: ServeWork, fit: ServeFit, problem: str = "") -> None:
+    """Show whether the model fits, why, and what would have to change; `problem` is why rates are not measured ones."""
     fits = fit.verdict is not FitVerdict.NO
     with tag("div", f"verdict {'good' if fits else 'bad'}", role="status"):
         ui.icon("check_circle" if fits else "do_not_disturb_on")
@@ -49,6 +49,8 @@ def verdict(work: ServeWork, fit: ServeFit) -> None:
     tag("div", "note", model_line(work.model))
     for note in work.model.assumed:
         tag("div", "note fit-warning", f"Assumed: {note}")
+    if problem:
+        tag("div", "note fit-warning", problem[:1].upper() + problem[1:])
     with tag("div", "facts fit-facts"):
         for name, value in _facts(work, fit):
             with tag("div"):

@@ -10,6 +10,7 @@ from nicegui.element import Element
 from starlette.requests import Request
 
 from ...client import CorralError, InvalidRequest
+from ...client.measured.find import Measured, with_measured_rates
 from ...client.model_files.known import known_models
 from ...client.notebook import short_model
 from ...schemas.models.serving import ServeFit
@@ -23,6 +24,7 @@ from ..fit_form import (
     KNOWN,
     MORE,
     NUMBERS,
+    PROFILE_CHARACTERS,
     Question,
     kept_in_url,
     question_of,
@@ -38,8 +40,9 @@ _LABELS: Final = {
     "heads": "Attention heads", "kv_heads": "Heads of keys and values", "context": "Context",
     "sequences": "Sequences at once", "prompt": "Prompt", "network": "Network",
     "memory_share": "Part of free memory to use", "max_token_time": "Longest time per token",
-    "max_first_token_time": "Longest time to the first token",
+    "max_first_token_time": "Longest time to the first token", "profile": "Profile",
 }  # fmt: skip
+_PROFILE: Final = '[[rate]]\ndevice = "*H100*"\nmemory_bytes_per_second = 2.4e12'
 _READ_FILE: Final = (
     "(event) => { const file = event.target.files[0]; if (!file) return;"
     " const area = event.target.closest('form').querySelector('textarea');"
@@ -57,7 +60,7 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
         around = frame(request, "Fit")
         await around.fleet.ready()
         given = {name: request.query_params[name] for name in FIELDS if name in request.query_params}
-        limits = {"config": CONFIG_CHARACTERS}
+        limits = {"config": CONFIG_CHARACTERS, "profile": PROFILE_CHARACTERS}
         with around.show("/fit"):
             FitPage(around, {name: text[: limits.get(name, 256)] for name, text in given.items()})
 
@@ -133,12 +136,8 @@ class FitPage:
             self._field("heads", "Attention heads", "estimated; 64", type="number", min=1)
             self._field("kv_heads", "Heads of keys and values", "as many as heads; 8", type="number", min=1)
         with tag("div", "wide") as self._sources[CONFIG], tag("div", "form"):
-            with tag("label", "wide"):
-                tag("span", text="Text of its config.json")
-                area = tag("textarea", "field", name="config", spellcheck="false", maxlength=CONFIG_CHARACTERS,
-                           placeholder='{"architectures": ["LlamaForCausalLM"], …}',
-                           **initial_text(self.form.get("config", "")))  # fmt: skip
-            on_typing(area, lambda text: self._typed("config", text[: CONFIG_CHARACTERS + 1]))
+            example = '{"architectures": ["LlamaForCausalLM"], …}'
+            self._text("config", "Text of its config.json", example, CONFIG_CHARACTERS)
             with tag("label", "wide"):
                 tag("span", text="or the file; its text alone is sent")
                 tag("input", "", type="file", accept=".json,application/json").on("change", js_handler=_READ_FILE)
@@ -160,7 +159,10 @@ class FitPage:
                 choices = [("", "if they are alike"), ("no", "no")]
                 chosen = self.form.get("tensor_parallel", "")
                 self._choice("tensor_parallel", "GPUs of a host as one", choices, chosen)
+                choices = [("", "of your jobs, and tables"), ("no", "of the profile only")]
+                self._choice("measured", "Measured rates", choices, self.form.get("measured", ""))
                 self._field("path", "Name or path in the commands", "its name on Hugging Face", "wide")
+                self._text("profile", "Profile of measured rates", _PROFILE, PROFILE_CHARACTERS)
 
     def _field(self, name: str, label: str, placeholder: str, classes: str = "", **attributes: Any) -> None:
         with tag("label", classes):
@@ -168,6 +170,13 @@ class FitPage:
             field = tag("input", "field", name=name, placeholder=placeholder, maxlength=256,
                         **initial_text(self.form.get(name, "")), **attributes)  # fmt: skip
         on_typing(field, lambda text: self._typed(name, text[:256]), pause=0.1)
+
+    def _text(self, name: str, label: str, placeholder: str, characters: int) -> None:
+        with tag("label", "wide"):
+            tag("span", text=label)
+            area = tag("textarea", "field", name=name, spellcheck="false", maxlength=characters,
+                       placeholder=placeholder, **initial_text(self.form.get(name, "")))  # fmt: skip
+        on_typing(area, lambda text: self._typed(name, text[: characters + 1]))
 
     def _choice(self, name: str, label: str, choices: list[tuple[str, str]], chosen: str) -> None:
         with tag("label"):
@@ -200,6 +209,11 @@ class FitPage:
             fields = question.fields
             fields["owner"] = self.frame.session.name
             self._show(lambda: _planning(), keep=True)
+            owner = fields["owner"]
+            asked_for = Measured(question.work)
+            if question.measured:
+                asked_for = await self.frame.ask(lambda client: with_measured_rates(client, question.work, owner))
+            question = question._replace(work=asked_for.work)
             found = await self.frame.ask(lambda client: client.fit_work(question.work, **fields))
         except InvalidRequest as error:
             wrong = error
@@ -210,7 +224,7 @@ class FitPage:
         else:
             if asked == self._asked:
                 self._question, self._found = question, found
-                self._show(lambda: fit_answer.verdict(question.work, found))
+                self._show(lambda: fit_answer.verdict(question.work, found, asked_for.problem))
                 if found.plans:
                     self._choose(self._number())
 

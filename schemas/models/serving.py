@@ -14,6 +14,8 @@ PositiveRate = Annotated[float, Meta(gt=0, le=1e18)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 MAX_PLAN_SECONDS = 10.0
 """Longest time that a planner searches for a placement."""
+MAX_RATES = 256
+"""Most rates of devices in a question."""
 
 
 class DeviceRate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -76,7 +78,7 @@ class ServeWork(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     max_first_token_seconds: Seconds | None = None
     memory_share: Annotated[float, Meta(ge=0.1, le=1)] = 0.9
     tensor_parallel: bool = True
-    rates: Annotated[list[DeviceRate], Meta(max_length=256)] = []
+    rates: Annotated[list[DeviceRate], Meta(max_length=MAX_RATES)] = []
     links: Links = Links()
     seconds: Annotated[float, Meta(gt=0, le=MAX_PLAN_SECONDS)] = 2.0
     seed: Annotated[int, Meta(ge=0, le=2**31)] = 0

@@ -29,6 +29,10 @@ def test_each_description_becomes_a_question() -> None:
     pasted = question_of({"source": "config", "config": config, "models": "*H100*, *A100*", "path": "./mine"})
     assert pasted.work.model.layers == known.work.model.layers
     assert (pasted.fields, pasted.path) == ({"models": ["*H100*", "*A100*"]}, "./mine")
+    profile = '[[rate]]\ndevice = "*H100*"\nmemory_bytes_per_second = 2.4e12'
+    measured = question_of({"profile": profile, "measured": "no"})
+    assert (measured.work.rates[0].memory_bytes_per_second, measured.measured) == (2.4e12, False)
+    assert question_of({"profile": '{"links": {"host_bytes_per_second": 5}}'}).work.links.host_bytes_per_second == 5
     numbers = question_of({**NUMBERS, "heads": "64", "dtype": "fp8"})
     assert numbers.work.model == described(70 * 10**9, 80, heads=64, dtype="fp8")
 
@@ -47,6 +51,9 @@ def test_each_description_becomes_a_question() -> None:
         ({"memory_share": "nan"}, "", "memory_share"),
         ({"max_token_time": "soon"}, "max_token_time", "no duration"),
         ({"dtype": "int3"}, "", "'int3' is not known"),
+        ({"profile": "[[rate]]\ndevice = 1"}, "profile", "Expected `str`"),
+        ({"profile": "[[rate"}, "profile", "end of document"),
+        ({"profile": "x" * 20_000}, "profile", "no profile"),
         ({"source": "config"}, "config", "paste a config.json"),
         ({"source": "config", "config": "{"}, "", "config.json is no JSON object, or is truncated"),
         ({"source": "config", "config": "[" * 5000}, "", "config.json is no JSON object"),

@@ -33,6 +33,13 @@ def test_a_model_is_described_fitted_split_and_its_commands_are_copied(
         assert "vllm serve meta-llama/Meta-Llama-3-8B" in copied
         page.wait_for_selector("section:has(> .bar b:text-is('llama.cpp')):has-text('llama.cpp loads GGUF files')")
 
+        # Figures rest on a profile, and say so.
+        page.click("summary:has-text('More')")
+        page.fill("[name=profile]", '[[rate]]\ndevice = "*"\nmemory_bytes_per_second = 1e11\nsource = "our node"')
+        tab.until("location.search.includes('profile=')")
+        page.click("button:has-text('Fit')")
+        page.wait_for_selector(".note:has-text('measured (our node)')")
+
         # A file is put into the text field, and what it lacks is said as the client says it.
         page.click("[data-value=config]")
         novel = json.dumps({**config, "architectures": ["NovelForCausalLM"]}).encode()

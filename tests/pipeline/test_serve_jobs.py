@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.client import connect
+from corral.client.model_files.plain_numbers import described
 from nats.aio.client import Client as Bus
 from support.local_cluster import invoke
 from support.planner_of_runs import RunnerProcess
@@ -180,6 +182,13 @@ async def test_a_pipeline_of_vllm_over_two_hosts_starts_together_and_ends_togeth
     assert ended["message"] in ("exit code 143 on node1", "signal 15 on node0")
     assert all(is_gone(one["pid"]) for one in found)
     assert not (await ask(world.nc, "leases", {"states": ["active"]}))["leases"]
+    # Programs have the rates too, and only its owner has.
+    model = described(14 * 10**9, 40, hidden=5120, heads=40, kv_heads=8)
+    async with connect(world.url) as client:
+        for owner, measured, known in (("ann", True, True), ("ann", False, False), ("ben", True, False)):
+            fit = await client.fit(model, measured=measured, owner=owner)
+            rests_on = fit.plans[0].rests_on
+            assert any("measured (vllm in job 1 of" in source for source in rests_on) is known, rests_on
 
 
 async def test_llama_cpp_starts_once_the_rpc_servers_of_the_other_host_listen(world: World) -> None:
