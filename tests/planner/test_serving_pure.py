@@ -7,6 +7,7 @@ import json
 import math
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import networkx
 import pytest
 from corral.planner.work.balance import Machine
 from corral.planner.work.pipeline import pipeline
+from corral.planner.work.serving.anneal import Budget
 from corral.planner.work.serving.bound import bound
 from corral.planner.work.serving.chain import chain
 from corral.planner.work.serving.cluster import (
@@ -28,9 +30,11 @@ from corral.planner.work.serving.cluster import (
     Requirement,
     Route,
 )
+from corral.planner.work.serving.crowding import Wanted, least_crowded
 from corral.planner.work.serving.flow import Network, flow, routes
 from corral.planner.work.serving.latency import idle_seconds
-from corral.planner.work.serving.place import place
+from corral.planner.work.serving.parting import parting_routes
+from corral.planner.work.serving.place import place, random_placement
 from corral.planner.work.serving.serve import serve
 from corral.planner.work.serving.simulate import Load, simulate
 from hypothesis import given, settings
@@ -226,6 +230,52 @@ def test_longer_strides_serve_about_the_same() -> None:
     four = simulate(cluster, placement, ways, msgspec.structs.replace(load, stride=4))
     assert four.decode_tokens_per_second == pytest.approx(one.decode_tokens_per_second, rel=0.15)
     assert four.concurrency == pytest.approx(one.concurrency, rel=0.05)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=40)
+def test_traffic_that_parts_passes_all_layers_and_uses_like_nodes_alike(data: st.DataObject) -> None:
+    layers = data.draw(st.integers(1, 7))
+    held = data.draw(st.lists(st.tuples(st.integers(0, layers - 1), st.integers(0, layers)), min_size=1, max_size=8))
+    placement = [Interval(first, min(count, layers - first)) for first, count in held]
+    twice = [*placement, *placement]
+    seconds = data.draw(st.lists(st.sampled_from([0.1, 0.5]), min_size=len(held), max_size=len(held)))
+    ways = parting_routes(twice, layers, 10.0, [100.0] * len(twice), [*seconds, *seconds])
+    kind = Kind((100.0,) * layers)
+    assert bool(ways) == (flow(Network(meshed((kind,), (0,) * len(twice), layers)), twice) > 0)
+    into, out, computed = [0.0] * len(twice), [0.0] * len(twice), [0.0] * len(twice)
+    for origin, target, tokens in ways:
+        assert tokens > 0
+        end = 0 if origin == SOURCE else twice[origin].end
+        assert end == layers if target == SINK else twice[target].first <= end < twice[target].end
+        if target != SINK:
+            into[target] += tokens
+            computed[target] += tokens * (twice[target].end - end)
+        if origin != SOURCE:
+            out[origin] += tokens
+    if ways:
+        assert sum(way.tokens_per_second for way in ways if way.origin == SOURCE) == pytest.approx(10.0)
+    for node in range(len(held)):
+        assert out[node] == pytest.approx(into[node], abs=1e-3)
+        assert computed[node] == pytest.approx(computed[node + len(held)], abs=layers)
+
+
+def test_nodes_share_layers_where_flow_and_cache_allow_it() -> None:
+    prompt, decode = Batch((1.0, 100.0), (0.001, 0.1)), Batch((1.0, 64.0), (0.01, 0.02))
+    kind = Kind((90.0, 50.0, 30.0, 20.0), (4000.0, 4000.0, 3600.0, 3200.0), prompt, decode)
+    cluster = meshed((kind,), (0,) * 4, 4)
+    network = Network(cluster)
+
+    def found(flow_wanted: float, cache: float) -> list[Interval]:
+        random = Random(3)
+        start = random_placement(network, 40.0, random)
+        wanted = Wanted(flow_wanted, cache, 100.0)
+        return sorted(least_crowded(cluster, network, wanted, start, Budget(None, 6000), random) or ())
+
+    # All hold everything; with more flow and cache two share each half; with still more there is none.
+    assert found(40.0, 3000.0) == [Interval(0, 4)] * 4
+    assert found(90.0, 3900.0) == [Interval(0, 2)] * 2 + [Interval(2, 2)] * 2
+    assert found(40.0, 5000.0) == []
 
 
 def test_serving_keeps_within_the_cache_and_prefers_more_output() -> None:

@@ -148,7 +148,7 @@ def _search(
 
     if network.free:
         runs = (1 if cache_least else _RUNS_FREE) - len(given)
-        search([*given, *(_spread(network, ceiling, random) for _ in range(runs))], begun, until)
+        search([*given, *(random_placement(network, ceiling, random) for _ in range(runs))], begun, until)
     else:
         middle = begun + (until - begun) * _FIRST_PASS
         starts = search([*given, *chains], begun, middle)
@@ -163,8 +163,8 @@ def _orders(sites: Sequence[list[int]], random: Random) -> list[list[list[int]]]
     return [random.sample(sites, len(sites)) for _ in range(_ORDERS)]
 
 
-def _spread(network: Network, ceiling: float, random: Random) -> tuple[Interval, ...]:
-    """Give each node the number of layers with which it does the most work, anywhere."""
+def random_placement(network: Network, ceiling: float, random: Random) -> tuple[Interval, ...]:
+    """A placement in which each node has the number of layers with which it does the most work, anywhere."""
     placement: list[Interval] = []
     for rates in network.rates:
         layers = max(range(1, len(rates) + 1), key=lambda layers: layers * min(rates[layers - 1], ceiling))

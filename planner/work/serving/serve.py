@@ -1,25 +1,33 @@
 """The placement that serves a load best in simulation.
 
 The greatest flow is not the most tokens: requests in progress are limited by the KV cache of the layer that has the
-least, and each waits for its slowest node. So placements with more cache and less flow are tried too.
+least, and each waits behind the prompts of others. So placements with more cache, less flow and less crowding
+(`crowding.py`) are tried too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 import msgspec
 
+from .anneal import Budget
 from .bound import bound
 from .cluster import Cluster, Placed, Requirement
-from .flow import Network
-from .place import place
+from .crowding import Wanted, least_crowded, limited_rates, prompt_seconds
+from .flow import Network, flow
+from .latency import in_time
+from .parting import parting_routes
+from .place import place, random_placement
 from .simulate import Load, Simulated, simulate
 
 CANDIDATES: Final = ((0.64, 1.15), (0.7, 1.15), (0.64, 1.05))
 """Of each candidate: the flow that suffices, as a share of the bound, and the KV cache in the layer with the least, as
 a multiple of that of the placement with the greatest flow."""
+UNCROWDED: Final = ((0.7, 1.14), (0.64, 1.14), (0.7, 1.05))
+"""The same of candidates with little crowding, which take their place where no link limits the flow."""
 _TRIAL: Final = 0.3
 """Share of the load's time that each candidate is simulated at first."""
 _FINALISTS: Final = 2
@@ -75,15 +83,37 @@ def serve(
     found = {first.placement: first} if first.flow else {}
     ceiling = bound(Network(cluster))
     least = _least_cache(cluster, first)
+    prompt = sum(tokens for tokens, _ in load.lengths) / len(load.lengths)
+    free = Network(cluster).free and prompt_seconds(cluster, prompt) is not None
     for number in range(candidates if least else 0):
-        share, more = CANDIDATES[number % len(CANDIDATES)]
+        share, more = (UNCROWDED if free else CANDIDATES)[number % len(CANDIDATES)]
         cache = max(least * more, required.kv_cache_tokens or 0.0)
-        wanted = msgspec.structs.replace(required, enough_flow=share * ceiling, kv_cache_tokens=cache)
-        other = search(wanted, seed + number // len(CANDIDATES))
-        if other.flow:
+        turn = seed + number // len(CANDIDATES)
+        if free:
+            other = _uncrowded(cluster, Wanted(share * ceiling, cache, prompt), required, Budget(*limits), turn)
+        else:
+            wanted = msgspec.structs.replace(required, enough_flow=share * ceiling, kv_cache_tokens=cache)
+            other = search(wanted, turn)
+        if other is not None and other.flow:
             found[other.placement] = other
     tries = _simulated(cluster, list(found.values()), msgspec.structs.replace(load, seconds=load.seconds * _TRIAL))
     return _simulated(cluster, [one.placed for one in tries[:_FINALISTS]], load)
+
+
+def _uncrowded(cluster: Cluster, wanted: Wanted, required: Requirement, budget: Budget, seed: int) -> Placed | None:
+    """Search a placement with little crowding, and the traffic for it; None if none was found."""
+    network, random = Network(cluster), Random(seed)
+    start = random_placement(network, wanted.flow, random)
+    placement = least_crowded(cluster, network, wanted, start, budget, random)
+    seconds = prompt_seconds(cluster, wanted.prompt_tokens)
+    if placement is None or seconds is None:
+        return None
+    rates = limited_rates(cluster, network, wanted)
+    most = [rates[node][layers - 1] if layers else 0.0 for node, (_, layers) in enumerate(placement)]
+    ways = parting_routes(placement, network.layers, wanted.flow, most, seconds)
+    if not in_time(cluster, placement, ways, required):
+        return None
+    return Placed(placement, flow(network, placement), bound(network), ways, budget.done)
 
 
 def _simulated(cluster: Cluster, placements: Sequence[Placed], load: Load) -> list[Served]:
