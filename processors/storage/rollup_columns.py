@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -133,12 +134,27 @@ def create(cursor: DuckDBPyConnection) -> None:
                 cursor.execute(
                     f"CREATE TABLE IF NOT EXISTS {table}_bins ({key}, metric SMALLINT, bin SMALLINT, n UINTEGER)"
                 )
-        for view in _views(level) + (_bins_views(level) if level.bins else []):
-            cursor.execute(view)
     for level in LEVELS:
         if cursor.execute("FROM store.rolled WHERE level = ?", [level.name]).fetchone() is None:
             cursor.execute("INSERT INTO store.rolled VALUES (?, 0)", [level.name])
-    cursor.execute(f"CREATE OR REPLACE MACRO {WEIGHTED_QUANTILE}")
+    _create_views(cursor)
+
+
+def _create_views(cursor: DuckDBPyConnection) -> None:
+    """Create the views and macros unless they are there already: to plan them takes 0.5 s, and leaves 27 MiB behind."""
+    statements = [f"CREATE OR REPLACE MACRO {WEIGHTED_QUANTILE}"]
+    for level in LEVELS:
+        statements += _views(level) + (_bins_views(level) if level.bins else [])
+    made = hashlib.sha256(repr((statements, columns(list(METRICS.values()), HOUR))).encode()).hexdigest()
+    # In the comment of the one that is made last: an older Corral replaces it by one without.
+    last = f"rollup_{LEVELS[-1].name}_bins"
+    comment = "SELECT comment FROM duckdb_views() WHERE schema_name = 'main' AND view_name = ?"
+    row = cursor.execute(comment, [last]).fetchone()
+    if row is not None and row[0] == made:
+        return
+    for statement in statements:
+        cursor.execute(statement)
+    cursor.execute(f"COMMENT ON VIEW {last} IS '{made}'")
 
 
 def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric], level: Level) -> None:

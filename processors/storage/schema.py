@@ -15,10 +15,10 @@ from typing import Final
 from ...schemas.metrics import METRICS
 
 PROGRAM: Final = "corral"
-VERSION: Final = 4
+VERSION: Final = 5
 """Version of the tables; `migrations.py` upgrades older ones. 2 counts throttled samples in all rollups, and keeps the
 idle minutes of an hour. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
-replaced."""
+replaced. 5 keeps totals of leases, and their peaks of memory by process lists."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"
@@ -43,6 +43,15 @@ TABLES: Final[dict[str, str]] = {
         "path VARCHAR, day DATE, rows BIGINT, bytes BIGINT, first TIMESTAMPTZ, last TIMESTAMPTZ, written TIMESTAMPTZ"
     ),
     "store.rolled": "level VARCHAR NOT NULL, batch BIGINT NOT NULL",
+    # Peaks of the memory of a lease's processes on a device: a row whenever there is a higher one; the highest counts.
+    "store.lease_peaks": "lease VARCHAR, host VARCHAR, device VARCHAR, peak BIGINT",
+    # What a lease that has ended used: see `totals.py`. A row for each of its spans, whose times are in microseconds.
+    "store.lease_totals": (
+        "lease_id VARCHAR, host VARCHAR, device VARCHAR, series INTEGER, first BIGINT, last BIGINT, joules DOUBLE, "
+        "peak DOUBLE, whole_load DOUBLE, whole_samples DOUBLE, load DOUBLE, samples DOUBLE, p95 SMALLINT, "
+        "idle_seconds DOUBLE, idle_known_seconds DOUBLE, idle_longest_seconds DOUBLE, idle_since_minute BIGINT, "
+        "idle_joules DOUBLE"
+    ),
     # When hosts began to have no process on any device, since an empty list leaves no row in `processes`.
     "store.without_processes": "time TIMESTAMPTZ, host VARCHAR",
     "processes": (

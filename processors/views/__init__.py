@@ -47,6 +47,11 @@ NAMES: Final = (
 )
 """Names of the views, in the order in which they build on each other."""
 
+INTERNAL: Final = ("lease_untotaled", "lease_used", "lease_idle", "lease_p95")
+"""Views in the schema `store` that others are made of, about leases of which `store.lease_totals` has no rows."""
+INTERNAL_AFTER: Final = "lease_buckets"
+"""The views after this one may read the internal ones, and those read the views up to it."""
+
 
 class View(Struct, frozen=True):
     """A view with its documentation.
@@ -92,16 +97,35 @@ def read(name: str) -> View:
     return View(name, question, detail, words, sql)
 
 
+def internal(name: str) -> str:
+    """Read the SELECT of an internal view from its file."""
+    text = files("corral.processors.views").joinpath("internal").joinpath(f"{name}.sql").read_text(encoding="utf-8")
+    return text.strip()
+
+
 VIEWS: Final = {name: read(name) for name in NAMES}
 """All views by name."""
+INTERNAL_VIEWS: Final = {f"store.{name}": internal(name) for name in INTERNAL}
+"""All internal views by name, with their schema."""
+
+
+def definitions() -> list[tuple[str, str]]:
+    """Name and SELECT of each view, the internal ones included, in the order in which they are created."""
+    found: list[tuple[str, str]] = []
+    for view in VIEWS.values():
+        found.append((view.name, view.sql))
+        if view.name == INTERNAL_AFTER:
+            found += INTERNAL_VIEWS.items()
+    return found
 
 
 def install(connection: DuckDBPyConnection) -> None:
     """Recreate all views in the schema `main`. The tables and rollups that they read must exist."""
     connection.begin()
     try:
+        for name, sql in definitions():
+            connection.execute(f"CREATE OR REPLACE VIEW {name if '.' in name else f'main.{name}'} AS {sql}")
         for view in VIEWS.values():
-            connection.execute(f"CREATE OR REPLACE VIEW main.{view.name} AS {view.sql}")
             connection.execute(f"COMMENT ON VIEW main.{view.name} IS {_text(view.question)}")
             for column, meaning in view.columns.items():
                 connection.execute(f'COMMENT ON COLUMN main.{view.name}."{column}" IS {_text(meaning)}')
@@ -120,7 +144,7 @@ def bring_up(connection: DuckDBPyConnection, tables: str) -> None:
         connection: to a database with the tables and rollups.
         tables: description of these; if it has changed, every view is recreated.
     """
-    made = hashlib.sha256(repr((list(VIEWS.values()), tables)).encode()).hexdigest()
+    made = hashlib.sha256(repr((list(VIEWS.values()), INTERNAL_VIEWS, tables)).encode()).hexdigest()
     row = connection.execute(
         "SELECT comment FROM duckdb_views() WHERE schema_name = 'main' AND view_name = 'questions'"
     ).fetchone()

@@ -10,12 +10,16 @@
 -- energy_kwh: energy of all devices; from the energy counters, or without them from power over the time with samples.
 -- temperature_celsius_max: maximum of all samples.
 WITH leased AS (
-    -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
-    SELECT epoch_us(b.time) // 3600000000 AS hour,
-        -- `//` rounds down whole numbers alone.
-        sum(s.gpus * b.seconds) / least(3600, greatest(epoch(now()) - any_value(epoch_us(b.time) // 3600000000 * 3600), 1))
-            AS devices
-    FROM lease_buckets b JOIN lease_spans s USING (lease_id, device, started) GROUP BY 1
+    -- A lease that begins or ends within the hour counts for the part that it has of it.
+    SELECT hour, sum(gpus * (least(last, (hour + 1) * 3600000000) - greatest(first, hour * 3600000000)) / 1e6)
+        / least(3600, greatest(epoch(now()) - hour * 3600, 1)) AS devices
+    FROM (
+        SELECT gpus, first, last, unnest(range(first // 3600000000, (last - 1) // 3600000000 + 1)) AS hour
+        FROM (
+            SELECT sum(gpus) AS gpus, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans
+            WHERE ended > started GROUP BY ALL
+        )
+    ) GROUP BY hour
 ), made_up AS (
     -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they
     -- would have more of the device than there was time for.

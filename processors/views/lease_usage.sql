@@ -13,37 +13,14 @@
 -- memory_used_bytes_peak: peak on the device with the largest.
 -- memory_granted_bytes: memory granted on the device with the most.
 -- memory_used_percent: largest peak of a device as a percentage of the memory granted there; null if none was.
-WITH numbered AS MATERIALIZED (
-    SELECT row_number() OVER () AS number, lease_id FROM leases
-), buckets AS MATERIALIZED (
-    SELECT l.number, s.series, b.width, b.time
-    FROM lease_buckets b JOIN numbered l USING (lease_id) JOIN store.series s USING (host, device)
-), counts AS (
-    -- A bin of a percentage is its value. Counts as doubles are exact, and added up faster than integers that grow wide.
-    SELECT number, value, sum(n::DOUBLE) AS n FROM (
-        SELECT l.number, b.bin AS value, b.n
-        FROM buckets l JOIN store.series_1h_bins b ON b.series = l.series AND b.time = l.time
-        WHERE l.width = 'hour' AND b.metric = 'gpu_utilization_percent'
-        UNION ALL
-        SELECT l.number, b.bin AS value, b.n
-        FROM buckets l JOIN store.series_1m_bins b ON b.series = l.series AND b.time = l.time
-        WHERE l.width = 'minute' AND b.metric = 'gpu_utilization_percent'
-    ) GROUP BY ALL
-), ranked AS (
-    SELECT number, value, sum(n) OVER (PARTITION BY number ORDER BY value) AS upto,
-        sum(n) OVER (PARTITION BY number) AS total
-    FROM counts
-), quantiles AS (
-    SELECT l.lease_id, min(r.value) AS p95 FROM ranked r JOIN numbered l USING (number)
-    WHERE r.upto >= 0.95 * r.total GROUP BY l.lease_id
-)
 SELECT lease_id, any_value(owner) AS owner, any_value(name) AS name, any_value(state) AS state,
     min(started) AS started, max(ended) AS ended, count(*) AS devices, sum(gpu_hours) AS gpu_hours,
     sum(energy_kwh) AS energy_kwh,
     sum(gpu_utilization_percent_mean * hours) / sum(hours) FILTER (gpu_utilization_percent_mean IS NOT NULL)
         AS gpu_utilization_percent_mean,
-    any_value(q.p95) AS gpu_utilization_percent_p95,
+    any_value(coalesce(c.p95, q.p95)) AS gpu_utilization_percent_p95,
     max(memory_used_bytes_peak) AS memory_used_bytes_peak, max(memory_granted_bytes) AS memory_granted_bytes,
     max(100 * memory_used_bytes_peak / nullif(memory_granted_bytes, 0)) AS memory_used_percent
-FROM lease_device_usage LEFT JOIN quantiles q USING (lease_id)
+FROM lease_device_usage LEFT JOIN store.lease_p95 c USING (lease_id)
+LEFT JOIN (SELECT lease_id, any_value(p95) AS p95 FROM store.lease_totals GROUP BY lease_id) q USING (lease_id)
 GROUP BY lease_id

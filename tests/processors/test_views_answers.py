@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from corral.processors import views
+from corral.processors.storage import peaks
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.protocol import Batch
@@ -67,6 +68,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "'serve-1' AS lease, pid * 2::BIGINT ** 30 AS memory_used_bytes FROM (VALUES (2), (3)) AS p(pid)",
         [BASE + HOUR],
     )
+    peaks.fill(cursor)
     for at, severity, code, kind in (
         (BASE, "hardware", 79, "xid"), (BASE + HOUR, "cleared", 0, "device_returned"),
         (NOW - HOUR / 2, "reset", 48, "xid"),

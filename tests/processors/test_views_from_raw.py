@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from corral.processors import views
 from corral.processors.ingest.columnar import SCHEMA
-from corral.processors.storage.embedded import rollups
+from corral.processors.storage.embedded import rollups, totals
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.embedded.snapshot import write_snapshot
 from corral.processors.storage.protocol import Batch
@@ -102,6 +102,9 @@ def history(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     )
     cursor.execute("INSERT INTO lease_devices BY NAME SELECT lease_id, 'h1' AS host, device FROM spans")
     cursor.unregister("spans")
+    if request.param == 1:
+        # The views over leases without totals are computed by themselves in `test_views_own_computation.py`.
+        assert totals.refresh(cursor) > 0
     yield cursor, samples, held, database
     database.close()
 

@@ -24,6 +24,7 @@ from .. import facts, hardening, rollup_columns, schema
 from ..drains import write_drains
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..jobs import write_jobs
+from ..peaks import Peaks
 from ..protocol import ROW_GROUP_ROWS, Arrival, ArrowTable, Batch, HostClock, Series
 from ..requests import write_requests, write_waiting
 from ..statements import registered, transaction
@@ -95,6 +96,7 @@ class Database:
         self._marks: dict[str, tuple[int, int]] = {}
         self.series = Series()
         self._series_stored = 0
+        self._peaks = Peaks()
         self.processor = ""
         self.damaged = ""
         """Damage found while the file was open; empty if none. Once it is set, nothing is stored any more."""
@@ -253,6 +255,7 @@ class Database:
                 raise
             self.days = self.days | self._new_days
             self._series_stored = max(self._series_stored, series)
+            self._peaks.committed()
             self._watermarks[batch.stream] = (created, batch.sequence, number)
             self._marks[batch.stream] = (batch.sequence, batch.stored_ns)
 
@@ -262,12 +265,15 @@ class Database:
         return self._writer
 
     def _write(self, cursor: DuckDBPyConnection, batch: Batch, created: str, number: int) -> None:
+        self._peaks.begin()
         if batch.samples is not None:
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
             with registered(cursor, "incoming", table):
                 unless = self._unless_there(name, table)
                 cursor.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming{unless}")
+                if name == "processes":
+                    self._peaks.write(cursor, "incoming")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         write_requests(cursor, batch.requests)

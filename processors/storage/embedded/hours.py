@@ -28,6 +28,7 @@ from ..rollup_columns import (
 )
 from ..schema import sql_text
 from ..statements import column_names, put, registered, transaction
+from . import totals
 
 Numbers = NDArray[np.int64]
 
@@ -182,6 +183,7 @@ def _step(
         f"make_timestamptz(t.bucket * {_WIDTH}) AS time, t.bucket = n.bucket AS open "
         f"FROM touched_all t JOIN newest n USING (series) WHERE t.bucket BETWEEN {first} AND {last}"
     )
+    totals.delete_touched(cursor, first, last)
     for table in (HOUR.table, f"{HOUR.table}_open"):
         for suffix in ("", "_bins"):
             cursor.execute(

@@ -24,7 +24,7 @@ from .. import retention, schema
 from ..errors import StoragePaused
 from ..retention import Horizon, Retention
 from ..statements import put_meta, transaction
-from . import archive, recovery, rollups
+from . import archive, recovery, rollups, totals
 from .database import Database
 
 log = logging.getLogger("corral.storage")
@@ -45,6 +45,8 @@ READ_SECONDS: Final = 60.0
 BEHIND_SECONDS: Final = 900.0
 """A job that should have been begun this long ago, and has not ended since, is behind."""
 HOUSEKEEPING_SECONDS: Final = 60.0
+TOTALS_SECONDS: Final = 300.0
+"""A lease has totals an hour after its end at the earliest, so there is no hurry."""
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0
 MINUTES_FROM: Final = "minutes_from"
@@ -178,6 +180,7 @@ class Maintenance:
             *(rollup(at) for at in range(len(TOGETHER))),
             every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
             every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
+            every(TOTALS_SECONDS, "totals of leases", self.total_leases),
             every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
         ]
 
@@ -236,6 +239,14 @@ class Maintenance:
                 archive.files_by_day(cursor, self._database.archive),
                 self._minutes_from(cursor),
             )
+        finally:
+            cursor.close()
+
+    def total_leases(self) -> int:
+        """Add the totals of leases that have ended; return the number of spans added."""
+        cursor = self._database.cursor()
+        try:
+            return totals.refresh(cursor)
         finally:
             cursor.close()
 

@@ -8,7 +8,7 @@ from typing import Final
 from duckdb import DuckDBPyConnection
 
 from ....schemas.metrics import METRICS
-from .. import schema
+from .. import peaks, schema
 from ..rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
 from ..rollup_derived import (
     ALL_MINUTES,
@@ -52,6 +52,8 @@ def migrate(cursor: DuckDBPyConnection) -> None:
         _fill_derived(cursor)
     if untold:
         _fill_known(cursor)
+    if peaks.TABLE not in there and "processes" in there:
+        peaks.fill(cursor)
     cursor.execute(
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first, max(time) AS last FROM store.refused GROUP BY ALL"

@@ -61,7 +61,7 @@ THROUGH: Final = "recovered_through"
 
 _PRESENT: Final = (
     *("hosts", "devices", "host_facts", "links", "lease_events", "leases", "lease_devices", "requests"),
-    *("store.waiting_requests", "drains", "jobs", "job_tasks"),
+    *("store.waiting_requests", "drains", "jobs", "job_tasks", "store.lease_peaks"),
 )
 """Tables that take a message again without harm."""
 _HEADERS_BYTES: Final = 3 * 4096

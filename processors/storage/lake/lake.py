@@ -27,8 +27,9 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ....schemas.metrics import METRICS
-from .. import facts, schema
+from .. import facts, peaks, schema
 from ..errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
+from ..peaks import Peaks
 from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
 from ..requests import write_requests, write_waiting
 from ..rollup_columns import LEVELS
@@ -38,9 +39,9 @@ from . import object_storage, rollups
 
 log = logging.getLogger("corral.lake")
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Version of the tables: an older lake is upgraded. 2 counts throttled samples, and keeps the idle minutes of hours; 3
-has `agents.samples` and `devices.mig_instance`."""
+has `agents.samples` and `devices.mig_instance`; 4 has peaks of the memory of leases."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
@@ -74,6 +75,7 @@ TABLES: Final[dict[str, str]] = {
     **{name: _KEYS.sub("", schema.TABLES[name]) for name in (*APPENDED, *STATE)},
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch UBIGINT",
     "store.without_processes": schema.TABLES["store.without_processes"],
+    **{name: schema.TABLES[name] for name in ("store.lease_peaks", "store.lease_totals")},
     "store.clocks": _KEYS.sub("", schema.TABLES["store.clocks"]),
     "store.waiting_requests": schema.TABLES["store.waiting_requests"],
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
@@ -273,11 +275,16 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     rolled = [rollups.shape(level) for level in LEVELS]
     shape = hashlib.sha256(repr((TABLES, rolled)).encode()).hexdigest()[:16]
     if meta.get("tables") != shape:  # those of an older version, or of another catalog of metrics
+        has_peaks = connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = 'lease_peaks'"
+        ).fetchone()
         for name, columns in TABLES.items():
             connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
             add_missing(connection, name, columns_of(connection, columns))
         for level, columns in zip(LEVELS, rolled, strict=True):
             add_missing(connection, level.table, columns)
+        if not has_peaks:
+            peaks.fill(connection)
         _put_meta(connection, meta, "tables", shape)
         meta.pop("views", None)  # a view remembers which columns it saw
     if meta["lake_version"] != str(VERSION):
@@ -322,6 +329,7 @@ class LakePart:
         self.fence = 0
         self.series = Series()
         self._table = "store.watermark_" + _SLUG.sub("_", part.lower())
+        self._peaks = Peaks()
         self._sequence = 0
         self._commits = 0
         self._marked_ns = 0
@@ -423,6 +431,7 @@ class LakePart:
             raise raised from error
         except NOT_A_VALUE as error:
             raise Unstorable(f"a value fits no column: {error}") from error
+        self._peaks.committed()
         if batch.sequence > self._sequence:
             self._sequence, self._marked_ns = batch.sequence, batch.stored_ns
         self._commits += 1
@@ -437,6 +446,7 @@ class LakePart:
                 raise StorageError(f"{self._table} is empty: another program has written to the lake")
             if row[1] != self.fence:
                 raise Deposed(f"{self.part} has another owner (its fence is {row[1]}, this processor's {self.fence})")
+            self._peaks.begin()
             if batch.sequence <= row[0]:
                 return
             if batch.samples is not None:
@@ -445,6 +455,8 @@ class LakePart:
             for name, table in batch.tables.items():
                 with registered(cursor, "incoming", table):
                     cursor.execute(f"INSERT INTO {name} BY NAME FROM incoming")
+                    if name == "processes":
+                        self._peaks.write(cursor, "incoming")
             lake_facts.write_inventories(cursor, batch.inventories)
             lake_facts.write_leases(cursor, batch.leases)
             write_requests(cursor, batch.requests)

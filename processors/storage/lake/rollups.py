@@ -79,7 +79,7 @@ def view_statements() -> list[str]:
     hours = shapes.HOUR.table
     found.append(f"VIEW store.series AS SELECT DISTINCT {_SERIES}, host, device FROM {hours}")
     found.append(f"MACRO {shapes.WEIGHTED_QUANTILE}")
-    found += [f"VIEW {view.name} AS {view.sql}" for view in views.VIEWS.values()]
+    found += [f"VIEW {name} AS {sql}" for name, sql in views.definitions()]
     rows = ", ".join(f"({sql_text(v.name)}, {sql_text(v.question)})" for v in views.VIEWS.values())
     found.append(f"VIEW questions AS FROM (VALUES {rows}) AS q(view, question)")
     return [f"CREATE OR REPLACE {statement}" for statement in found] + [
