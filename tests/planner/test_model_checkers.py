@@ -260,6 +260,7 @@ def test_the_checker_of_elastic_leases_windows_and_drains_finds_what_it_looks_fo
         closed: Closed | None = None,
         reply: str = "ab",
         other: float = 9.0,
+        away: Sequence[Outage] = (),
         **fields: Any,
     ) -> list[str]:
         lease: dict[str, Any] = {
@@ -300,7 +301,7 @@ def test_the_checker_of_elastic_leases_windows_and_drains_finds_what_it_looks_fo
         if claimed is not None:
             times = {"starts_at": second_of(claimed), "ends_at": second_of(30), "booked_at": second_of(0)}
             history.claims.append(Claim({"devices": ["c"], **times}, "r-ben", START))
-        return check_elastic(history, events, [], []) + check(History(), events, [])
+        return check_elastic(history, events, [], away) + check(History(), events, [])
 
     assert story() == []
     assert any("did not agree" in one for one in story(accepts=(6.0, 8.0)))
@@ -315,6 +316,9 @@ def test_the_checker_of_elastic_leases_windows_and_drains_finds_what_it_looks_fo
     assert any("share of c" in one for one in story(other=8.0))
     assert any("no event has" in one for one in story(reply="a"))
     assert any("between" in one for one in story(closed=Closed({"c"}, START + 4.5, START + 5.5)))
+    decided_before = Closed({"c"}, START + 4.5, START + 5.5)
+    assert story(closed=decided_before, away=[Outage(START + 4, START + 4.95)]) == []
+    assert any("between" in one for one in story(closed=decided_before, away=[Outage(START + 4, START + 4.8)]))
     assert any("take no work" in one for one in story(closed=Closed({"c"}, START + 2.5, START + 3.5)))
     assert any("into maintenance" in one for one in story(closed=Closed({"c"}, START + 8, START + 9, START + 4)))
     assert any("being preempted" in one for one in story(preemption={}))

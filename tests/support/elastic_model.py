@@ -45,6 +45,8 @@ GROW_DEVICES = 8
 GROW_MODEL = "NVIDIA A10"
 HELD_SECONDS = 10.0
 """Mean time for which an elastic lease is held."""
+DECIDED_SECONDS = 0.1
+"""Time from the decision on a lease to the time that it bears, on a busy machine, but for outages."""
 LATE_SECONDS = 3.0
 """Time for the owner of a window, or of a notice: planners look twice a second, and one may have to start."""
 
@@ -555,7 +557,12 @@ def _closed(history: ElasticHistory, spans: Sequence[Span], outages: Sequence[Ou
         lease = span.lease
         devices = span.added
         name = f"closed: {lease['lease_id']} got {sorted(devices)} at {span.since:.3f}"
-        closing = _closing(history, span.since, devices)
+        # A planner may have stood still between a decision, which the drain came after, and the lease.
+        closing = [
+            one
+            for one in _closing(history, span.since, devices)
+            if span.since - one.since - seconds_away(outages, one.since, span.since) > DECIDED_SECONDS
+        ]
         wrong += [f"{name}, between {one.since:.3f} and {one.until:.3f}" for one in closing]
         for one in history.closed:
             if not one.before < span.since < one.since or not one.devices & devices or span.ends <= one.since:
