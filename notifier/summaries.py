@@ -23,6 +23,8 @@ _TRIES: Final = 6
 _TRY_SECONDS: Final = 1.5
 _QUERY_SECONDS: Final = 10.0
 _AT_ONCE: Final = 4
+_MOST: Final = 2 * _AT_ONCE
+"""Jobs that end at once and get summaries: the news of all others would wait for that of each."""
 
 
 class Summaries:
@@ -35,14 +37,25 @@ class Summaries:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._asking = 0
 
     async def add(self, news: News) -> News:
-        """News of a job that has ended, with its summary if the history has it within some seconds."""
+        """News of a job that has ended, with its summary if the history has it within some seconds.
+
+        Of many that end at once the first few get summaries.
+        """
         subject = news.subject
         if not isinstance(subject, JobEnd) or news.kind is not NewsKind.JOB_ENDED:
             return news
-        async with self._turns:
-            return replace(news, subject=JobEnd(subject.job, subject.tasks, await self._lines(subject.job.job_id)))
+        if self._asking >= _MOST:
+            return news
+        self._asking += 1
+        try:
+            async with self._turns:
+                lines = await self._lines(subject.job.job_id)
+        finally:
+            self._asking -= 1
+        return replace(news, subject=JobEnd(subject.job, subject.tasks, lines))
 
     async def _lines(self, job_id: str) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

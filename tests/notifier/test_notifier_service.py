@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from corral.schemas import codec, subjects
 from corral.schemas.notifications import NewsKind, NotifyRule
 from nats.aio.client import Client
 from nats.js import api
+from support.empty_history import empty_history
 from support.exporter_process import running as process
 from support.local_cluster import CORRAL
 from support.notifier_examples import delivery, job_event, preempting
@@ -315,6 +317,25 @@ async def test_no_secret_is_on_the_bus_in_health_or_in_the_log(
             assert stored > 3
     assert "nothing can be sent to wrong" in (tmp_path / "log").read_text()
     assert SECRET not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.long
+async def test_many_jobs_that_end_at_once_do_not_wait_for_each_others_summaries(
+    server: EmbeddedServer, nc: Client, place: Place, hook: Webhook, tmp_path: Path
+) -> None:
+    """The history knows none of these jobs, so that each summary would be waited for in vain."""
+    shutil.copy(empty_history(), tmp_path / "history.duckdb")
+    place.write(f'hook = "{hook.url}"', ALL)
+    command = (*CORRAL, "process", "--db", str(tmp_path / "history.duckdb"), "--nats", server.url)
+    with process(tmp_path / "processor.log", *command, CORRAL_THREADS="1"):
+        await CorralClient(nc, patience=60).query("SELECT 1")
+        async with running(server.url, place.files) as notifier:
+            for number in range(100):
+                event = codec.encode(job_event(str(number)), codec.JSON)
+                await nc.jetstream().publish(subjects.job_events_subject(str(number)), event)
+            # All but the few that are looked up.
+            await until(lambda: notifier._judge().values["news"].get("job-ended", 0) >= 92)  # type: ignore[union-attr]
+            await until(lambda: hook.bodies)
 
 
 @pytest.mark.long
