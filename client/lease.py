@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ..bus.elapsed import elapsed_seconds
 from ..bus.process_identity import own_name
-from ..bus.tasks import BackgroundTasks, cancel_all
+from ..bus.tasks import BackgroundTasks, cancel_all, heed_cancellation
 from ..schemas import codec, requests
 from .child_processes import ticks_now, wait_for_children
 from .environment import environment_for
@@ -230,6 +230,7 @@ class HeldLease:
         ttl = self.lease.ttl_seconds
         pause, refusal = ttl / 3, ""
         while self.lost is None:
+            heed_cancellation()
             await self._pause(pause)
             if self._on_outage is OnOutage.STOP and self.overdue:
                 why = refusal or "bus or planner not reachable, or this process was suspended"

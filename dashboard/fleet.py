@@ -16,7 +16,7 @@ import nats.errors
 from msgspec import Struct
 
 from ..bus.health import HealthEndpoint
-from ..bus.tasks import cancel_all
+from ..bus.tasks import cancel_all, heed_cancellation
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state, holder
 from ..schemas import operations, requests
@@ -229,6 +229,7 @@ class Fleet:
 
     async def _refresh_forever(self) -> None:
         while True:
+            heed_cancellation()
             await self._wake.wait()
             self._wake.clear()
             try:

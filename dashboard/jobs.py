@@ -16,6 +16,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from ..bus.tasks import heed_cancellation
 from ..client import Client, CorralError, NotFound, Refused, Unavailable
 from ..client.job_names import Selection
 from ..client.job_summary import JobSummary, statement, summary_of
@@ -293,6 +294,7 @@ class WatchedTasks(_Running):
         subscription: Subscription | None = None
         try:
             while True:
+                heed_cancellation()
                 try:
                     if subscription is None:
                         subject = subjects.job_events_subject(self._job_id)
@@ -373,6 +375,7 @@ class FollowedOutput(_Running):
 
     async def _run(self) -> None:
         while True:
+            heed_cancellation()
             self._again.clear()
             try:
                 await self.fleet.ask(self._read)
