@@ -16,6 +16,7 @@ import typer
 
 from ..bus.credentials import CREDENTIALS_VARIABLE
 from ..client import Client
+from ..schemas.globs import containing
 from .global_options import use_url
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help=
 
 def model_globs(models: list[str] | None) -> list[str] | None:
     """Patterns for names of GPU models: a text without wildcards finds the models that contain it."""
-    return models and [text if set(text) & set("*?[") else f"*{text}*" for text in models]
+    return models and [containing(text) for text in models]
 
 
 Models = Annotated[

@@ -22,10 +22,12 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
+from ..schemas.globs import containing
 from ..schemas.operations import DeviceStatus
 from ..schemas.units import format_bytes
 from . import notebook
-from .errors import CorralError
+from .environment import local_host
+from .errors import CorralError, InvalidRequest, Rejected
 from .lease import HeldLease
 from .request import RequestFields
 from .sync import SyncClient
@@ -52,11 +54,28 @@ def fields_of(amount: str) -> RequestFields:
         return {"gpus": 1}
     found = _AMOUNT.fullmatch(amount.strip())
     if found is None:
-        raise UsageError(f"%%gpu wants an amount such as 2x24GiB, 24GiB or 2, not {amount!r}")
+        bytes_alone = re.fullmatch(r"(\d+)\s*x\s*(\d+)", amount.strip())
+        meant = f": say {bytes_alone[1]}x{bytes_alone[2]}GiB" if bytes_alone else ""
+        raise UsageError(f"%%gpu wants an amount such as 2x24GiB, 24GiB or 2, not {amount!r}{meant}")
     number, memory, alone = found.groups()
     if alone is not None:
         return {"gpus": int(alone)}
     return {"gpus": int(number or 1), "memory": memory}
+
+
+def _words(error: CorralError) -> str:
+    """An error in the words of the magic: its options, and what a kernel without GPUs needs."""
+    if isinstance(error, InvalidRequest) and error.field == "$.wait_seconds":
+        return f"--wait: {error}"
+    if isinstance(error, Rejected):
+        mine = local_host()
+        with contextlib.suppress(CorralError), SyncClient() as client:
+            if not client.fleet(hosts=[mine]).devices:
+                return (
+                    f"this kernel runs on {mine}, which has no devices in the fleet: start it where GPUs are and "
+                    "`corral collect` runs, or run the work there (corral submit)"
+                )
+    return str(error)
 
 
 @magics_class
@@ -66,7 +85,7 @@ class GpuMagics(Magics):
     @magic_arguments()
     @argument("amount", nargs="?", default="", help="GPUs and memory on each: 2x24GiB, 24GiB, 2. Default: one GPU.")
     @argument("--share", type=float, help="share of one GPU, such as 0.5")
-    @argument("--model", help="model, such as H100")
+    @argument("--model", help="model, a part of its name such as H100, or a glob")
     @argument("--wait", default="0s", help="wait in the queue for so long, such as 10m")
     @argument("--name", default="notebook", help="name of the workload")
     @argument("--quiet", action="store_true", help="show no table")  # pyright: ignore[reportUntypedFunctionDecorator]
@@ -80,14 +99,14 @@ class GpuMagics(Magics):
             if options.amount and fields.pop("gpus") != 1:
                 raise UsageError("--share is of one GPU")
         if options.model:
-            fields["models"] = [options.model]
+            fields["models"] = [containing(options.model)]
         shell: Any = self.shell
         with contextlib.ExitStack() as stack:
             try:
                 client = stack.enter_context(SyncClient())
                 held = stack.enter_context(client.lease(set_environment=True, **fields))
             except CorralError as error:
-                raise UsageError(f"%%gpu: {error}") from error  # which IPython shows in one line
+                raise UsageError(f"%%gpu: {_words(error)}") from error  # which IPython shows in one line
             _warn_of_cuda()
             if not options.quiet:
                 stack.enter_context(_table(client, held, live=hasattr(shell, "kernel")))

@@ -134,7 +134,7 @@ class Dashboard(NamedTuple):
         await page.goto(self.base + path)
         await page.wait_for_load_state("networkidle")
         # What the history is asked for takes its time, on a machine that renders in software as well.
-        await page.wait_for_function("!document.body.innerText.includes('Asking…')")
+        await page.wait_for_function("!/Asking…|Planning…/.test(document.body.innerText)")
         await asyncio.sleep(1 if whole else 5)
         await page.screenshot(path=image, full_page=whole)
         smaller(image)

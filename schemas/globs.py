@@ -22,6 +22,11 @@ MAX_CHARACTERS: Final = 256
 _STARS: Final = re.compile(r"\*+")
 
 
+def containing(text: str) -> str:
+    """The pattern for names that contain a text; a text with wildcards is a pattern already."""
+    return text if set(text) & set("*?[") else f"*{text}*"
+
+
 def matches(text: str, glob: str) -> bool:
     """True if a pattern matches the whole of a text; case-sensitive."""
     if "?" in glob or "[" in glob:

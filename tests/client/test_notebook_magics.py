@@ -52,14 +52,26 @@ assert os.environ["CUDA_VISIBLE_DEVICES"] == "before"
 assert cell("%%gpu --share 0.25 --quiet\npass")
 assert not cell("%%gpu 2 cats\npass")
 assert not cell("%%gpu 100\nprint('never')")
+assert cell("%%gpu 1 --model MODEL --quiet\npass")
+assert not cell("%%gpu 1 --model H9000\nprint('never')")
+assert not cell("%%gpu 2x20\nprint('never')")
+assert not cell("%%gpu 1 --wait soon\nprint('never')")
+os.environ["CORRAL_HOST"] = "laptop"
+assert not cell("%%gpu\nprint('never')")
 print("LEASE", lease)
 """
-    process = python(cluster, text.replace("os.environ['", "__import__('os').environ['"), tmp_path)
+    # A part of a name is a model, as on the command line.
+    model = cluster.json("devices", "--host", "sim-0001")["devices"][0]["model"].split()[-1]
+    text = text.replace("MODEL", model).replace("os.environ['", "__import__('os').environ['")
+    process = python(cluster, text, tmp_path)
     said, _ = process.communicate(timeout=100)
     said = re.sub(r"\x1b\[[\d;]*m", "", said)
     assert process.returncode == 0, said
     assert said.count("LookupError: no such thing") == 1
     assert "never" not in said
+    assert "say 2x20GiB" in said
+    assert "%%gpu: --wait: 'soon' is no duration" in said
+    assert "this kernel runs on laptop, which has no devices in the fleet" in said
     lease = said.rpartition("LEASE ")[2].strip()
     assert f"lease {lease}: sim-0001/" in said
     assert leases(cluster) == []
