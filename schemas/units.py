@@ -94,6 +94,14 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
 
 
+def format_limit(seconds: float) -> str:
+    """Format seconds as `format_seconds` does, rounded down: what takes that long at most is over in time."""
+    if seconds < 120:
+        return f"{seconds // 1:.0f}s"
+    unit = 60 if seconds < 172_800 else 3600
+    return format_seconds(seconds // unit * unit)
+
+
 def short_time(seconds: float) -> str:
     """Format a time in milliseconds, or in seconds from 1 s."""
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

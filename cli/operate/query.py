@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Generator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -17,6 +18,7 @@ from ...schemas.query import MAX_ROWS, QueryEnd, QueryRequest, ResultFormat
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
 from ..options import AsJson, NatsUrl, connected, console, run, say
+from ..render import local_time
 
 VERTICAL_ROWS: Final = 10
 """Maximum number of rows that are shown vertically if too wide for the terminal; of more, only columns that fit."""
@@ -204,8 +206,8 @@ def show_table(body: bytes, end: QueryEnd) -> None:
         for row in document.rows:
             typer.echo(row[-1])
         return
-    cells = [[_cell(value) for value in row] for row in document.rows]
-    names = document.columns
+    names, rows = _in_zone(document)
+    cells = [[_cell(value) for value in row] for row in rows]
     widths = [
         max([len(name), *(len(line) for row in cells for line in row[index].split("\n"))])
         for index, name in enumerate(names)
@@ -229,6 +231,33 @@ def show_table(body: bytes, end: QueryEnd) -> None:
     if shown < len(names):
         say(f"{len(names) - shown} more columns don't fit: {', '.join(names[shown:])} (select fewer, or use --csv)")
     _footer(end)
+
+
+def _in_zone(document: _Document) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows with times in the reader's zone: named in the heading, or in each cell if there are several."""
+    names, rows = [*document.columns], [[*row] for row in document.rows]
+    for at, type in enumerate(document.types):
+        if type != "TIMESTAMP WITH TIME ZONE":
+            continue
+        times = [_time(row[at]) for row in rows]
+        zones = {local_time(time, "%Z") for time in times if time is not None}
+        if len(zones) == 1:
+            names[at] += f" ({zones.pop()})"
+        for row, time in zip(rows, times, strict=True):
+            if time is not None:
+                shown = local_time(time, "%Y-%m-%d %H:%M:%S")
+                if time.microsecond:
+                    shown += f".{time.microsecond:06}".rstrip("0")
+                row[at] = f"{shown} {local_time(time, '%Z')}" if zones else shown
+    return names, rows
+
+
+def _time(value: Any) -> datetime | None:
+    """A time of a result; None for NULL, for the infinite ones, and for those beyond Python's calendar."""
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_plan(document: _Document) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from ...schemas.groups import DEFAULT_GROUP
 from ...schemas.requests import WorkRequest
+from ...schemas.units import format_limit
 from .state import AskKey
 
 MARGIN_SECONDS: Final = 1.0
@@ -218,11 +219,10 @@ def booked_words(bookings: Sequence[Booking], all_bookings: Bookings, now: float
         return f"booked for {who} until {time_words(found.ends_at)}"
     left = math.floor(found.closes_at - now)
     text = f"booked for {who} from {time_words(found.starts_at)}"
-    return (
-        f"{text}: before that, leases must end by {time_words(found.closes_at)} (max_seconds of at most {left})"
-        if (left >= 1)
-        else text
-    )
+    if left < 1:
+        return text
+    limit = f"a time limit of at most {format_limit(left)}"
+    return f"{text}: before that, leases must end by {time_words(found.closes_at)} ({limit})"
 
 
 def _within(group: str, around: str) -> bool:

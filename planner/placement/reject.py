@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
-from ...schemas.units import format_bytes
+from ...schemas.units import format_bytes, format_limit
 from ..fleet.bookings import booked_words
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of
@@ -110,7 +110,8 @@ def _sooner(fleet: Fleet, ask: Ask) -> str:
     left = _booked_from(fleet, ask) - fleet.now
     if left < 1:
         return "wait for the booked window to end (wait_seconds)"
-    return f"ask with max_seconds of at most {math.floor(left)} (--max), or preemptible, to use devices until then"
+    limit = format_limit(math.floor(left))
+    return f"ask with a time limit of at most {limit} (--max), or preemptible, to use devices until then"
 
 
 def kept(fleet: Fleet) -> str:

@@ -68,7 +68,7 @@ async def test_the_same_rows_in_every_form(server: EmbeddedServer, history: Quer
         corral_query(server.url, "-f", str(tmp_path / "ask.sql"), "--arrow", str(arrow)),
     )
     assert [line.split() for line in table.out.splitlines()] == [
-        ["time", "device", "share"],
+        ["time", "(UTC)", "device", "share"],
         ["2026-11-24", "10:00:03", "gpu3", "0.75"],
         ["2026-11-24", "10:00:04", "gpu4", "1"],
     ]
@@ -80,6 +80,28 @@ async def test_the_same_rows_in_every_form(server: EmbeddedServer, history: Quer
     assert "Only the first 1 rows" in csv.err
     assert pa.ipc.open_stream(arrow.read_bytes()).read_all().column("device").to_pylist() == ["gpu3", "gpu4"]
     assert [table.code, document.code, csv.code, file.code] == [0, 0, 0, 0]
+
+
+async def test_tables_have_the_times_of_the_reader_and_name_their_zone(
+    server: EmbeddedServer, history: QueryService
+) -> None:
+    first = "SELECT min(time) AS time FROM samples"
+    year = f"SELECT time AS winter, time - INTERVAL 150 DAY AS summer, TIMESTAMPTZ 'infinity' AS never FROM ({first})"
+    both = "SELECT unnest([min(time), min(time) - INTERVAL 150 DAY]) AS time FROM samples"
+
+    async def lines(sql: str, *options: str, **values: str) -> list[str]:
+        done = await asyncio.to_thread(invoke, *options, "query", sql, url=server.url, **values)
+        return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+    assert await lines(year, TZ="Europe/Berlin") == [
+        "winter (CET) summer (CEST) never", "2026-11-24 11:00:00 2026-06-27 12:00:00 infinity",
+    ]  # fmt: skip
+    assert await lines(both, TZ="Europe/Berlin") == ["time", "2026-11-24 11:00:00 CET", "2026-06-27 12:00:00 CEST"]
+    assert await lines(both, "--utc", TZ="Europe/Berlin") == [
+        "time (UTC)",
+        "2026-11-24 10:00:00",
+        "2026-06-27 10:00:00",
+    ]
 
 
 async def test_exit_codes_say_what_went_wrong(server: EmbeddedServer, history: QueryService, tmp_path: Path) -> None:

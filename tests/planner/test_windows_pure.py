@@ -239,7 +239,7 @@ def test_before_during_and_after_a_window() -> None:
     assert isinstance(unlimited, Rejection)
     assert unlimited.reasons[0].code == "booked"
     assert "booked for ann from 2023-11-14T22:15:00Z" in unlimited.message
-    assert "max_seconds of at most 90" in unlimited.nearest
+    assert "a time limit of at most 90s (--max)" in unlimited.nearest
     assert unlimited.could_ever_fit
     assert isinstance(decide(world.fleet, WorkRequest(owner="ben", max_seconds=91), NOW, Policies()), Rejection)
     brief = decide(world.fleet, WorkRequest(owner="ben", max_seconds=90), NOW, Policies())
