@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from ...schemas.units import parse_seconds
 from ...schemas.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowState, WindowStatus, format_gpus
-from .. import render
 from ..clock_times import FORMS, Zone, parse_last_day, parse_time, zone_of
 from ..exits import USAGE, CommandError
+from ..fitting import Heading, fitted
 from ..options import AsJson, Models, NatsUrl, Timeout, connected, console, print_json, run
 
 reserve = typer.Typer(rich_markup_mode="rich", add_completion=False)
@@ -201,23 +201,24 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
     if not found:
         console().print("[dim]nothing is booked[/]")
         return
-    made = render.table(
-        "WINDOW", "FOR", "GPUS", "HOSTS", "FROM", "UNTIL", "REPEATS", "STATE", "REASON", right=("GPUS",)
-    )
+    rows: list[Sequence[str]] = []
     for status in found:
         window = status.window
-        made.add_row(
-            escape(window.window_id or ""),
-            escape(_who(window)),
-            format_gpus(status),
-            escape(" ".join(status.hosts)),
-            zone.words(status.starts_at or window.starts_at),
-            zone.words(status.ends_at or window.ends_at),
-            _repeats(window, status, zone),
-            "canceled" if canceled else status.state.value,
-            escape(window.reason),
+        starts_at, ends_at = status.starts_at or window.starts_at, status.ends_at or window.ends_at
+        rows.append(
+            (
+                _who(window),
+                format_gpus(status),
+                " ".join(status.hosts),
+                zone.words(starts_at),
+                _later(starts_at, ends_at, zone),
+                _repeats(window, status, zone),
+                "canceled" if canceled else status.state.value,
+                window.reason,
+                window.window_id or "",
+            )
         )
-    console().print(made)
+    console().print(fitted(_WINDOWS, rows, console().width))
     for status in [] if canceled else found:
         _print_changes(status, zone)
     for status in found:
@@ -229,6 +230,26 @@ def show(found: Sequence[WindowStatus], zone: Zone, json: bool, *, canceled: boo
                 f"{f' ({escape(lease.name)})' if lease.name else ''} on {escape(' '.join(lease.hosts))} may still run "
                 f"when {escape(status.window.window_id or '')} begins: {after}"
             )
+
+
+_WINDOWS: Final = (
+    Heading(title="FOR", text=True, ample=16),
+    Heading(title="GPUS", right=True),
+    Heading(title="HOSTS", text=True, spare=2, ample=24),
+    Heading(title="FROM"),
+    Heading(title="UNTIL", last=2),
+    Heading(title="REPEATS", text=True, spare=1, ample=24),
+    Heading(title="STATE"),
+    Heading(title="REASON", text=True, last=1, ample=16),
+    Heading(title="WINDOW"),
+)
+
+
+def _later(starts_at: datetime, ends_at: datetime, zone: Zone) -> str:
+    """The end of a window: on the day on which it begins, the time of day alone."""
+    days = [at.astimezone(zone.rules).date() for at in (starts_at, ends_at)]
+    words = zone.words(ends_at)
+    return words if days[0] != days[1] else words.split(" ", 2)[2]
 
 
 def _print_changes(status: WindowStatus, zone: Zone) -> None:

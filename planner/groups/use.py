@@ -533,7 +533,8 @@ class GroupUse:
             capacity = sum([amount for name, amount in self._capacity.items() if name in models])
             if firm + devices + after > max(firm + owed.total(number), capacity):
                 return (
-                    f"what is free of {owed.names[number]} is guaranteed to other groups: wait, or ask for work that "
+                    f"what is free of {owed.names[number].strip('*') or 'all GPUs'} is guaranteed to other groups: "
+                    "wait, or ask for work that "
                     "may be preempted (preemptible)"
                 )
         return ""

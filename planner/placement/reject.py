@@ -58,14 +58,17 @@ def quota_rejection(fleet: Fleet, ask: Ask, reason: str, request_id: str = "") -
         reason: which quota, and what to do, in words.
         request_id: of the request.
     """
-    fits = could_ever_fit(fleet, fleet.ask(ask.key._replace(barred=())) if ask.barred else ask)
+    free = fleet.ask(ask.key._replace(barred=())) if ask.barred else ask
+    if not could_ever_fit(fleet, free):
+        # Not what others are guaranteed stands in its way, and to wait is of no use.
+        return reject(fleet, free, request_id)
     return Rejection(
-        code=RejectionCode.NO_CAPACITY if fits else RejectionCode.IMPOSSIBLE,
+        code=RejectionCode.NO_CAPACITY,
         message=reason,
         reasons=[Reason(code="quota", devices=len(fleet.devices), detail=reason)],
-        could_ever_fit=fits,
+        could_ever_fit=True,
         request_id=request_id,
-        nearest="wait (wait_seconds) until the group uses less" if fits else "",
+        nearest="wait (wait_seconds) until the group uses less",
     )
 
 
