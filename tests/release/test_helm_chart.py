@@ -28,6 +28,22 @@ ALL: dict[str, Any] = {
     },
     "collector": {"source": "amd", "runtimeClassName": "", "supplementalGroups": [44, 109]},
     "runner": {"enabled": True, "image": "registry.example/jobs:1"},
+    "notifier": {"enabled": True, "replicas": 2, "targetsSecret": "addresses", "rulesConfigMap": "rules"},
+    "gateway": {
+        "enabled": True,
+        "hosts": ["http.gpus.example"],
+        "trustedProxies": ["10.0.0.0/8"],
+        "ingress": {"enabled": True, "tlsSecret": "tls"},
+    },
+    "login": {
+        "enabled": True,
+        "authoritySecret": "authority",
+        "rulesSecret": "login-rules",
+        "credentialsSecret": "login-operator",
+        "busUrl": "tls://bus.example:4222",
+        "hosts": ["login.gpus.example"],
+        "ingress": {"enabled": True, "tlsSecret": "tls"},
+    },
 }
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -35,6 +51,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "elsewhere": {
         "bus": {"url": "tls://bus.example:4222", "auth": True},
         **{part: {"enabled": False} for part in ("planner", "processor", "exporter")},
+    },
+    "https": {
+        "bus": {"auth": True},
+        "gateway": {"enabled": True, "tlsSecret": "tls"},
+        "login": {"enabled": True, "authoritySecret": "a", "rulesSecret": "r", "tlsSecret": "tls"},
+        "notifier": {"enabled": True, "targetsSecret": "addresses"},
     },
     "one planner": {"planner": {"replicas": 1}, "collector": {"nodeSelector": None, "hostPID": False}},
 }
@@ -69,16 +91,18 @@ def test_what_it_renders_is_what_kubernetes_knows(name: str) -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_pods_satisfy_the_restricted_standard_but_for_what_they_say(name: str) -> None:
     for part, pod in pods(objects(name)).items():
-        (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"].get("readOnlyRootFilesystem", False) is (part != "runner")
         assert bool(pod.get("hostNetwork")) is (part == "runner")
-        assert part == "runner" or container["resources"]["limits"]["memory"]
-        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        every = [*pod["containers"], *pod.get("initContainers", ())]
+        assert len(every) == 1 or (part == "nats" and "login" in VALUES[name])
+        for container in every:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"].get("readOnlyRootFilesystem", False) is (part != "runner")
+            assert part == "runner" or container["resources"]["limits"]["memory"]
+        mounted = {mount["name"] for container in every for mount in container["volumeMounts"]}
         claims = {"data"} if part in ("nats", "processor", "dashboard") else set()
         assert mounted - claims == {volume["name"] for volume in pod["volumes"]}
 
@@ -91,7 +115,7 @@ def test_what_values_change() -> None:
     assert not [pod for pod in plain.values() if "credentials" in str(pod)]
     found = objects("all")
     every = pods(found)
-    assert set(every) == {*plain, "dashboard", "runner"}
+    assert set(every) == {*plain, "dashboard", "runner", "notifier", "gateway"}
     for part, pod in every.items():
         image = pod["containers"][0]["image"]
         assert image == ("registry.example/jobs:1" if part == "runner" else "registry.example/corral:1.2.3")
@@ -104,6 +128,19 @@ def test_what_values_change() -> None:
     assert "runtimeClassName" not in every["collector"]
     assert every["exporter"]["containers"][0]["args"][-2:] == ["--otlp", "http://otel:4317"]
     assert 'include "auth/nats-auth.conf"' in found["ConfigMap", "corral-nats"]["data"]["nats.conf"]
+    options = {part: pod["containers"][0]["args"] for part, pod in every.items() if "args" in pod["containers"][0]}
+    assert options["notifier"] == [
+        "notifier", "--targets=/etc/corral/targets/notify-targets.toml", "--rules=/etc/corral/rules/notify-rules.toml"
+    ]  # fmt: skip
+    assert options["gateway"][2:] == ["--plain", "--name=http.gpus.example", "--trusted-proxy=10.0.0.0/8"]
+    secrets = {v["secret"]["secretName"] for pod in every.values() for v in pod["volumes"] if "secret" in v}
+    assert {"addresses", "authority", "login-rules", "login-operator"} < secrets
+    (login,) = (each for each in every["nats"]["containers"] if each["name"] == "login")
+    assert login["args"][-2:] == ["--behind-proxy", "--bus=tls://bus.example:4222"]
+    assert found["Service", "corral-login"]["spec"]["selector"]["app.kubernetes.io/component"] == "nats"
+    for part in ("login", "gateway"):
+        rules = found["Ingress", f"corral-{part}"]["spec"]["rules"]
+        assert rules[0]["http"]["paths"][0]["backend"]["service"]["name"] == f"corral-{part}"
     assert found["ServiceMonitor", "corral-exporter"]["metadata"]["labels"]["release"] == "prom"
     assert found["Ingress", "corral-dashboard"]["spec"]["rules"][0]["host"] == "gpus.example"
     other = pods(objects("elsewhere"))
@@ -120,6 +157,10 @@ def test_what_values_change() -> None:
         ({"nats": {"enabled": False}}, "bus.url"),
         ({"bus": {"auth": True}}, "nats.authSecret"),
         ({"dashboard": {"enabled": True}}, "dashboard.hosts"),
+        ({"notifier": {"enabled": True}}, "notifier.targetsSecret"),
+        ({"login": {"enabled": True}}, "bus.auth"),
+        ({"bus": {"auth": True}, "login": {"enabled": True}}, "login.authoritySecret"),
+        ({"gateway": {"enabled": True, "ingress": {"enabled": True}}}, "gateway.hosts"),
         ({"planer": {"replicas": 3}}, "planer"),
         ({"planner": {"replicas": "two"}}, "replicas"),
     ],

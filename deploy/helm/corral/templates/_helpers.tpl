@@ -101,3 +101,42 @@ spec:
   {{- end }}
   resources: {requests: {storage: {{ .storage.size }}}}
 {{- end }}
+
+{{/* Ingress of a part that has `hosts` and `ingress`, if it is enabled. */}}
+{{- define "corral.ingress" -}}
+{{- $c := . }}
+{{- with .values.ingress }}
+{{- if .enabled }}
+{{- if not $c.values.hosts }}
+{{- fail (printf "an ingress needs names: set %s.hosts, such as {gpus.example}" $c.part) }}
+{{- end }}
+{{ "---" }}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ include "corral.name" $c }}
+  labels: {{- include "corral.allLabels" $c | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with .className }}
+  ingressClassName: {{ . }}
+  {{- end }}
+  {{- if .tlsSecret }}
+  tls:
+    - hosts: {{ toJson $c.values.hosts }}
+      secretName: {{ .tlsSecret }}
+  {{- end }}
+  rules:
+    {{- range $c.values.hosts }}
+    - host: {{ . }}
+      http:
+        paths:
+          - path: /
+            pathType: Prefix
+            backend: {service: {name: {{ include "corral.name" $c }}, port: {name: http}}}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
