@@ -94,8 +94,10 @@ dist: sbom
 
 # Debian packages for the distribution whose Python PACKAGES_PYTHON is: 3.11 is Debian 12, 3.12 Ubuntu 24.04, 3.13 Debian 13.
 PACKAGES_PYTHON ?= $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# Who gives them out, as 'NAME <ADDRESS>'. Default: DEBFULLNAME and DEBEMAIL, else pyproject.toml's authors, else git's user.
+PACKAGES_MAINTAINER ?=
 packages: $(READY)
-	$(BIN)/python deploy/packages/build.py --python $(PACKAGES_PYTHON) --out dist
+	$(BIN)/python deploy/packages/build.py --python $(PACKAGES_PYTHON) --maintainer "$(PACKAGES_MAINTAINER)" --out dist
 
 # What each extra installs, in MB; the table goes into the installation page.
 sizes: $(READY)

@@ -1,6 +1,6 @@
 """Build the Debian packages `corral` and `corral-server`, with the versions of the lock.
 
-    python deploy/packages/build.py [--python 3.11] [--out dist]
+    python deploy/packages/build.py [--python 3.11] [--out dist] [--maintainer 'NAME <ADDRESS>']
 
 Each has its libraries below /opt/corral, an environment on the distribution's own Python: Debian 12 has 3.11, Debian 13
 has 3.13, Ubuntu 24.04 has 3.12. A package is for one of them, since libraries are compiled for one version of Python.
@@ -10,18 +10,23 @@ Nothing is downloaded when a package is installed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements.lock"
-MAINTAINER = "Corral maintainers <corral@localhost>"
+NOBODY = "Unknown builder <unknown@packages.invalid>"
+"""Maintainer where nothing names one: an address that never exists (RFC 2606)."""
 EXTRAS = {
     "corral": ("collector", "top"),
     "corral-server": (
@@ -30,7 +35,39 @@ EXTRAS = {
     ),
 }  # fmt: skip
 """Extras of each package. `corral-server` has what `corral` has not yet."""
+_MAINTAINER = re.compile(r"[^<>\x00-\x1f]+ <[^<>@\s]+@[^<>@\s]+>")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def maintainer(given: str, project: dict[str, Any], environment: Mapping[str, str], git: Callable[[str], str]) -> str:
+    """Whom a package names as its maintainer, as `NAME <ADDRESS>`: whoever builds and gives it out.
+
+    Args:
+        given: option; empty for none.
+        project: table `project` of pyproject.toml, whose `maintainers` and `authors` count next but one.
+        environment: Debian's `DEBFULLNAME` and `DEBEMAIL` count next.
+        git: returns a value of git's configuration, which counts last; empty without one.
+
+    Raises:
+        ValueError: it has no such form.
+    """
+    people = [{"name": environment.get("DEBFULLNAME", ""), "email": environment.get("DEBEMAIL", "")}]
+    people += [*project.get("maintainers", ()), *project.get("authors", ())]
+    people.append({"name": git("user.name"), "email": git("user.email")})
+    named = (f"{one['name']} <{one['email']}>" for one in people if one.get("name") and one.get("email"))
+    found = given or next(named, "") or NOBODY
+    if not _MAINTAINER.fullmatch(found):
+        raise ValueError(f"{found!r} is no maintainer: write 'NAME <ADDRESS>', as in 'Ann Lee <ann@lab.example>'")
+    return found
+
+
+def git_setting(key: str) -> str:
+    """A value of git's configuration; empty without one, or without git."""
+    try:
+        done = subprocess.run(["git", "config", key], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def run(*command: str, **values: str) -> None:
@@ -107,9 +144,16 @@ def main() -> None:
     parser.add_argument("--python", default=f"{sys.version_info.major}.{sys.version_info.minor}", help="3.11, 3.12, …")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--only", choices=EXTRAS, help="build this one only")
+    parser.add_argument("--maintainer", default="", metavar="'NAME <ADDRESS>'", help="who gives the packages out")
     parser.add_argument("--release", default="1", help="number of the build of this version")
     options = parser.parse_args()
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    try:
+        who = maintainer(options.maintainer, project, os.environ, git_setting)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"maintainer: {who}", flush=True)
     full = f"{version}-{options.release}+py{options.python}"
     options.out.mkdir(parents=True, exist_ok=True)
     major, minor = options.python.split(".")
@@ -134,7 +178,7 @@ def main() -> None:
                 "VERSION": version,
                 "RELEASE": f"{options.release}+py{options.python}",
                 "FULL_VERSION": full,
-                "MAINTAINER": MAINTAINER,
+                "MAINTAINER": json.dumps(who, ensure_ascii=False),
                 "PYTHON": f"python{major}.{minor}",
                 "TREE": str(work),
             }

@@ -22,7 +22,7 @@ LOCK = ROOT / "requirements.lock"
 MARKS = ("<!-- sizes: make sizes -->\n", "<!-- sizes end -->\n")
 SHOWN = (
     "", "top", "auth", "collector", "simulated", "replay", "planner", "processor", "lake", "exporter", "otlp",
-    "dashboard", "report", "server", "all",
+    "dashboard", "notify", "gateway", "oidc", "report", "server", "all",
 )  # fmt: skip
 
 

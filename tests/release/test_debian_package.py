@@ -51,10 +51,13 @@ def test_it_installs_updates_and_goes(tmp_path: Path) -> None:
     if not nfpm.exists():
         pytest.skip("nfpm is not installed")
     build = [sys.executable, str(ROOT / "deploy" / "packages" / "build.py"), "--only", "corral", "--python", version]
+    build += ["--maintainer", "Ann Lee: GPUs #1 <ann@lab.example>"]
     done = subprocess.run([*build, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     [package] = tmp_path.glob("corral_*.deb")
     assert package.stat().st_size < 20e6
+    field = subprocess.run(["dpkg-deb", "-f", package, "Maintainer"], capture_output=True, text=True, check=True).stdout
+    assert field.strip() == "Ann Lee: GPUs #1 <ann@lab.example>"
     listed = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
     for path in ("usr/lib/systemd/system/corral-collector.service", "usr/bin/corral -> /opt/corral/bin/corral"):
         assert f"./{path}" in listed
