@@ -36,7 +36,7 @@ from .durations import Estimate
 from .ends import Running
 from .line import Entry, Line, Order
 from .order import LEAST_SECONDS, TIMELESS, Asked, Rule
-from .room import LEAST_FREE, NO_LIMITS, Room
+from .room import LEAST_FREE, NO_LIMITS, Room, in_order
 
 DRAWS: Final = 15
 """Number of virtual runs."""
@@ -489,10 +489,9 @@ class _Kept(NamedTuple):
 
 def _reserve(kind: _Kind, room: Room, heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
     """Reserve where a request fits first if only what runs now ends."""
-    later, left = Room(room.free), list(heap)
+    later = Room(room.free)
     found = _Kept(math.inf, {})
-    while left:
-        at, _, devices = heappop(left)
+    for at, _, devices in in_order(heap):
         for host, count in devices.items():
             later.add(host, count)
         reached = not devices or any(host in kind.hosts for host in devices)

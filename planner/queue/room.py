@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 LEAST_FREE: Final = 1e-9
 """Part of a device that counts as free."""
@@ -16,6 +16,19 @@ _SEARCH: Final = 16
 """A search, in units of a host that it looks at."""
 _ROUNDED: Final = 1e-6
 """Devices that the sum of all may be wrong by, since it is kept up to date by parts of devices."""
+
+
+T = TypeVar("T")
+
+
+def in_order(heap: Sequence[T]) -> Iterator[T]:
+    """The items of a heap, the smallest first; it stays as it is, and is not copied."""
+    front = [(heap[0], 0)] if heap else []
+    while front:
+        item, at = heappop(front)
+        yield item
+        for below in range(2 * at + 1, min(2 * at + 3, len(heap))):
+            heappush(front, (heap[below], below))
 
 
 class Room:
@@ -85,8 +98,29 @@ class Room:
             hosts: that may be used.
             most: devices that may be used at most, by host; any number on other hosts.
         """
+        if not most:
+            self.looked += _SEARCH
+            for place in range(bisect_left(self._counts, devices), len(self._counts)):
+                count = self._counts[place]
+                first = self._first(count)
+                if first is not None and first not in hosts:
+                    break
+                if first is not None:
+                    return first
+            else:
+                return None
         found = self.tightest_hosts(1, devices, hosts, most)
         return None if found is None else found[0]
+
+    def _first(self, count: float) -> int | None:
+        """The first host that has so many free devices; None if none has."""
+        heap, free, numbers = self._hosts[count], self.free, self._numbers
+        while heap:
+            at, host = heap[0]
+            if free.get(host) == count and numbers[host] == at:
+                return host
+            heappop(heap)
+        return None
 
     def tightest_hosts(
         self, number: int, devices: float, hosts: AbstractSet[int], most: Mapping[int, float] = NO_LIMITS

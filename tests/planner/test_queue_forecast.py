@@ -195,6 +195,7 @@ def test_hosts_with_room_are_those_of_a_look_at_all_of_them(
         usable = {host: min(count, most.get(host, count)) for host, count in free.items()}
         usable = {host: count for host, count in usable.items() if count and host in allowed}
         able = sorted((host for host in usable if usable[host] >= devices), key=lambda host: usable[host])
+        assert room.tightest(devices, allowed, most) == (able[0] if able else None)
         assert room.tightest_hosts(number, devices, allowed, most) == (able[:number] if len(able) >= number else None)
         taken, left = dict[int, float](), devices
         for host in sorted(usable, key=lambda host: -usable[host]):
