@@ -59,6 +59,11 @@ LOADS = {
 }
 
 
+def without_priorities(load: Load) -> Load:
+    """The same load, where no workload goes before others by its priority."""
+    return load._replace(kinds=tuple(kind._replace(priority=0) for kind in load.kinds))
+
+
 class Work(NamedTuple):
     """A workload."""
 

@@ -6,6 +6,7 @@ No bus, no bucket, no clients: the planner's own line, quotas and reclaimer on a
 own. So the figures hardly depend on what else the machine does.
 
 - Kueue's `baseline` load (`groups_loads.py`), as if decisions and messages took no time: what the order itself loses.
+  Once with its priorities, by which large goes before medium and medium before small, and once without.
 - 3,980 single GPUs taken back for a group that is guaranteed them, whose leases end 30 ms after their notice: where
   their prices differ, and where they are equal.
 - What the accounts of 100 groups add to a plain request and its release.
@@ -36,7 +37,7 @@ from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
 from corral.schemas.groups import GroupTree
 from corral.schemas.requests import Grant, LeaseState, Placement, WorkRequest
-from groups_loads import LOADS, QUOTA, floor, groups, workloads
+from groups_loads import LOADS, QUOTA, Load, floor, groups, without_priorities, workloads
 from msgspec import convert
 
 MODELS = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "Tesla T4")
@@ -154,9 +155,9 @@ class _Queued:
     arrived_at: float
 
 
-def kueue(name: str) -> None:
+def kueue(name: str, load: Load) -> None:
     """One of Kueue's loads where nothing but the work itself takes time."""
-    load, noticed = LOADS[name], list[str]()
+    noticed = list[str]()
     planner = Planner(load.cohorts * load.queues * QUOTA // 8, groups(load)["replace"], noticed.append)
     works, ends, waits = workloads(load)[::-1], list[tuple[float, str]](), dict[str, float]()
     left = len(works)
@@ -268,5 +269,6 @@ if __name__ == "__main__":
     plain()
     reclaiming("of different prices", 5e-4)
     reclaiming("of equal prices", 0.0)
-    kueue("baseline")
-    kueue("large-scale")
+    kueue("baseline", LOADS["baseline"])
+    kueue("baseline without priorities", without_priorities(LOADS["baseline"]))
+    kueue("large-scale", LOADS["large-scale"])
