@@ -128,8 +128,14 @@ class GroupAccounts:
 
     def granted(self, record: LeaseRecord) -> None:
         """Count the use of a lease from its grant on."""
-        if self.state.active:
+        if not self.state.active:
+            return
+        lease = record.lease
+        held = self.state.use.holdings.get(lease.lease_id)
+        if held is None or lease.elastic is not None:
             self._starts(record, 0.0)
+        else:  # as it was counted when its devices were reserved
+            self.state.usage.starts(lease.lease_id, lease.owner, held.amounts, lease.granted_at.timestamp())
 
     def resized(self, record: LeaseRecord) -> None:
         """Count the use of a lease with other devices from now on."""
