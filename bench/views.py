@@ -2,7 +2,7 @@
 
     python bench/views.py                         30 days of 1,000 GPUs, each view five times
     python bench/views.py --keep /tmp/month       the history is made there once, and read again by later runs
-    python bench/views.py --against ../other      the views of another checkout over a copy of the same history, in turn
+    python bench/views.py --against ../other      the views of another checkout over the same tables, in turn
     python bench/views.py --only job_summary --explain
 
 The history holds what a processor would have stored with its defaults: rollups of 10 s for a day, of 1 min with the
@@ -16,6 +16,7 @@ rows are read, as `corral query "FROM view"` would read them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -26,8 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 from corral.processors import views
 from corral.processors.storage import rollup_columns as shapes
+from corral.processors.storage.embedded import totals
 from corral.processors.storage.embedded.database import Database
 from corral.schemas.metrics import METRICS
 from ingest import values
@@ -227,15 +230,36 @@ def make(path: Path, given: argparse.Namespace) -> None:
     end = (int(time.time()) // 3600 + 1) * 3600
     fill_rollups(cursor, given.gpus, given.days, given.tens, end)
     fill_facts(cursor, given.gpus, given.days, given.jobs, end, given.process_seconds)
+    cpu = time.process_time()
+    while added := totals.refresh(cursor):
+        print(f"  totals of {added:,} spans of leases, {time.process_time() - cpu:.1f} CPU-seconds", flush=True)
     cursor.execute("CHECKPOINT")
     database.close()
+
+
+def install(cursor: Any, checkout: Path | None) -> None:
+    """Create the views of this build, or of another one by its files: each once those that it reads are there."""
+    if checkout is None:
+        views.install(cursor)
+        return
+    left = {path.stem: path.read_text() for path in (checkout / "processors" / "views").glob("*.sql")}
+    while left:
+        before = len(left)
+        for name, sql in list(left.items()):
+            with contextlib.suppress(duckdb.CatalogException):
+                cursor.execute(f"DROP VIEW IF EXISTS main.{name}")
+                cursor.execute(f"CREATE VIEW main.{name} AS {sql}")
+                del left[name]
+        if len(left) == before:
+            print(f"{checkout}: views that read other tables are left out: {', '.join(left)}", file=sys.stderr)
+            return
 
 
 def measure(path: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     """The child: read each view, and say how long each answer took and what CPU time."""
     database = Database(path, threads=given.threads)
     cursor = database.cursor()
-    views.bring_up(cursor, "bench")
+    install(cursor, given.against[0] if given.against else None)
     asked = {name: f"FROM {name}" for name in views.NAMES if not given.only or name in given.only}
     asked["(limit: every hour once)"] = "SELECT sum(COLUMNS(* EXCLUDE (time, series, batch))) FROM store.rollup_1h"
     found: dict[str, list[float]] = {}
@@ -282,11 +306,10 @@ def main() -> None:
         if given.explain:
             measure(path, given)
             return
-        builds = {"this": Path(sys.executable)}
-        builds |= {one.resolve().name: one.resolve() / ".venv/bin/python" for one in given.against}
+        builds = {"this": [], **{one.resolve().name: [f"--against={one.resolve()}"] for one in given.against}}
         told: dict[str, dict[str, list[float]]] = {}
-        for name, python in builds.items():
-            command = [str(python), __file__, f"--runs={given.runs}", f"--threads={given.threads}", f"--child={path}"]
+        for name, options in builds.items():
+            command = [sys.executable, __file__, *options, f"--runs={given.runs}", f"--threads={given.threads}", f"--child={path}"]
             command += [f"--only={one}" for one in given.only]
             ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             told[name] = json.loads(ended.stdout.splitlines()[-1])
