@@ -10,6 +10,7 @@ from duckdb import DuckDBPyConnection
 from .statements import registered
 
 TABLE: Final = "store.lease_peaks"
+_DAY: Final = 86_400_000_000
 REMEMBERED: Final = 100_000
 """Number of peaks kept in memory; beyond it they are forgotten, and a row more is stored for each."""
 
@@ -19,9 +20,9 @@ _Key = tuple[str, str, str]
 def _of(source: str) -> str:
     """SELECT of the peak of each lease on each device, over lists of processes."""
     return (
-        "SELECT lease, host, device, max(used)::BIGINT AS peak FROM (SELECT lease, host, device, time, "
+        "SELECT lease, host, device, max(try_cast(used AS BIGINT)) AS peak FROM (SELECT lease, host, device, time, "
         f"sum(memory_used_bytes) AS used FROM {source} WHERE lease <> '' GROUP BY ALL) "
-        "WHERE used IS NOT NULL GROUP BY ALL"
+        "WHERE try_cast(used AS BIGINT) IS NOT NULL GROUP BY ALL"
     )
 
 
@@ -60,5 +61,9 @@ class Peaks:
 
 
 def fill(cursor: DuckDBPyConnection) -> None:
-    """Store the peaks of all lists that an older version has stored."""
-    cursor.execute(f"INSERT INTO {TABLE} BY NAME {_of('processes')}")
+    """Store the peaks of all lists that an older version has stored, a day at a time: a month may be 100 M rows."""
+    days = cursor.execute(f"SELECT DISTINCT epoch_us(time) // {_DAY} FROM processes ORDER BY 1").fetchall()
+    for (day,) in days:
+        first, end = (f"make_timestamptz({at * _DAY})" for at in (day, day + 1))
+        source = f"(FROM processes WHERE time >= {first} AND time < {end})"
+        cursor.execute(f"INSERT INTO {TABLE} BY NAME {_of(source)}")
