@@ -31,6 +31,8 @@ class Connection(Client):
       its pings are found to be unanswered.
     - An error that is none of the operating system's ends the attempts to reconnect, for ever. uvloop has one for a
       connection that was reset a moment ago, as when a server is killed while it is connected to.
+    - What the read loop takes in between the end of a connection and its own end is kept: the first message of the
+      next connection goes on with a part of the last one of before.
     - To end a connection it waits until all is sent, which lasts for as long as TCP tries to reach a server that has
       vanished: a quarter of an hour by default.
     """
@@ -91,6 +93,10 @@ class Connection(Client):
         # An attempt that fails at the moment of its cancellation swallows that, and the next would go on for ever.
         heed_cancellation()
         await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        self._ps.reset()
+        await super()._process_connect_init()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self._abort_later()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from corral.bus.chunked_transport import install_chunked_parser
 from corral.bus.connect import connect
 from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
@@ -67,6 +68,26 @@ async def test_a_server_that_dies_while_it_is_connected_to_is_tried_again(server
         await connection.close()
 
     await asyncio.to_thread(uvloop.run, scenario())
+
+
+@pytest.mark.parametrize("in_chunks", [True, False])
+async def test_a_message_that_a_connection_ended_in_is_not_finished_by_the_next(
+    server: EmbeddedServer, in_chunks: bool
+) -> None:
+    """The read loop may take in a last part of a message in the moment in which writing finds the connection broken."""
+    connection = await connect(server.url, reconnect_time_wait=0.01)
+    assert not in_chunks or install_chunked_parser(connection)
+    try:
+        messages = await connection.subscribe("x")
+        internals: Any = connection
+        await internals._process_op_err(BrokenPipeError())
+        await internals._ps.parse(b'MSG x 1 100\r\n{"owner": "ann", "request_id"')
+        await connection.flush(60)
+        await connection.publish("x", b"whole")
+        assert (await messages.next_msg(60)).data == b"whole"
+        assert connection.stats["reconnects"] == 1
+    finally:
+        await connection.close()
 
 
 async def test_an_attempt_that_fails_while_it_is_cancelled_is_the_last(
