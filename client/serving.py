@@ -114,14 +114,23 @@ def serve_work(model: ModelDescription | str | Path, fields: ServeFields) -> Ser
     names |= {name: name for name in ServeFields.__annotations__ if name in ServeWork.__struct_fields__}
     body |= {field: fields[name] for name, field in names.items() if name in fields}
     if "kv_dtype" in body:
-        plain, packed = number_format(body["kv_dtype"])
-        body["kv_dtype"] = plain if packed is None else "float8_e4m3fn" if packed.bits_per_weight == 8 else ""
-        if not body["kv_dtype"]:
-            raise InvalidModelFile(f"a KV cache of {fields.get('kv_dtype')!r} is not known: bf16, fp16, fp32 or fp8")
+        body["kv_dtype"] = _kv_format(body["kv_dtype"])
     try:
         return _checked(msgspec.convert(msgspec.to_builtins(body), ServeWork))
     except msgspec.ValidationError as error:
         raise InvalidModelFile(str(error)) from None
+
+
+def _kv_format(name: str) -> str:
+    """Number format of a KV cache, as models' files call it."""
+    try:
+        plain, packed = number_format(name)
+    except InvalidModelFile:
+        plain, packed = "", None
+    found = plain if packed is None else "float8_e4m3fn" if packed.bits_per_weight == 8 else ""
+    if not found:
+        raise InvalidModelFile(f"a KV cache of {name!r} is not known: there are bf16, fp16, fp32 and fp8")
+    return found
 
 
 def _checked(work: ServeWork) -> ServeWork:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ...client import Client, InvalidRequest, Rejected
 from ...client.job_spec import JobFields
-from ...client.server_commands.command import FIRST_PORT
+from ...client.server_commands.command import FIRST_PORT, Offer
 from ...client.server_commands.jobs import STARTED, ServeJob, serve_jobs
 from ...schemas import requests, units
 from ...schemas.jobs import Job
@@ -115,7 +115,9 @@ def serve(
         raise exits.CommandError(report.fit.message, exits.REJECTED)
     one = chosen(report.fit, choose)
     if not start:
-        _lease(report, one, server, where, "1h" if ttl is None else ttl, owner, json, nats, timeout)
+        seconds = _seconds(ttl)
+        _check_offered(offers(report, one, server, where))
+        _lease(report, one, server, where, seconds, owner, json, nats, timeout)
         return
     jobs = _jobs(report, one, server, where)
     fields: JobFields = {"retries": retries, "env": variables(env or [])}
@@ -136,12 +138,26 @@ def _check_options(start: bool, ttl: str | None, given: dict[str, object]) -> No
             raise exits.CommandError(f"{option} goes with --start: without it, commands are printed", exits.USAGE)
 
 
+def _seconds(ttl: str | None) -> float:
+    try:
+        return units.parse_seconds("1h" if ttl is None else ttl)
+    except ValueError as error:
+        raise exits.CommandError(f"--ttl: {error}", exits.USAGE) from None
+
+
+def _check_offered(made: list[Offer]) -> None:
+    """Refuse to lease GPUs for a plan that no server can express, before anything is leased."""
+    if all(one.refusal for one in made):
+        refused = "; ".join(f"{one.server}: {one.refusal}" for one in made)
+        raise exits.CommandError(f"no command for this plan: {refused} (--choose takes another plan)", exits.USAGE)
+
+
 def _lease(
     report: FitReport,
     plan: ServePlan,
     server: str | None,
     where: Where,
-    ttl: str,
+    ttl_seconds: float,
     owner: str | None,
     json: bool,
     nats: str | None,
@@ -153,7 +169,7 @@ def _lease(
         async with connected(nats, owner=owner, timeout=timeout) as client:
             uuids = [device.device for device in plan.devices]
             name = report.work.model.name or "serve"
-            return (await client.request(devices=uuids, ttl=units.parse_seconds(ttl), name=name)).lease
+            return (await client.request(devices=uuids, ttl=ttl_seconds, name=name)).lease
 
     try:
         lease = run(work())

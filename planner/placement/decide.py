@@ -183,7 +183,7 @@ def explain(
         if isinstance(barred, str):
             picks = quota_rejection(fleet, ask, barred, request.request_id or "")
         elif _serves(request):
-            found, picks = _fit_picks(fleet, ask, request)
+            found, picks = _fit_picks(fleet, policy, ask, request)
         else:
             picks = _picks(fleet, policy, ask, request)
         failed = isinstance(picks, Rejection)
@@ -214,11 +214,13 @@ def _serves(request: WorkRequest) -> bool:
     return request.distribution is not None and request.distribution.method is Method.SERVE
 
 
-def _fit_picks(fleet: Fleet, ask: Ask, request: WorkRequest) -> tuple[ServeFit, list[Pick] | Rejection]:
+def _fit_picks(fleet: Fleet, policy: Policy, ask: Ask, request: WorkRequest) -> tuple[ServeFit, list[Pick] | Rejection]:
     """Verdict on serving the model of a request with all devices it could get, and the devices of the first plan."""
     assert request.distribution is not None
     assert request.distribution.serve is not None
     found = fit_fleet(fleet, ask, request.distribution.serve, request.devices)
+    if not found.devices and isinstance(none := _picks(fleet, policy, ask, request), Rejection):
+        found = replace(found, message=f"{found.message}: {none.message}")
     if not found.plans:
         text = f"{found.message}; nearest: {found.nearest}" if found.nearest else found.message
         return found, Rejection(

@@ -36,6 +36,14 @@ def test_a_plan_is_made_leased_and_refused_while_its_gpus_are_taken(cluster: Loc
     file = tmp_path / "plans.json"
     file.write_text(done.stdout)
     arguments = ["serve", "--plan", str(file), "--choose", str(number), "--server", "vllm"]
+    # Nothing is leased for a server that can't express the plan, nor with a wrong option.
+    for wrong, said in (
+        (["--server", "llama.cpp"], "llama.cpp loads GGUF files"),
+        (["--ttl", "soon"], "--ttl: 'soon'"),
+    ):
+        refused = cluster.corral(*arguments[:5], *wrong)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert said in refused.stderr
     served = cluster.json(*arguments)
     try:
         named = [device["device"] for stage in plan["stages"] for device in stage["devices"]]
@@ -62,6 +70,12 @@ def test_a_model_too_large_says_by_how_much(cluster: LocalCluster) -> None:
     assert "assumed: 128 heads of keys and values" in done.stdout
 
 
+def test_devices_that_may_not_be_used_are_counted_by_their_reasons(cluster: LocalCluster) -> None:
+    done = cluster.corral("fit", "--params", "7B", "--layers", "32", "--gpu", "*no-such*")
+    assert done.returncode == 4
+    assert "wrong model" in done.stdout
+
+
 def test_wrong_input_is_refused_before_it_is_sent(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["NovelForCausalLM"]}))
     for arguments, said in (
@@ -71,6 +85,7 @@ def test_wrong_input_is_refused_before_it_is_sent(tmp_path: Path) -> None:
         (["--params", "many", "--layers", "80"], "no number of parameters"),
         ([str(tmp_path), "--layers", "3"], "--layers goes with --params"),
         (["--params", "7B", "--layers", "32", "--server", "tgi"], "there are vllm"),
+        (["--params", "7B", "--layers", "32", "--kv-dtype", "int3"], "a KV cache of 'int3' is not known"),
     ):
         done = invoke("fit", *arguments, url="nats://127.0.0.1:9")
         assert (done.returncode, done.stdout) == (2, ""), arguments

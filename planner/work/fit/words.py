@@ -33,7 +33,7 @@ def fit_words(work: ServeWork, found: ServeFit, offered: int) -> str:
         least = min(len(plan.devices) for plan in found.plans)
         return f"it fits on {least} devices, and on none alone: {need}"
     if not found.devices:
-        return f"no device may take it: {need}"
+        return f"no device may take its {need}"
     if found.short_bytes:
         return (
             f"it does not fit: {need} need {format_bytes(found.short_bytes)} more than the {found.devices}{of} devices "
