@@ -31,6 +31,11 @@ _OTHERWISE: Final[Mapping[str, tuple[str, ...]]] = {
     "cancel": ("window_id",),
     "states": ("state",),
     "busy_seconds": ("time",),
+    "context_tokens": ("context",),
+    "prompt_tokens": ("prompt",),
+    "max_token_seconds": ("max_token_time",),
+    "max_first_token_seconds": ("max_first_token_time",),
+    "with_more": ("more",),
 }
 """Names of options by field, where they differ otherwise than in unit and number."""
 
@@ -52,7 +57,10 @@ def option_of(path: str, options: Mapping[str, str]) -> str:
         path: of the field, such as `$.book.reason`.
         options: of the command, by name.
     """
-    for part in reversed(_PARTS.findall(path)):
+    parts = _PARTS.findall(path)
+    if "with_more" in parts:
+        parts = ["with_more"]  # one option has all parts of an addition, and its model is not that of the command
+    for part in reversed(parts):
         for name in _names(part):
             if name in options:
                 return options[name]

@@ -74,6 +74,9 @@ def test_devices_that_may_not_be_used_are_counted_by_their_reasons(cluster: Loca
     done = cluster.corral("fit", "--params", "7B", "--layers", "32", "--gpu", "*no-such*")
     assert done.returncode == 4
     assert "wrong model" in done.stdout
+    done = cluster.corral("fit", "--params", "7B", "--layers", "32", "--with-more", "4xno-such")
+    assert done.returncode == 2
+    assert "--with-more: no model" in done.stderr
 
 
 def test_wrong_input_is_refused_before_it_is_sent(tmp_path: Path) -> None:
@@ -85,6 +88,7 @@ def test_wrong_input_is_refused_before_it_is_sent(tmp_path: Path) -> None:
         (["--params", "many", "--layers", "80"], "no number of parameters"),
         ([str(tmp_path), "--layers", "3"], "--layers goes with --params"),
         (["--params", "7B", "--layers", "32", "--server", "tgi"], "there are vllm"),
+        (["--params", "7B", "--layers", "32", "--context", "99999999"], "--context: Expected"),
         (["--params", "7B", "--layers", "32", "--kv-dtype", "int3"], "a KV cache of 'int3' is not known"),
     ):
         done = invoke("fit", *arguments, url="nats://127.0.0.1:9")
