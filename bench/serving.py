@@ -55,7 +55,9 @@ COPY_BYTES_PER_SECOND = (4e9, 5e9)
 CANDIDATES = 9
 """Placements with more KV cache that are tried."""
 SEARCH_SECONDS = 1.5
-"""Processor time of the search for each."""
+"""Processor time of the search for each, where it has no number of steps."""
+SEARCH_STEPS = {"single24": 250_000}
+"""Steps of the search for each, so that each machine finds the same."""
 SWARM_REQUESTS = 180
 """Requests in progress with SWARM's scheduler: the artifact's setting."""
 SWARM_FIRST_DELAY_SECONDS = 0.05
@@ -231,7 +233,14 @@ def compare_output(name: str, raw: Mapping[str, Any], folder: Path, profiles: Pa
     greatest = place(cluster, seconds=SECONDS.get(name, 5.0))
     row(f"ours, greatest flow {greatest.flow:,.0f}", cluster, greatest.placement, greatest.routes, load)
     start = time.process_time()
-    served = serve(cluster, load, seconds=(1 + CANDIDATES) * SEARCH_SECONDS, candidates=CANDIDATES)
+    steps = SEARCH_STEPS.get(name)
+    served = serve(
+        cluster,
+        load,
+        seconds=None if steps else (1 + CANDIDATES) * SEARCH_SECONDS,
+        steps=steps and (1 + CANDIDATES) * steps,
+        candidates=CANDIDATES,
+    )
     took = time.process_time() - start
     print(f"{name}: searches and simulations took {took:.1f} s of processor time")
     for placed, result in served:
