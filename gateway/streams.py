@@ -59,7 +59,7 @@ class Pieces(Struct, frozen=True):
 
 
 class _Limited(Struct, frozen=True):
-    """Whether a query names a limit."""
+    """The limit that a query names, if it names one."""
 
     limit: int | UnsetType = UNSET
 

@@ -186,7 +186,7 @@ def of_lease_event(event: LeaseEvent) -> News | None:
 
 
 def ends_soon(lease: Lease, before_seconds: float, now: datetime) -> datetime | None:
-    """When a lease ends, if that is soon: by its limit, or by its time to live unless it is renewed.
+    """End of a lease, if that is soon: by its limit, or by its time to live unless it is renewed.
 
     The limit counts from `before_seconds` on, or from half of the lease's whole time. The time to live counts from a
     fifth of it at most, since a holder that is alive renews it before.

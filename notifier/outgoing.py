@@ -43,7 +43,7 @@ def message_for(deliveries: Sequence[Delivery]) -> Message:
 
 
 def next_at(waiting: Iterable[Delivery]) -> datetime | None:
-    """When the first of them is due; None without any."""
+    """Time at which the first of them is due; None without any."""
     return min((each.not_before or each.made_at for each in waiting), default=None)
 
 

@@ -99,7 +99,7 @@ def _days(text: str, whole: str) -> tuple[int, ...]:
 
 
 def quiet_until(times: Iterable[QuietTime], now: datetime) -> datetime | None:
-    """When it is no longer quiet, in UTC; None if it is not quiet now. Times that follow each other count as one.
+    """End of the quiet hours, in UTC; None if it is not quiet now. Times that follow each other count as one.
 
     Args:
         times: of a rule.

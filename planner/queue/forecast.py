@@ -202,7 +202,7 @@ class _State:
 
 
 def _may_come_free(device: Device) -> bool:
-    """Whether a device is free, or is when its leases end: nobody knows when somebody without a lease goes."""
+    """True if a device is free, or is when its leases end: nobody knows when somebody without a lease goes."""
     return not device.blocked and not device.in_use
 
 

@@ -217,7 +217,7 @@ class Group:
 
     @property
     def wanted(self) -> Ask:
-        """What they ask for, whatever quotas keep from them."""
+        """Resources that they ask for, whatever quotas keep from them."""
         return self.key[0]
 
     def bar(self, barred: Barred) -> None:
@@ -588,7 +588,7 @@ class Line:
         return self._sleepers.awake(self._exhausted)
 
     def why_refused(self, group: Group) -> str:
-        """Why quotas let none of a group start, as of now; empty if they do."""
+        """Reason for which quotas let none of a group start, as of now; empty if they do."""
         if group.node is None or not group.entries or not group.refused:
             return group.refused
         admission = self._admission(group)

@@ -17,7 +17,7 @@ class Sleeper(Protocol):
 
     @property
     def wanted(self) -> Ask:
-        """What each asks for."""
+        """Resources that each asks for."""
         ...
 
     node: Node | None
@@ -100,7 +100,7 @@ class Sleepers(Generic[T]):
 
 
 class _Inside(Generic[T]):
-    """Those that sleep in one outermost group.
+    """Requests that sleep in one outermost group.
 
     Args:
         mark: version of the use of that group, and shape of the fleet.

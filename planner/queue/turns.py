@@ -238,7 +238,7 @@ class ByGroup(Generic[T]):
 
 
 def _by_group(waiting: Iterable[T]) -> Mapping[Node, list[T]]:
-    """Those that still wait, by group."""
+    """Requests that still wait, by group."""
     found: dict[Node, list[T]] = {}
     for each in waiting:
         if each.entries and each.node is not None:
