@@ -45,8 +45,8 @@ from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
 from corral.schemas import subjects
-from corral.schemas.groups import GroupTree
 from corral.schemas.requests import Placement, WorkRequest
+from corral.schemas.work.groups import GroupTree
 from granting import HEADER, drive, grant_and_release, start_planner, until_usable
 from groups_loads import LOADS, QUOTA, Kind, Load, floor, groups, without_priorities, workloads
 from msgspec import convert

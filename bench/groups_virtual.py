@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from corral.planner.broker import reclaimer
+from corral.planner.broker.quotas import reclaimer
 from corral.planner.fleet.fleet import free, hold
 from corral.planner.groups.state import GroupState, amounts_of
 from corral.planner.leases.lifecycle import Refused
@@ -35,8 +35,8 @@ from corral.planner.queue.line import Line
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
-from corral.schemas.groups import GroupTree
 from corral.schemas.requests import Grant, LeaseState, Placement, WorkRequest
+from corral.schemas.work.groups import GroupTree
 from groups_loads import LOADS, QUOTA, Load, floor, groups, without_priorities, workloads
 from msgspec import convert
 

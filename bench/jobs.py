@@ -25,8 +25,8 @@ from corral.bus.layout import ensure_layout
 from corral.bus.tasks import BackgroundTasks
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobState, TaskPart
-from corral.schemas.runs import RunnerReport, RunOrders, RunReport, RunVerb
+from corral.schemas.work.jobs import JobState, TaskPart
+from corral.schemas.work.runs import RunnerReport, RunOrders, RunReport, RunVerb
 from granting import PER_HOST, start_planner, until_usable
 from job_requests import ask, cpu_seconds_of, memory_of, submit, until_ended
 from nats.aio.client import Client

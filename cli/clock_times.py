@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from ..schemas.units import parse_seconds
+from ..schemas.values.units import parse_seconds
 from .exits import USAGE, CommandError
 
 FORMS: Final = "now, +2h, 08:00, tomorrow 08:00, mon 08:00, or 2026-12-01 08:00 (also with an offset, or Z)"

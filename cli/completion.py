@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import typer
 
 from ..schemas import requests
-from ..schemas.jobs import JobState
+from ..schemas.work.jobs import JobState
 
 SECONDS: Final = 1.0
 """Timeout of the planner's answer."""

@@ -26,7 +26,7 @@ import typer
 from ..bus.config_files import path
 from ..client.config import CONTEXT_VARIABLE, VARIABLES, Config, ConfigError, unknown_context
 from ..client.config import read as read_files
-from ..schemas.misspelt import closest, meant
+from ..schemas.values.misspelt import closest, meant
 from .exits import USAGE, CommandError
 
 PATHS: Final = ("creds", "ca", "cert", "key")

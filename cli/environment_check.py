@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Any, Final
 
-from ..schemas.misspelt import same, slip
+from ..schemas.values.misspelt import same, slip
 from .exits import USAGE, CommandError
 
 PREFIX: Final = "CORRAL_"

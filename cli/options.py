@@ -16,7 +16,7 @@ import typer
 
 from ..bus.credentials import CREDENTIALS_VARIABLE
 from ..client import Client
-from ..schemas.globs import containing
+from ..schemas.values.globs import containing
 from .global_options import use_url
 
 if TYPE_CHECKING:

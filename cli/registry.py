@@ -45,21 +45,21 @@ COMMANDS: Final[dict[str, Entry]] = {
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
     "prompt": Entry("work.prompt:prompt", _WORK, "Print the GPUs that you hold, for the prompt of a shell."),
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
-    "fit": Entry("work.fit:fit", _WORK, "Find out whether the free GPUs can serve a model, how, and how fast."),
+    "fit": Entry("work.models.fit:fit", _WORK, "Find out whether the free GPUs can serve a model, how, and how fast."),
     "serve": Entry(
-        "work.serve:serve", _WORK, "Lease the GPUs of a plan for a model; print its commands, or start them."
+        "work.models.serve:serve", _WORK, "Lease the GPUs of a plan for a model; print its commands, or start them."
     ),
     "queue": Entry("work.commands:queue", _WORK, "List queued requests."),
     "withdraw": Entry("work.commands:withdraw", _WORK, "Withdraw queued requests."),
-    "submit": Entry("work.submit:submit", _JOBS, "Submit a script or a command as a job, and go home.", True),
-    "jobs": Entry("work.jobs:jobs", _JOBS, "List jobs."),
-    "job": Entry("work.jobs:job", _JOBS, "Show a job: its tasks, why it waits or how it ended, and what it used."),
-    "logs": Entry("work.job_output:logs", _JOBS, "Show what a job prints."),
-    "attach": Entry("work.attach:attach", _JOBS, "Open a shell, or run a command, inside a running job."),
-    "cancel": Entry("work.jobs:cancel", _JOBS, "Cancel jobs or tasks of an array."),
-    "hold": Entry("work.jobs:hold", _JOBS, "Keep waiting jobs from being started."),
-    "unhold": Entry("work.jobs:unhold", _JOBS, "Let held jobs be started again."),
-    "resubmit": Entry("work.jobs:resubmit", _JOBS, "Queue tasks that have ended again."),
+    "submit": Entry("work.jobs.submit:submit", _JOBS, "Submit a script or a command as a job, and go home.", True),
+    "jobs": Entry("work.jobs.show:jobs", _JOBS, "List jobs."),
+    "job": Entry("work.jobs.show:job", _JOBS, "Show a job: its tasks, why it waits or how it ended, and what it used."),
+    "logs": Entry("work.jobs.output:logs", _JOBS, "Show what a job prints."),
+    "attach": Entry("work.jobs.attach:attach", _JOBS, "Open a shell, or run a command, inside a running job."),
+    "cancel": Entry("work.jobs.show:cancel", _JOBS, "Cancel jobs or tasks of an array."),
+    "hold": Entry("work.jobs.show:hold", _JOBS, "Keep waiting jobs from being started."),
+    "unhold": Entry("work.jobs.show:unhold", _JOBS, "Let held jobs be started again."),
+    "resubmit": Entry("work.jobs.show:resubmit", _JOBS, "Queue tasks that have ended again."),
     "top": Entry("top.command:top", _LOOK, "Show the fleet live in the terminal."),
     "dashboard": Entry("services.dashboard:dashboard", _LOOK, "Serve the dashboard: heat map, timelines, leases, SQL."),
     "devices": Entry("operate.fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
@@ -78,7 +78,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "reserve": Entry("operate.reserve:reserve", _OPERATE, "Book GPUs for a time, for owners or a group."),
     "evict": Entry("operate.fleet:evict", _OPERATE, "Evict a lease: end it against its owner's will."),
     "group": Entry(
-        "operate.group:group", _OPERATE, "Manage groups that share the fleet: guarantees, limits, weights, members."
+        "operate.groups.commands:group",
+        _OPERATE,
+        "Manage groups that share the fleet: guarantees, limits, weights, members.",
     ),
     "preempt": Entry("operate.fleet:preempt", _OPERATE, "Preempt a lease: end it after a notice to its holder."),
     "plan-moves": Entry(

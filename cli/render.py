@@ -14,8 +14,9 @@ from rich.text import Text
 from ..client.fleet_view import DeviceState
 from ..client.fleet_view import device_state as state_of
 from ..client.notebook import short_model
-from ..schemas import operations, requests, units
-from ..schemas.units import format_bytes
+from ..schemas import operations, requests
+from ..schemas.values import units
+from ..schemas.values.units import format_bytes
 from .clock_times import zone_of
 from .exits import CommandError
 from .fitting import Heading, fitted

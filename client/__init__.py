@@ -29,12 +29,12 @@ from .errors import (
     TooManyRequests,
     Unavailable,
 )
-from .job_logs import LogPiece
-from .job_results import progress
-from .lease import HeldLease, OnOutage
+from .jobs.logs import LogPiece
+from .jobs.results import progress
+from .jobs.submitted import SubmittedJob, as_completed, map, submit  # noqa: A004
+from .leases.lease import HeldLease, OnOutage
 from .notebook import load_ipython_extension
 from .result import QueryResult
-from .submitted import SubmittedJob, as_completed, map, submit  # noqa: A004
 from .sync import SyncClient, lease
 
 __all__ = [

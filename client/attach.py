@@ -13,7 +13,9 @@ from msgspec import Struct
 
 from ..bus import permissions
 from ..schemas import codec, subjects
-from ..schemas.attach import (
+from ..schemas.instruments import ServiceKind
+from ..schemas.requests import Error
+from ..schemas.work.attach import (
     MOST_WAIT_SECONDS,
     PIECE_BYTES,
     AttachExit,
@@ -23,10 +25,8 @@ from ..schemas.attach import (
     AttachStep,
     TerminalSize,
 )
-from ..schemas.instruments import ServiceKind
-from ..schemas.jobs import JobListing, JobState, JobTask, task_name
-from ..schemas.requests import Error
-from ..schemas.runs import run_id
+from ..schemas.work.jobs import JobListing, JobState, JobTask, task_name
+from ..schemas.work.runs import run_id
 from .errors import Conflict, CorralError, InvalidRequest, NotFound, Refused, Unavailable, error_of
 
 _ANSWER_SECONDS: Final = MOST_WAIT_SECONDS + 3.0

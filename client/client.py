@@ -22,22 +22,22 @@ from msgspec.structs import replace
 from ..bus.connect import BusUnavailable
 from ..bus.connect import connect as bus_connect
 from ..schemas import codec, operations, requests, subjects
-from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.models.description import ModelDescription
 from ..schemas.models.serving import ServeFit, ServeWork
-from ..schemas.moves import Moves, MovesQuery
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
-from ..schemas.windows import Window, WindowAction, WindowFilter, Windows, WindowStatus
+from ..schemas.work.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
+from ..schemas.work.moves import Moves, MovesQuery
+from ..schemas.work.windows import Window, WindowAction, WindowFilter, Windows, WindowStatus
 from . import subscriptions
-from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
-from .environment import restricted_to_host
 from .errors import NoService, QueryFailed, Refused, Rejected, Unavailable
-from .jobs import JobCalls
-from .lease import Lost, Noticed, OnOutage, Resizing
-from .lease_context import LeaseContext
+from .jobs.calls import JobCalls
+from .leases.child_processes import CHILDREN_GRACE_SECONDS
+from .leases.context import LeaseContext
+from .leases.environment import restricted_to_host
+from .leases.lease import Lost, Noticed, OnOutage, Resizing
 from .measured.find import with_measured_rates
 from .notebook import DeviceList
 from .notifications import NotifyCalls

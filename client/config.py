@@ -18,7 +18,7 @@ from msgspec import Struct
 from ..bus import credentials
 from ..bus.config_files import paths
 from ..bus.connect import URL_VARIABLE
-from ..schemas.error_words import in_words
+from ..schemas.values.error_words import in_words
 from .errors import Unavailable
 from .request import OWNER_VARIABLE
 

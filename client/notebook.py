@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..schemas import operations, requests
-from ..schemas.units import format_bytes
+from ..schemas.values.units import format_bytes
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:

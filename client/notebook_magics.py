@@ -22,13 +22,13 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
-from ..schemas.globs import containing
 from ..schemas.operations import DeviceStatus
-from ..schemas.units import format_bytes
+from ..schemas.values.globs import containing
+from ..schemas.values.units import format_bytes
 from . import notebook
-from .environment import local_host
 from .errors import CorralError, InvalidRequest, Rejected
-from .lease import HeldLease
+from .leases.environment import local_host
+from .leases.lease import HeldLease
 from .request import RequestFields
 from .sync import SyncClient
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..schemas import subjects
-from ..schemas.notifications import Notifications, NotifyAction, NotifyOverride, NotifyRule, NotifyVerb
+from ..schemas.work.notifications import Notifications, NotifyAction, NotifyOverride, NotifyRule, NotifyVerb
 from .owned_calls import OwnedCalls
 
 

@@ -10,7 +10,6 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ..schemas import globs
 from ..schemas.operations import (
     DeviceFilter,
     Devices,
@@ -22,6 +21,7 @@ from ..schemas.operations import (
     QueueFilter,
 )
 from ..schemas.requests import Lease
+from ..schemas.values import globs
 from .errors import InvalidRequest
 
 Ask = Callable[[DeviceFilter], Awaitable[Devices]]

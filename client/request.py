@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, Final, TypedDict, cast
 
 from ..bus.credentials import ANY_OWNER
-from ..schemas import codec, plain, units
-from ..schemas.misspelt import meant
+from ..schemas import codec
 from ..schemas.requests import Distribution, GpuRange, Method, Placement, WeightBy, WorkItem, WorkRequest
+from ..schemas.values import plain, units
+from ..schemas.values.misspelt import meant
 from .errors import InvalidRequest
 
 OWNER_VARIABLE: Final = "CORRAL_OWNER"

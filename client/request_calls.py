@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from ..schemas import codec, operations, requests
 from ..schemas.subjects import PlanSubject
 from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable
-from .grant_confirmation import Granted, confirmed
-from .holder import may_have_other_holder
-from .lease_calls import LeaseCalls
+from .leases.calls import LeaseCalls
+from .leases.grant_confirmation import Granted, confirmed
+from .leases.holder import may_have_other_holder
 from .request import RequestFields, work_request
 from .rpc import Waiting
 from .waiting import QueuedRequest

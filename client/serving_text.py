@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..schemas.models.description import AttentionKind, ModelDescription
 from ..schemas.models.serving import ExpectedService, PlanKind, ServePlan
-from ..schemas.units import short_time
+from ..schemas.values.units import short_time
 
 _ATTENTION = {
     AttentionKind.MULTI_HEAD: "multi-head attention",

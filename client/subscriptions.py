@@ -10,9 +10,9 @@ import nats.aio.client
 import nats.errors
 
 from ..schemas import codec, columns, requests, speakers, subjects
-from ..schemas.globs import matches_any
 from ..schemas.metrics import DeviceSample
 from ..schemas.telemetry import SampleBatch
+from ..schemas.values.globs import matches_any
 
 log = logging.getLogger("corral.client")
 

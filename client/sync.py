@@ -14,24 +14,24 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from ..schemas import operations, requests
-from ..schemas.groups import Group, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.models.description import ModelDescription
 from ..schemas.models.serving import ServeFit
-from ..schemas.moves import Moves
 from ..schemas.query import ProcessorStatus, ResultFormat
-from ..schemas.windows import Window, WindowStatus
-from .child_processes import CHILDREN_GRACE_SECONDS
+from ..schemas.work.groups import Group, Groups, GroupTree
+from ..schemas.work.moves import Moves
+from ..schemas.work.windows import Window, WindowStatus
 from .client import Client, connect
-from .environment import environment_set, restricted_to_host
 from .errors import Forked, LeaseLost
-from .lease import HeldLease, Lost, Noticed, OnOutage, Resizing, hold
+from .jobs.sync import SyncJobCalls
+from .leases.child_processes import CHILDREN_GRACE_SECONDS
+from .leases.environment import environment_set, restricted_to_host
+from .leases.lease import HeldLease, Lost, Noticed, OnOutage, Resizing, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
 from .rpc import Waiting
 from .serving import ServeFields
-from .sync_jobs import SyncJobCalls
 from .sync_notifications import SyncNotifyCalls
 
 T = TypeVar("T")
@@ -641,7 +641,7 @@ def lease(
 ) -> SyncLeaseContext:
     """Hold a lease for the length of a block, over a separate connection that is closed at the end.
 
-    `with corral.client.lease(gpus=2, memory="20GiB") as lease: …`, or as a decorator, `@lease(gpus=1)`.
+    `with corral.client.leases.lease(gpus=2, memory="20GiB") as lease: …`, or as a decorator, `@lease(gpus=1)`.
 
     Args:
         url: URL of the bus; defaults as in `SyncClient`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..schemas.notifications import Notifications, NotifyRule
+from ..schemas.work.notifications import Notifications, NotifyRule
+from .jobs.sync import Runs
 from .notifications import NotifyCalls
-from .sync_jobs import Runs
 
 
 class SyncNotifyCalls:

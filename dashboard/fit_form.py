@@ -14,9 +14,9 @@ from ..client.model_files.plain_numbers import described, parameters
 from ..client.model_files.read import read_config
 from ..client.request import RequestFields
 from ..client.serving import Profile, ServeFields, parse_profile, serve_work
-from ..schemas import units
 from ..schemas.models.description import ModelDescription
 from ..schemas.models.serving import ServeWork
+from ..schemas.values import units
 
 KNOWN: Final = "known"
 NUMBERS: Final = "numbers"

@@ -20,11 +20,11 @@ from ..bus.tasks import cancel_all, heed_cancellation
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state, holder
 from ..schemas import operations, requests
-from ..schemas.groups import Groups
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessSample
-from ..schemas.windows import WindowStatus
+from ..schemas.work.groups import Groups
+from ..schemas.work.windows import WindowStatus
 from . import cells
 
 log = logging.getLogger("corral.dashboard")

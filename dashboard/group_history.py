@@ -9,8 +9,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..client import Client
-from ..schemas.groups import GroupStatus
 from ..schemas.operations import QueueEntry
+from ..schemas.work.groups import GroupStatus
 from .history import Window, instant
 
 SERIES: Final = 8

@@ -12,7 +12,7 @@ from msgspec import Struct
 from ..client import Client
 from ..client.result import QueryResult
 from ..schemas.metrics import METRICS, Metric
-from ..schemas.units import parse_seconds
+from ..schemas.values.units import parse_seconds
 from .cells import packed
 
 RANGES: Final = (

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..client.job_logs import LogPiece
+from ..client.jobs.logs import LogPiece
 
 HEAD_BYTES: Final = 256 * 1024
 """Bytes that are kept of the begin, as many as the bus keeps."""

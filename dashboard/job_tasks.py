@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ..schemas.jobs import Job, JobEvent, JobState, JobTask, parse_array
+from ..schemas.work.jobs import Job, JobEvent, JobState, JobTask, parse_array
 
 STATES: Final = tuple(JobState)
 """States in the order of their codes."""

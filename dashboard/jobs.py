@@ -18,11 +18,11 @@ from nats.aio.subscription import Subscription
 
 from ..bus.tasks import heed_cancellation
 from ..client import Client, CorralError, NotFound, Refused, Unavailable
-from ..client.job_names import Selection
-from ..client.job_summary import JobSummary, statement, summary_of
-from ..client.jobs import JobCalls
+from ..client.jobs.calls import JobCalls
+from ..client.jobs.names import Selection
+from ..client.jobs.summary import JobSummary, statement, summary_of
 from ..schemas import codec, subjects
-from ..schemas.jobs import JobDetails, JobEvent, JobFilter, JobListing, Jobs, JobState, JobTask, JobVerb, task_name
+from ..schemas.work.jobs import JobDetails, JobEvent, JobFilter, JobListing, Jobs, JobState, JobTask, JobVerb, task_name
 from .fleet import Fleet
 from .job_output import OutputText
 from .job_tasks import STATES, TaskStates

@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..client.reports.periods import days_of, midnight
-from ..schemas.units import parse_seconds
+from ..schemas.values.units import parse_seconds
 
 CHOICES: Final = (
     ("", "All"),

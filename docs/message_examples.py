@@ -6,24 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from corral.schemas import (
-    attach,
-    durations,
-    groups,
-    health,
-    instruments,
-    jobs,
-    moves,
-    notifications,
-    operations,
-    query,
-    reports,
-    request_events,
-    requests,
-    runs,
-    telemetry,
-    windows,
-)
+from corral.schemas import health, instruments, operations, query, request_events, requests, telemetry
+from corral.schemas.values import durations
+from corral.schemas.work import attach, groups, jobs, moves, notifications, reports, runs, windows
 from msgspec import Struct
 
 _AT = datetime(2026, 1, 1, 12, 0, 0, 123456, UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corral.cli.work.sbatch import INSTEAD, RULES, Rule
+from corral.cli.work.jobs.sbatch import INSTEAD, RULES, Rule
 
 BEGIN = "<!-- sbatch: made by docs/generate.py -->"
 END = "<!-- end of sbatch -->"

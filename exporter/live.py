@@ -21,8 +21,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..bus import stream_reader
-from ..schemas import clocks, codec, columns, speakers, subjects
+from ..schemas import codec, columns, speakers, subjects
 from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
+from ..schemas.values import clocks
 from .counters import CounterState, filter_counters
 from .expected import EXPECTED_SECONDS, ExpectedDevices, expected
 from .xids import History, Xids, concerns

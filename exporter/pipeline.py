@@ -20,14 +20,14 @@ from ..bus.process import corral_version
 from ..client.client import Client
 from ..client.errors import CorralError
 from ..client.health import ask_health
-from ..schemas.globs import matches_any
-from ..schemas.groups import Groups
 from ..schemas.health import Measure, ServiceHealth
 from ..schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
 from ..schemas.operations import FleetSummary, QueueEntry
 from ..schemas.query import ProcessorStatus
 from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceInfo
+from ..schemas.values.globs import matches_any
+from ..schemas.work.groups import Groups
 from .live import Host, LiveFleet
 from .page import device_labels
 from .processes import Shown

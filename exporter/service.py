@@ -19,9 +19,9 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from ..bus.health import HealthEndpoint
 from ..client.client import Client
-from ..schemas.globs import matches_any
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind
+from ..schemas.values.globs import matches_any
 from .families import Family
 from .live import FORGET_SECONDS, LiveFleet
 from .page import DEVICE_INFO, write

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 from ..bus.tasks import cancel_all
 from ..client import subscriptions
 from ..client.errors import CorralError, InvalidRequest, NoService
-from ..client.job_names import parse_selection
+from ..client.jobs.names import parse_selection
 from ..client.query import parts
 from ..client.rpc import RETRY_SECONDS
 from ..schemas import codec, subjects
-from ..schemas.jobs import JobEvent
 from ..schemas.operations import QueueEntry
 from ..schemas.query import END_HEADER, MAX_ROWS, QueryRequest, ResultFormat
+from ..schemas.work.jobs import JobEvent
 from .answers import error_of
 from .callers import Caller
 from .calls import Passing

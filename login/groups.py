@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from msgspec.structs import replace
 
-from ..schemas.groups import Group
+from ..schemas.work.groups import Group
 
 
 def with_member(groups: Iterable[Group], owner: str, group: str, managed: Collection[str]) -> list[Group]:

@@ -26,9 +26,9 @@ from msgspec import Meta, Struct
 
 from ..bus.access.roles import Role
 from ..bus.addresses import is_loopback
-from ..schemas.error_words import in_words
-from ..schemas.groups import GroupName
 from ..schemas.requests import OwnerName
+from ..schemas.values.error_words import in_words
+from ..schemas.work.groups import GroupName
 
 ANYBODY: Final = "*"
 """Key of the role of everybody whom the provider lets in."""

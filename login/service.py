@@ -27,8 +27,8 @@ from starlette.routing import Route
 
 from ..bus.access.folder import AuthorityError
 from ..bus.tasks import cancel_all
-from ..schemas.error_words import in_words
 from ..schemas.requests import Error
+from ..schemas.values.error_words import in_words
 from .issuing import Issuer, NoServer
 from .messages import LOGOUT_PATH, POLL_PATH, START_PATH, LoggedIn, Logout, Poll, Start, Started, Waiting
 from .provider import Denied, DeviceCode, Pending, Provider, ProviderAway, ProviderError

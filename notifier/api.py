@@ -20,7 +20,8 @@ from nats.errors import Error as NatsError
 from ..bus.permissions import with_name
 from ..bus.tasks import BackgroundTasks
 from ..schemas import codec, replies, subjects
-from ..schemas.notifications import (
+from ..schemas.requests import Error
+from ..schemas.work.notifications import (
     MAX_RULES,
     Notifications,
     NotifyAction,
@@ -29,7 +30,6 @@ from ..schemas.notifications import (
     NotifyVerb,
     SendResult,
 )
-from ..schemas.requests import Error
 from .messages import clock, trial_message
 from .outbox import Outbox
 from .rulebook import RuleBook

@@ -15,10 +15,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.groups import GroupStatus
-from ..schemas.notifications import NewsKind, OwnedRule
 from ..schemas.operations import DeviceStatus, QueueEntry
 from ..schemas.requests import Lease
+from ..schemas.work.groups import GroupStatus
+from ..schemas.work.notifications import NewsKind, OwnedRule
 from .news import Excess, IdleLease, LongQueue, News, Trouble, of_condition
 
 HOLD_SECONDS: Final = 300.0

@@ -14,11 +14,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.jobs import JobState
-from ..schemas.notifications import NewsKind
-from ..schemas.reports import ReportWritten
 from ..schemas.requests import Grant, Lease, LeaseState
-from ..schemas.units import format_bytes, format_seconds
+from ..schemas.values.units import format_bytes, format_seconds
+from ..schemas.work.jobs import JobState
+from ..schemas.work.notifications import NewsKind
+from ..schemas.work.reports import ReportWritten
 from .news import Excess, IdleLease, JobEnd, LongQueue, News, Trouble
 from .quiet import zone_of
 

@@ -13,11 +13,11 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.jobs import FINAL, Job, JobEvent, JobState, JobTask, attempt_of_request
-from ..schemas.notifications import NewsKind, NotifyRule
 from ..schemas.operations import DeviceStatus
-from ..schemas.reports import ReportWritten
 from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
+from ..schemas.work.jobs import FINAL, Job, JobEvent, JobState, JobTask, attempt_of_request
+from ..schemas.work.notifications import NewsKind, NotifyRule
+from ..schemas.work.reports import ReportWritten
 
 _ENDS: Final = frozenset({LeaseEventKind.RELEASED, LeaseEventKind.EXPIRED, LeaseEventKind.LOST, LeaseEventKind.EVICTED})
 LEASE_EVENTS: Final = (LeaseEventKind.GRANTED, LeaseEventKind.EXPIRING, LeaseEventKind.PREEMPTING, *sorted(_ENDS))

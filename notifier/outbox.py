@@ -14,7 +14,7 @@ from typing import Final
 
 from ..bus.tasks import BackgroundTasks, heed_cancellation
 from ..schemas.instruments import SECONDS, Histogram
-from ..schemas.notifications import TargetStatus
+from ..schemas.work.notifications import TargetStatus
 from . import outgoing
 from .rules import Delivery
 from .sending import Sender, service_of

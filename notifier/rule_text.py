@@ -18,11 +18,11 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ..schemas.choices import with_choices
-from ..schemas.error_words import in_words
-from ..schemas.misspelt import meant
-from ..schemas.notifications import NotifyRule
-from ..schemas.units import exact_seconds, parse_seconds
+from ..schemas.values.choices import with_choices
+from ..schemas.values.error_words import in_words
+from ..schemas.values.misspelt import meant
+from ..schemas.values.units import exact_seconds, parse_seconds
+from ..schemas.work.notifications import NotifyRule
 from .quiet import named_zone
 from .rules import WrongRule, check
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.notifications import NotifyRule, OwnedRule
+from ..schemas.work.notifications import NotifyRule, OwnedRule
 from . import targets as target_files
 from .rule_text import parse_rules
 from .rules import WrongRule

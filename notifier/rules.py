@@ -9,8 +9,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas import globs
-from ..schemas.notifications import NewsKind, NotifyRule, OwnedRule
+from ..schemas.values import globs
+from ..schemas.work.notifications import NewsKind, NotifyRule, OwnedRule
 from .messages import Message, message_of
 from .news import News
 from .quiet import QuietTime, parse_quiet, quiet_until, zone_of

@@ -188,7 +188,7 @@ def why_not(url: str) -> str:
         return "its url is none: write one such as mailtos://user:password@smtp.example?to=ann@example"
     known = _schemes()
     if scheme.lower() not in known:
-        from ..schemas.misspelt import meant
+        from ..schemas.values.misspelt import meant
 
         close = meant(scheme.lower(), known)
         hint = f"did you mean {close}://?" if close else "`apprise --details` lists them"

@@ -24,10 +24,10 @@ from ..client.client import Client
 from ..schemas import codec, subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
-from ..schemas.jobs import JobEvent
-from ..schemas.notifications import OwnedRule
-from ..schemas.reports import ReportWritten
 from ..schemas.requests import LeaseEvent, LeaseEventKind
+from ..schemas.work.jobs import JobEvent
+from ..schemas.work.notifications import OwnedRule
+from ..schemas.work.reports import ReportWritten
 from .api import Api
 from .claim import Claim, instance_id
 from .follow import Follower

@@ -22,8 +22,8 @@ from ..bus import stream_reader
 from ..bus.layout import bucket_config, default_replicas, default_scale
 from ..bus.permissions import request
 from ..schemas import codec, subjects
-from ..schemas.notifications import NotifyRule
 from ..schemas.subjects import Bucket
+from ..schemas.work.notifications import NotifyRule
 from .conditions import Episode
 from .rules import Delivery
 

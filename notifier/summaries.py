@@ -9,12 +9,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from ..client import job_summary
 from ..client.client import Client
 from ..client.errors import CorralError
-from ..schemas.jobs import FINAL
-from ..schemas.notifications import NewsKind
+from ..client.jobs import summary as job_summary
 from ..schemas.query import ResultFormat
+from ..schemas.work.jobs import FINAL
+from ..schemas.work.notifications import NewsKind
 from .news import JobEnd, News
 
 log = logging.getLogger("corral.notifier")

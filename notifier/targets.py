@@ -21,11 +21,11 @@ from typing import Annotated, Any, Final, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from ..schemas import globs
-from ..schemas.error_words import in_words
-from ..schemas.misspelt import meant
-from ..schemas.notifications import TargetName
 from ..schemas.requests import OwnerName
+from ..schemas.values import globs
+from ..schemas.values.error_words import in_words
+from ..schemas.values.misspelt import meant
+from ..schemas.work.notifications import TargetName
 
 _OTHERS: Final = stat.S_IWGRP | stat.S_IRWXO
 """What nobody but the file's owner may: write as its group, or anything as all others."""

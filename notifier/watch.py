@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from ..bus.tasks import heed_cancellation
 from ..client.client import Client
 from ..client.errors import CorralError
-from ..client.idle_query import idle_now
-from ..schemas.idle import IdleRule
-from ..schemas.notifications import NewsKind, OwnedRule
+from ..client.reports.idle_query import idle_now
 from ..schemas.query import ResultFormat
 from ..schemas.requests import Lease
+from ..schemas.work.idle import IdleRule
+from ..schemas.work.notifications import NewsKind, OwnedRule
 from . import conditions
 from .conditions import Condition, Episode, Source, id_of
 from .news import IdleLease, News, expiring, idle_warnings

@@ -21,13 +21,13 @@ from nats.errors import Error as NatsError
 from ..bus.elapsed import elapsed_seconds
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec, subjects
-from ..schemas.durations import DurationDigest
+from ..schemas.values.durations import DurationDigest
 from .broker.broker import RequestBroker
 from .broker.drain_spans import LOOK_SECONDS as DRAINS_SECONDS
-from .broker.group_accounts import SAVE_SECONDS
-from .broker.idle_watch import IDLE_SECONDS
-from .broker.jobs import JobBroker
-from .broker.resizer import LOOK_SECONDS
+from .broker.jobs.broker import JobBroker
+from .broker.quotas.accounts import SAVE_SECONDS
+from .broker.quotas.idle_watch import IDLE_SECONDS
+from .broker.quotas.resizer import LOOK_SECONDS
 from .durable.store import DURATIONS, HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply

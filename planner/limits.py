@@ -10,10 +10,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas import units
-from ..schemas.jobs import JobAction, JobSpec
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
+from ..schemas.values import units
+from ..schemas.work.jobs import JobAction, JobSpec
 from .durable.bucket import FULL_PART, RECORD_PART
 from .fleet.lru import LRUCache
 from .leases.event_rate import EventBudget

@@ -14,7 +14,7 @@ from ..schemas.health import HealthStatus
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
 from .broker.broker import RequestBroker
-from .broker.fork_pool import ForkPool
+from .broker.waiting.fork_pool import ForkPool
 from .durable.election import LeaderElection
 from .durable.store import Store
 from .fleet.fleet import Fleet

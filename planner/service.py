@@ -28,31 +28,31 @@ from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
 from ..bus.tasks import BackgroundTasks, cancel_all, heed_cancellation
 from ..schemas import codec, subjects
-from ..schemas.durations import DurationDigest
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
-from ..schemas.runs import RUNNER_LOST_SECONDS
-from ..schemas.windows import Replacement, Window
+from ..schemas.values.durations import DurationDigest
+from ..schemas.work.runs import RUNNER_LOST_SECONDS
+from ..schemas.work.windows import Replacement, Window
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
 from .broker.drain_spans import DrainSpans, SavedSpans
-from .broker.estimates import Estimator
-from .broker.fork_pool import ForkLimits, ForkPool
-from .broker.group_accounts import SavedUsage
-from .broker.groups import StoredGroups, decode_groups
 from .broker.idempotency import CachedRejection
-from .broker.job_commands import JobCommands
-from .broker.job_records import FoundJobs, JobRecords
-from .broker.jobs import JobBroker
-from .broker.places import PLACE_PREFIX
-from .broker.presence import SILENCE_SECONDS
-from .broker.probe import Probe
+from .broker.jobs.broker import JobBroker
+from .broker.jobs.commands import JobCommands
+from .broker.jobs.records import FoundJobs, JobRecords
+from .broker.quotas.accounts import SavedUsage
+from .broker.quotas.groups import StoredGroups, decode_groups
+from .broker.quotas.probe import Probe
 from .broker.request_log import RequestLog
-from .broker.stored_queue import BODY_PREFIX, QUEUE_PREFIX, decode_stored
+from .broker.waiting.estimates import Estimator
+from .broker.waiting.fork_pool import ForkLimits, ForkPool
+from .broker.waiting.places import PLACE_PREFIX
+from .broker.waiting.presence import SILENCE_SECONDS
+from .broker.waiting.stored_queue import BODY_PREFIX, QUEUE_PREFIX, decode_stored
 from .durable.bucket import correct_streams
 from .durable.election import LeaderElection
 from .durable.reachable import Reachable

@@ -28,8 +28,8 @@ from nats.js import api
 from ..bus.elapsed import elapsed_seconds
 from ..bus.stream_reader import read, server_time
 from ..schemas import codec, inventory, speakers, subjects
-from ..schemas.clocks import AHEAD_SECONDS
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
+from ..schemas.values.clocks import AHEAD_SECONDS
 from .fleet.device import Fault
 from .fleet.faults import to_keep
 from .fleet.fleet import ClockSet, Fleet, apply

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ..schemas.globs import matches_any
+from ..schemas.values.globs import matches_any
 
 FIRST_UID: Final = 1000
 """Smallest user id that jobs may run as: those below are the system's (`UID_MIN` in login.defs(5))."""

@@ -17,8 +17,8 @@ from nats.errors import Error as NatsError
 from ..bus.permissions import ACROSS, identity_of
 from ..bus.tasks import BackgroundTasks, heed_cancellation
 from ..schemas import codec, replies, subjects
-from ..schemas.attach import AttachEnd, AttachExit, AttachNews, AttachOpen, AttachOpened, AttachStep
 from ..schemas.requests import Error
+from ..schemas.work.attach import AttachEnd, AttachExit, AttachNews, AttachOpen, AttachOpened, AttachStep
 from .executors import inside
 from .host import Host
 from .sessions import Session, SessionError

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.runs import Run
+from ..schemas.work.runs import Run
 
 COMPACT_LINES: Final = 10_000
 """Lines that are not needed any more, after which a file is written anew."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Final
 
-from ..schemas.jobs import JobSpec
 from ..schemas.limits import LEASE_VARIABLE
-from ..schemas.runs import Run
+from ..schemas.work.jobs import JobSpec
+from ..schemas.work.runs import Run
 from .accounts import Account
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

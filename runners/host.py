@@ -16,8 +16,8 @@ from typing import Any, Final
 from ..bus import processes
 from ..bus.process_identity import boot_id, process_stat
 from ..bus.tasks import BackgroundTasks
-from ..schemas.jobs import JobState
-from ..schemas.runs import Run, RunOrders, RunVerb
+from ..schemas.work.jobs import JobState
+from ..schemas.work.runs import Run, RunOrders, RunVerb
 from .accounts import Accounts
 from .ended import Ended
 from .executors import Executors, Name, removal

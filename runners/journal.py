@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from ..schemas import codec
-from ..schemas.runs import Run
+from ..schemas.work.runs import Run
 from .ended import COMPACT_LINES, EndedRuns, write_whole
 from .status import Status
 

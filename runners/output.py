@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
+from ..schemas.work.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
 from .status import Status
 
 AGAIN_SHARE: Final = 0.5

@@ -20,7 +20,7 @@ from ..bus.process import corral_version
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.requests import Error
-from ..schemas.runs import REPORT_SECONDS, RunnerReport, RunOrders
+from ..schemas.work.runs import REPORT_SECONDS, RunnerReport, RunOrders
 from .host import Host
 from .output import NEW, Output, Piece, open_output
 

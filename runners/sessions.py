@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..bus.tasks import BackgroundTasks
-from ..schemas.attach import PIECE_BYTES, AttachEnd, AttachExit, AttachNews, AttachStep, TerminalSize
+from ..schemas.work.attach import PIECE_BYTES, AttachEnd, AttachExit, AttachNews, AttachStep, TerminalSize
 from . import attached
 
 OPEN_SECONDS: Final = 10.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from ..schemas.jobs import JobSpec
-from ..schemas.runs import Run
+from ..schemas.work.jobs import JobSpec
+from ..schemas.work.runs import Run
 from .accounts import Account
 from .environment import environment_of
 from .executors import Command, Confined, Executors, Work, confine

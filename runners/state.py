@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.jobs import JobState, TaskPart
-from ..schemas.runs import RUNNER_LOST_SECONDS, Run, RunOrders, RunReport, RunVerb
+from ..schemas.work.jobs import JobState, TaskPart
+from ..schemas.work.runs import RUNNER_LOST_SECONDS, Run, RunOrders, RunReport, RunVerb
 from .status import Status
 
 MOST_ENDED: Final = 1000

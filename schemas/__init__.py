@@ -13,27 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import codec, columns, subjects
-    from .groups import Group, Groups, GroupStatus, GroupTree, Resources
-    from .idle import IdleAction, IdleRule
-    from .jobs import (
-        Condition,
-        Dependency,
-        Job,
-        JobAction,
-        JobDetails,
-        JobEvent,
-        JobFilter,
-        JobListing,
-        Jobs,
-        JobSpec,
-        JobState,
-        JobTask,
-        JobVerb,
-        TaskPart,
-    )
     from .metrics import DeviceSample
-    from .moves import Move, Moves
-    from .notifications import NewsKind, Notifications, NotifyRule
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
     from .query import ProcessorStatus, ResultFormat
     from .requests import (
@@ -59,7 +39,27 @@ if TYPE_CHECKING:
         WorkRequest,
     )
     from .telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, SampleBatch
-    from .windows import Repeat, Window, WindowStatus
+    from .work.groups import Group, Groups, GroupStatus, GroupTree, Resources
+    from .work.idle import IdleAction, IdleRule
+    from .work.jobs import (
+        Condition,
+        Dependency,
+        Job,
+        JobAction,
+        JobDetails,
+        JobEvent,
+        JobFilter,
+        JobListing,
+        Jobs,
+        JobSpec,
+        JobState,
+        JobTask,
+        JobVerb,
+        TaskPart,
+    )
+    from .work.moves import Move, Moves
+    from .work.notifications import NewsKind, Notifications, NotifyRule
+    from .work.windows import Repeat, Window, WindowStatus
 
 __all__ = [
     "Addition",
@@ -130,8 +130,17 @@ __all__ = [
 ]
 _MODULES = ("codec", "columns", "subjects")
 _SOURCES = (
-    *("groups", "idle", "jobs", "metrics", "moves", "notifications", "operations", "query", "requests", "telemetry"),
-    "windows",
+    "work.groups",
+    "work.idle",
+    "work.jobs",
+    "metrics",
+    "work.moves",
+    "work.notifications",
+    "operations",
+    "query",
+    "requests",
+    "telemetry",
+    "work.windows",
 )
 """Modules that define the messages, searched in this order."""
 

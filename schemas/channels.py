@@ -6,25 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import (
-    attach,
-    codec,
-    durations,
-    groups,
-    health,
-    jobs,
-    moves,
-    notifications,
-    operations,
-    query,
-    reports,
-    request_events,
-    requests,
-    runs,
-    subjects,
-    telemetry,
-    windows,
-)
+from . import codec, health, operations, query, request_events, requests, subjects, telemetry
+from .values import durations
+from .work import attach, groups, jobs, moves, notifications, reports, runs, windows
 
 Message = type[Struct]
 

@@ -9,10 +9,10 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import msgspec.inspect
 
-from .choices import with_choices
-from .error_words import in_words
-from .misspelt import MAX_NAME, meant
-from .plain import encodable
+from .values.choices import with_choices
+from .values.error_words import in_words
+from .values.misspelt import MAX_NAME, meant
+from .values.plain import encodable
 
 T = TypeVar("T")
 

@@ -12,9 +12,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from . import groups, health, jobs, moves, notifications, operations, query, requests, runs, telemetry, windows
+from . import health, operations, query, requests, telemetry
 from .channels import CHANNELS, Message
 from .models import description, serving
+from .work import groups, jobs, moves, notifications, runs, windows
 
 _MODULES: Final[tuple[ModuleType, ...]] = (
     telemetry,

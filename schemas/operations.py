@@ -6,10 +6,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .durations import DurationEstimate
 from .models.serving import ServeFit
 from .request_events import Forecast
 from .requests import Count, Grant, Identifier, Lease, LeaseState, Rejection, ShortText, WorkRequest
+from .values.durations import DurationEstimate
 
 
 class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from . import names
+from .values import names
 
 PART_HEADER: Final = "Corral-Part"
 END_HEADER: Final = "Corral-End"

@@ -12,9 +12,9 @@ from typing import Annotated, Final, cast
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from .drains import DrainSpan
-from .durations import DurationEstimate
 from .requests import Time, WorkRequest
+from .values.durations import DurationEstimate
+from .work.drains import DrainSpan
 
 MAX_EVENTS: Final = 256
 """Limit on the events of one message, and on each of its other lists."""

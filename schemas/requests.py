@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
-from . import names
 from .limits import GRACE_SECONDS, MAX_GRACE_SECONDS, MAX_TTL_SECONDS, MAX_WAIT_SECONDS
 from .models.serving import ServePlan, ServeWork
+from .values import names
 
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.OWNER)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=names.IDENTIFIER)]

@@ -28,8 +28,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas.groups import GroupName
 from ...schemas.requests import OwnerName
+from ...schemas.work.groups import GroupName
 from ..credentials import ANY_OWNER, read
 from . import certificates, server_config
 from .certificates import Certified

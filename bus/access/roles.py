@@ -602,7 +602,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
         serves: of an exporter, a dashboard or a gateway, which answer health checks. The server lets it answer each
             request once.
-        group: group of its owner (`schemas/groups.py`), which `corral group apply` can take over; empty for none.
+        group: group of its owner (`schemas/work/groups.py`), which `corral group apply` can take over; empty for none.
         created: when, RFC 3339.
         expires: when it ends, RFC 3339, for a login that lasts for a time; empty for a user that stays.
     """

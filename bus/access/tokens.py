@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from ...schemas import names
+from ...schemas.values import names
 from ..credentials import ANY_OWNER, Identity
 
 PREFIX: Final = "corral_"

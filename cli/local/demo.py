@@ -21,14 +21,14 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from ...client import Client, CorralError, QueryResult, Rejected
-from ...client.job_names import Selection
+from ...client.jobs.names import Selection
 from ...client.request import RequestFields
 from ...schemas import operations, requests
 from .. import render
 from ..exits import USAGE, CommandError
 from ..options import console
-from ..work import job_summary
-from ..work.job_output import print_logs
+from ..work.jobs import summary as job_summary
+from ..work.jobs.output import print_logs
 from .server import EmbeddedServer
 from .supervisor import DataFolder, Part, Supervisor, SupervisorEvent
 from .up import cluster_parts, wait_until_ready

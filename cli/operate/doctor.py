@@ -20,11 +20,11 @@ from rich.markup import escape
 
 from ...bus import stream_reader
 from ...client import Client, CorralError
-from ...client.environment import local_host
 from ...client.health import ask_health
+from ...client.leases.environment import local_host
 from ...schemas import codec, subjects
 from ...schemas.telemetry import AgentReport
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from ..exits import FAILED, CommandError
 from ..local.folders import default_data
 from ..options import AsJson, NatsUrl, connected, console, print_json, run

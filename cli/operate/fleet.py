@@ -12,7 +12,7 @@ from rich.markup import escape
 from ...client import Client
 from ...client.fleet_view import STATE_WORDS, gpus_free, holder, state_counts
 from ...schemas import operations, requests
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from .. import exits, render
 from ..fitting import facts
 from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run, say

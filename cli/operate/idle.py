@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...client import Client, CorralError
-from ...client.idle_query import FIRST_LIST, FIRST_MINUTE, held_and_known, held_and_listed, idle_now, what_if
-from ...schemas.groups import DEFAULT_GROUP, Groups
-from ...schemas.idle import IdleAction, IdleRule, format_rule, parse_rule
+from ...client.reports.idle_query import FIRST_LIST, FIRST_MINUTE, held_and_known, held_and_listed, idle_now, what_if
 from ...schemas.requests import Lease
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
+from ...schemas.work.groups import DEFAULT_GROUP, Groups
+from ...schemas.work.idle import IdleAction, IdleRule, format_rule, parse_rule
 from .. import render
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..fitting import Heading, fitted

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...client import Client, CorralError, Ended
-from ...schemas.moves import Moves
 from ...schemas.requests import Lease, LeaseState
+from ...schemas.work.moves import Moves
 from .. import exits, render
 from ..fitting import Heading, fitted
 from ..options import AsJson, NatsUrl, Timeout, connected, console, model_globs, print_json, run

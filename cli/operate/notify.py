@@ -8,12 +8,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ...schemas.notifications import NewsKind, Notifications
+from ...schemas.work.notifications import NewsKind, Notifications
 from ..exits import FAILED, USAGE, CommandError
 from ..options import AsJson, NatsUrl, Timeout, connected, console, print_json, run, say
 
 if TYPE_CHECKING:
-    from ...schemas.notifications import NotifyRule, OwnedRule
+    from ...schemas.work.notifications import NotifyRule, OwnedRule
 
 notify = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 

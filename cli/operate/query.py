@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from ...schemas.query import MAX_ROWS, QueryEnd, QueryRequest, ResultFormat
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from ..exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
 from ..options import AsJson, NatsUrl, connected, console, run, say
 from ..render import local_time

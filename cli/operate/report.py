@@ -14,7 +14,7 @@ from ...client.reports.forms import Form, renderer
 from ...client.reports.periods import FORMS, Period, between, period_of
 from ...client.reports.usage import UsageReport
 from ...client.reports.usage_sql import By, Filters
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from ..clock_times import zone_of
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, connected, run, say

@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import typer
 from rich.markup import escape
 
-from ...schemas.units import parse_seconds
-from ...schemas.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowState, WindowStatus, format_gpus
+from ...schemas.values.units import parse_seconds
+from ...schemas.work.windows import LEAD_SECONDS, Repeat, Window, Windows, WindowState, WindowStatus, format_gpus
 from ..clock_times import FORMS, Zone, parse_last_day, parse_time, zone_of
 from ..exits import USAGE, CommandError
 from ..fitting import Heading, fitted

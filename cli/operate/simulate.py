@@ -207,7 +207,7 @@ def _rules(rule: str | None, compare: str | None) -> list[str]:
 
 
 def _seconds(text: str, option: str) -> float:
-    from ...schemas.units import parse_seconds
+    from ...schemas.values.units import parse_seconds
 
     try:
         return parse_seconds(text)

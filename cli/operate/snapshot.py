@@ -33,7 +33,7 @@ def snapshot(
 
     The copy is one moment of every table, in a file that any DuckDB opens.
     """
-    from ...schemas.units import format_bytes, parse_seconds
+    from ...schemas.values.units import format_bytes, parse_seconds
 
     try:
         seconds = parse_seconds(timeout)

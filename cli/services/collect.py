@@ -161,7 +161,7 @@ def collect(options: CollectOptions) -> None:
 
 def _settings(options: CollectOptions) -> dict[str, Any]:
     """Arguments of the collector service in its own units."""
-    from ...schemas.units import parse_bytes, parse_seconds
+    from ...schemas.values.units import parse_bytes, parse_seconds
 
     return {
         "interval_seconds": parse_seconds(options.interval),

@@ -103,7 +103,7 @@ def serve(
     """
     if context.invoked_subcommand is not None:
         return
-    from ...schemas.units import parse_seconds
+    from ...schemas.values.units import parse_seconds
 
     identity = configure("dashboard", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ...bus.tasks import cancel_all
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
 from .listening import host_and_port

@@ -120,7 +120,7 @@ def _joining(nats: str | None, rules: Rules) -> Joined:
     """Bring people into the groups that the rules give them, with this process's credentials, an operator's."""
     from ...client.errors import Conflict, CorralError
     from ...login.groups import with_member
-    from ...schemas.groups import DEFAULT_GROUP
+    from ...schemas.work.groups import DEFAULT_GROUP
     from ..options import connected
 
     async def joined(who: Person) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...bus import config_files
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import NatsUrl, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ...schemas.limits import STALE_AFTER_SECONDS
-from ...schemas.runs import REPORT_SECONDS, RUNNER_LOST_SECONDS
-from ...schemas.units import parse_bytes, parse_seconds
+from ...schemas.values.units import parse_bytes, parse_seconds
+from ...schemas.work.runs import REPORT_SECONDS, RUNNER_LOST_SECONDS
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds

@@ -138,7 +138,7 @@ def process(
 
     It may be stopped or killed at any time: it continues after the last message that is in the file.
     """
-    from ...schemas.units import parse_bytes, parse_seconds
+    from ...schemas.values.units import parse_bytes, parse_seconds
 
     sys.meta_path.insert(0, _NoPandas())
     # Arrow's own allocator keeps what it has had once.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ...bus.tasks import cancel_until_done
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from .logs import PANEL
 

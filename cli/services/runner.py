@@ -125,7 +125,7 @@ def _settings(options: RunnerOptions, within_seconds: float) -> RunnerSettings:
     from ...runners.accounts import Accounts
     from ...runners.executors import Executors, Name
     from ...runners.service import RunnerSettings, log, state_folder
-    from ...schemas.units import parse_seconds
+    from ...schemas.values.units import parse_seconds
 
     executors = Executors([Name(name) for name in options.executor or []])
     if not executors.names:

@@ -30,7 +30,7 @@ from ...client.reports.prices import Prices
 from ...client.reports.schedule import Planned, Schedule, due, parse_schedule
 from ...client.reports.usage import Answers, UsageReport, usage_report
 from ...schemas import codec, subjects
-from ...schemas.reports import MAX_FILES_BYTES, ReportFile, ReportWritten
+from ...schemas.work.reports import MAX_FILES_BYTES, ReportFile, ReportWritten
 from ..exits import USAGE, CommandError
 from ..price_list import read_prices
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...client.fleet_view import FleetView, holder
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from .. import render
 from ..fitting import Heading, fitted
 from .rows import HISTORY, ProcessRow, ProcessTable, sparkline

@@ -14,7 +14,7 @@ from ...client.notebook import short_model
 from ...collectors.processes.attribution import attribute
 from ...schemas import operations, requests
 from ...schemas.telemetry import AttributionKind, ProcessSample
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 
 HISTORY: Final = 120
 """Number of snapshots in the history of a sparkline."""

@@ -12,8 +12,9 @@ from msgspec import Struct
 from rich.markup import escape
 
 from ...client import Client
-from ...schemas import requests, units
+from ...schemas import requests
 from ...schemas.limits import LEASE_VARIABLE
+from ...schemas.values import units
 from .. import exits, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run
 from ..options_struct import takes

@@ -10,14 +10,15 @@ import typer
 from rich.markup import escape
 
 from ...client import Client, Ended, InvalidRequest, Rejected, errors
-from ...client.environment import restricted_to_host
+from ...client.leases.environment import restricted_to_host
 from ...client.request import RequestFields
-from ...schemas import operations, requests, units
+from ...schemas import operations, requests
+from ...schemas.values import units
 from .. import exits, global_options, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
 from .host_messages import explain_missing, print_device_hosts
-from .job_control import Interrupted, Signals
-from .model_options import addition
+from .jobs.control import Interrupted, Signals
+from .models.model_options import addition
 from .request_options import with_request_options
 from .shell_exports import chosen, exported
 from .wait_display import wait_display

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...client import Client
-from ...client.environment import devices_elsewhere, local_host
+from ...client.leases.environment import devices_elsewhere, local_host
 from ...client.request import RequestFields
 from ...schemas.requests import Lease
 from ..options import say

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Generator
 from typing import Final
 
-from ...client.lease import HeldLease
+from ...client.leases.lease import HeldLease
 from ...schemas.requests import IdleNotice
 from ..exits import FAILED
 from ..options import say

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from ...client import CorralError
-from ...client.lease import HeldLease
+from ...client.leases.lease import HeldLease
 from ...schemas import codec
 from ...schemas.requests import LeaseState, Preemption
 from ..exits import USAGE, CommandError

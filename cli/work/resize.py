@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from ...client import CorralError
-from ...client.lease import HeldLease
+from ...client.leases.lease import HeldLease
 from ...schemas.requests import Lease, Resize, ResizeKind
 from .. import render
 from ..options import console, print_json, say

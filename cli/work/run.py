@@ -14,17 +14,17 @@ import typer
 
 from ...bus.tasks import BackgroundTasks, cancel_all
 from ...client import OnOutage, Rejected
-from ...client.environment import environment_for, restricted_to_host
-from ...client.lease import HeldLease
+from ...client.leases.environment import environment_for, restricted_to_host
+from ...client.leases.lease import HeldLease
 from ...client.request import RequestFields
-from ...schemas import units
 from ...schemas.limits import LEASE_VARIABLE, MAX_WAIT_SECONDS
 from ...schemas.requests import GpuRange
+from ...schemas.values import units
 from .. import exits, render
 from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
 from .host_messages import explain_missing, print_device_hosts
-from .job_control import HARMLESS, Interrupted, Signals, Terminal
+from .jobs.control import HARMLESS, Interrupted, Signals, Terminal
 from .lease_safety import reporting_troubles, start_in_time
 from .preemption import RESTARTS_VARIABLE, Notices, parse_signal, was_preempted
 from .remote import Remote

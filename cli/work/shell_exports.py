@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ...client.environment import NONE_VISIBLE, environment_for
+from ...client.leases.environment import NONE_VISIBLE, environment_for
 from ...schemas.limits import LEASE_VARIABLE
 from ...schemas.requests import Lease
 from .. import exits

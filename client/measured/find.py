@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ...schemas.models.serving import MAX_RATES, DeviceRate, ServeWork
 from ...schemas.operations import FleetSummary
 from ..errors import CorralError
-from ..jobs import JobCalls
+from ..jobs.calls import JobCalls
 from ..server_commands.jobs import LABEL, served_copy
 from .served import best_rates, rate_of, same_model
 from .tables import installed, table_rates

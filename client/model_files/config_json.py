@@ -8,7 +8,7 @@ from typing import Any, cast
 from ...schemas.models.description import Attention, Experts, HeaderBytes, Latent, ModelDescription, Quantization
 from ...schemas.models.quantization import DTYPE_BITS, block_bits, grouped_bits
 from ...schemas.models.sizes import sizes
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from .architectures import ARCHITECTURES, Architecture
 from .numbers import InvalidModelFile, Table, checked, layer_count, positive, table_of, text, truth, whole
 

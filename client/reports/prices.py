@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from ...schemas import globs
+from ...schemas.values import globs
 
 
 class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Meta, Struct
 
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from .forms import Form
 from .periods import days_of, midnight
 from .usage_sql import By, Filters

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.units import format_bytes, format_seconds
+from ...schemas.values.units import format_bytes, format_seconds
 from ..notebook import short_model
 from .usage import Row, UsageReport, Waste
 from .usage_sql import By

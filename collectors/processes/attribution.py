@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ...schemas.requests import Grant, Lease
 from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import AttributionKind, ProcessSample, Severity
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 
 GRACE_SECONDS: Final = 30.0
 """A violation that lasts for less is not reported: a job may be starting, or winding down after its release."""

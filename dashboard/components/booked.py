@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from ...schemas.windows import Repeat, Window, WindowState, WindowStatus, format_gpus
+from ...schemas.work.windows import Repeat, Window, WindowState, WindowStatus, format_gpus
 from ..html import tag
 from ..zones import local
 

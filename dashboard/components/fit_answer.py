@@ -11,7 +11,7 @@ from ...client.server_commands import SERVERS, offer
 from ...client.server_commands.command import Offer
 from ...client.serving_text import devices, expected_words, kind, layers, milliseconds, model_line
 from ...schemas.models.serving import FitVerdict, ServeFit, ServePlan, ServeWork
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from ..html import tag
 from .copy_button import CopyButton
 

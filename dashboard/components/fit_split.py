@@ -9,7 +9,7 @@ from urllib.parse import quote
 from ...client.notebook import short_model
 from ...client.server_commands.command import copies
 from ...schemas.models.serving import ServePlan, ServeStage, StageDevice
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from ..html import tag
 
 MAX_DEVICES: Final = 96

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from ...schemas.jobs import JobSpec
+from ...schemas.work.jobs import JobSpec
 from ..html import table, tag
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from nicegui.element import Element
 
-from ...schemas.jobs import Attempt, Job, JobState
+from ...schemas.work.jobs import Attempt, Job, JobState
 from ..html import table, tag
 
 _HEADS: Final = ("Job", "Owner", "State", "Tasks", "Progress", "Array", "GPUs", "Group", "Age", "Because")

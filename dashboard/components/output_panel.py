@@ -8,8 +8,8 @@ from typing import Any, Final
 from nicegui import ui
 
 from ...client import CorralError
-from ...schemas.jobs import Job, JobTask
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
+from ...schemas.work.jobs import Job, JobTask
 from ..fleet import Problem, problem_of
 from ..html import on_choice, tag
 from ..job_output import OutputText

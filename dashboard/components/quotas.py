@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ...schemas.groups import Group, GroupStatus, Resources
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
+from ...schemas.work.groups import Group, GroupStatus, Resources
 from ..html import tag, url
 
 HEADS: Final = ("Group", "GPUs", "Used", "Guaranteed", "Borrowed", "Owed", "Limit", "Usage", "Waiting", "Next")

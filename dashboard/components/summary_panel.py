@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...client import CorralError
-from ...client.job_summary import JobSummary, lines
-from ...schemas.jobs import task_name
+from ...client.jobs.summary import JobSummary, lines
+from ...schemas.work.jobs import task_name
 from ..fleet import problem_of
 from ..html import table, tag
 from ..page_frame import Frame, Notice

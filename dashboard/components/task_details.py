@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
-from ...schemas.jobs import Job, JobTask, TaskPart
 from ...schemas.requests import Lease
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
+from ...schemas.work.jobs import Job, JobTask, TaskPart
 from ..html import table, tag, url
 from ..zones import local
 from .copy_button import CopyButton

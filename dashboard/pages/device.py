@@ -13,11 +13,11 @@ from starlette.requests import Request
 
 from ...client import Client, CorralError
 from ...client.fleet_view import DeviceState, device_state
-from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import DeviceStatus
 from ...schemas.requests import Lease
 from ...schemas.telemetry import ProcessSample
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
+from ...schemas.work.jobs import attempt_of_request
 from .. import cells, history
 from ..components.copy_button import CopyButton
 from ..components.host_links import host_link

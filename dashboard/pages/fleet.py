@@ -13,7 +13,7 @@ from starlette.requests import Request
 from ...client.fleet_view import DeviceState, device_state, gpus_free
 from ...client.notebook import short_model
 from ...schemas.operations import DeviceStatus
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from .. import cells
 from ..cells import GroupBy, Metric
 from ..components.heatmap import HeatMap

@@ -10,8 +10,8 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...schemas.groups import DEFAULT_GROUP, Group, Groups
-from ...schemas.windows import WindowStatus
+from ...schemas.work.groups import DEFAULT_GROUP, Group, Groups
+from ...schemas.work.windows import WindowStatus
 from .. import group_history
 from ..components import booked
 from ..components.quotas import HEADS, NUMERIC, GroupRow, extent, legend, number, used_of

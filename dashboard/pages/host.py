@@ -14,10 +14,10 @@ from starlette.requests import Request
 from ...client import CorralError
 from ...client.fleet_view import DeviceState, device_state
 from ...client.notebook import short_model
-from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import DeviceStatus
 from ...schemas.requests import Grant, Lease
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
+from ...schemas.work.jobs import attempt_of_request
 from .. import cells, event_log, host_history
 from ..components.events_table import events_table
 from ..components.host_links import device_path, host_path

@@ -10,9 +10,9 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError, NotFound
-from ...client.job_names import Selection
-from ...schemas.jobs import FINAL, Job, JobListing, JobState, JobTask, JobVerb, task_name
+from ...client.jobs.names import Selection
 from ...schemas.requests import Lease
+from ...schemas.work.jobs import FINAL, Job, JobListing, JobState, JobTask, JobVerb, task_name
 from ..components.job_details import show_spec
 from ..components.job_rows import gpus_of, length, percent, state_chip, states_bar, states_in_words
 from ..components.output_panel import OutputPanel

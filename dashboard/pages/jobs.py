@@ -10,9 +10,9 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...schemas.jobs import JobFilter, Jobs, JobState, attempt_of_request
 from ...schemas.operations import QueueEntry
 from ...schemas.requests import Lease
+from ...schemas.work.jobs import JobFilter, Jobs, JobState, attempt_of_request
 from ..components.job_rows import JobTable, length
 from ..fleet import Problem, problem_of
 from ..html import button, on_choice, remember, search, table, tag, url

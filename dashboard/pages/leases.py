@@ -12,10 +12,10 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...schemas.jobs import attempt_of_request
 from ...schemas.operations import QueueEntry
 from ...schemas.requests import Lease, ResizeKind
-from ...schemas.units import format_seconds, parse_seconds
+from ...schemas.values.units import format_seconds, parse_seconds
+from ...schemas.work.jobs import attempt_of_request
 from .. import cells, history
 from ..components.copy_button import CopyButton
 from ..components.host_links import host_link

@@ -16,7 +16,7 @@ from ...client.notebook import short_model
 from ...client.request import RequestFields
 from ...schemas.operations import Explanation, QueueEntry
 from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from ..fleet import problem_of
 from ..html import button, initial_text, on_choice, on_typing, remember, table, tag
 from ..page_frame import Frame, NotAllowed, Notice

@@ -9,8 +9,9 @@ from typing import Final
 from msgspec import Struct
 from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Metric, NumberDataPoint, Sum
 
-from ...schemas import clocks, columns
+from ...schemas import columns
 from ...schemas.telemetry import DeviceInfo, Inventory, SampleBatch
+from ...schemas.values import clocks
 from ..live import Host
 from ..page import device_labels
 from ..xids import Xids

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from ...schemas.units import parse_seconds
+from ...schemas.values.units import parse_seconds
 from .names import DeviceMetric, choose
 
 INTERVAL_SECONDS: Final = 60.0

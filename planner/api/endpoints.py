@@ -26,11 +26,8 @@ from ...bus.permissions import ACROSS
 from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, replies, subjects
-from ...schemas.groups import GroupChange, GroupFilter
 from ...schemas.health import ServiceHealth
-from ...schemas.jobs import JobAction, JobFilter, JobSpec, OverrideAction
 from ...schemas.limits import MAX_WAIT_SECONDS
-from ...schemas.moves import MovesQuery
 from ...schemas.operations import (
     DeviceFilter,
     Devices,
@@ -42,18 +39,21 @@ from ...schemas.operations import (
     QueueFilter,
 )
 from ...schemas.requests import CheckpointAction, Error, LeaseAction, ResizeAction, WithdrawAction, WorkRequest
-from ...schemas.runs import RunnerReport
 from ...schemas.subjects import PlanSubject
-from ...schemas.windows import WindowAction, WindowFilter
-from ..broker import query_costs
+from ...schemas.work.groups import GroupChange, GroupFilter
+from ...schemas.work.jobs import JobAction, JobFilter, JobSpec, OverrideAction
+from ...schemas.work.moves import MovesQuery
+from ...schemas.work.runs import RunnerReport
+from ...schemas.work.windows import WindowAction, WindowFilter
 from ..broker.broker import RequestBroker
-from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
-from ..broker.job_commands import JobCommands
-from ..broker.jobs import JobBroker
+from ..broker.jobs.broker import JobBroker
+from ..broker.jobs.commands import JobCommands
 from ..broker.large_requests import LARGE_BYTES
 from ..broker.pending import Responder
 from ..broker.retry_times import RetryTimes
-from ..broker.stored_queue import StoredRequest
+from ..broker.waiting import query_costs
+from ..broker.waiting.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from ..broker.waiting.stored_queue import StoredRequest
 from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet

@@ -15,17 +15,18 @@ from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
 from ...bus.permissions import ACROSS, with_name
-from ...schemas import codec, globs, replies
-from ...schemas.groups import GroupFilter
-from ...schemas.jobs import JobFilter, JobSpec
-from ...schemas.moves import MovesQuery
+from ...schemas import codec, replies
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Error, WorkRequest
 from ...schemas.subjects import PlanSubject
-from ...schemas.windows import WindowAction, WindowFilter
+from ...schemas.values import globs
+from ...schemas.work.groups import GroupFilter
+from ...schemas.work.jobs import JobFilter, JobSpec
+from ...schemas.work.moves import MovesQuery
+from ...schemas.work.windows import WindowAction, WindowFilter
 from ..broker.idempotency import digest_of
 from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, encoded_items, without_items
-from ..broker.stored_queue import StoredCaller
+from ..broker.waiting.stored_queue import StoredCaller
 from ..fleet.state import InvalidRequest
 from ..limits import MAX_LABELS_BYTES
 

@@ -14,7 +14,7 @@ from ...schemas import codec, replies
 from ...schemas.requests import Error
 from ...schemas.subjects import PlanSubject
 from ..broker.large_requests import decode_items
-from ..broker.stored_queue import StoredCaller
+from ..broker.waiting.stored_queue import StoredCaller
 
 log = logging.getLogger("corral.planner")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from ..broker import query_costs
+from ..broker.waiting import query_costs
 
 MOST_WAITING: Final = 4000
 """Requests, and likewise questions, that may wait: two seconds of work or so. More are refused."""

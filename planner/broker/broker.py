@@ -33,7 +33,7 @@ from ...schemas.requests import (
     WithdrawAction,
     WorkRequest,
 )
-from ...schemas.windows import Replacement, Window
+from ...schemas.work.windows import Replacement, Window
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
 from ..groups.tree import Tree
@@ -48,32 +48,32 @@ from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, ch
 from ..placement.reject import could_ever_fit, quota_rejection, reject
 from ..queue.line import Line
 from ..queue.order import DEFAULT, LIMIT_SECONDS, rule_of
-from . import query_costs
 from .drain_spans import DrainSpans
 from .drains import Drainer
-from .estimates import Estimator
-from .forecasts import Forecaster
-from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
-from .group_accounts import GroupAccounts, SavedUsage
-from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
-from .idle_watch import IdleWatch
 from .large_requests import EncodedItems, distribute_packed, encoded_items, with_distribution
 from .lease_changes import LeaseChanges
 from .lease_commands import LeaseCommands
 from .moves import MovePlanner
 from .outcomes import outcome_of, waiting_of
 from .pending import PendingRequest, RelayResponder, Responder
-from .places import Places
-from .presence import SILENCE_SECONDS
-from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
-from .reclaimer import Reclaimer
+from .quotas.accounts import GroupAccounts, SavedUsage
+from .quotas.groups import GroupCommands, StoredGroups
+from .quotas.idle_watch import IdleWatch
+from .quotas.reclaimer import Reclaimer
+from .quotas.resizer import Resizer
 from .request_log import RequestLog
-from .resizer import Resizer
 from .retry_times import RetryTimes
 from .site_rule import guarded
-from .stored_queue import Restored, StoredQueue, StoredRequest
-from .waiting_clients import ProbeClients, WaitingClients, probe_none
+from .waiting import query_costs
+from .waiting.estimates import Estimator
+from .waiting.forecasts import Forecaster
+from .waiting.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from .waiting.places import Places
+from .waiting.presence import SILENCE_SECONDS
+from .waiting.queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
+from .waiting.stored_queue import Restored, StoredQueue, StoredRequest
+from .waiting.waiting_clients import ProbeClients, WaitingClients, probe_none
 from .windows import Booker, in_window, lease_limit
 
 log = logging.getLogger("corral.planner.broker.broker")

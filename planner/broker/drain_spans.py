@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas import codec
-from ...schemas.drains import DrainSpan
+from ...schemas.work.drains import DrainSpan
 from ..durable.store import DRAIN_SPANS, Store, WriteFailed
 from .request_log import RequestLog
 

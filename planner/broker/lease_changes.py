@@ -14,8 +14,8 @@ from ..leases.ledger import Ledger
 from ..leases.lifecycle import LeaseRecord
 from ..queue.durations import Estimate
 from ..queue.line import Line
-from .estimates import Estimator, RequestKey
-from .queue import Kind, WaitingQueue, kind_of
+from .waiting.estimates import Estimator, RequestKey
+from .waiting.queue import Kind, WaitingQueue, kind_of
 
 _REVISE_SECONDS: Final = 0.25
 _REVISED_AT_ONCE: Final = 256

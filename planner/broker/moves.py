@@ -16,10 +16,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas import globs
 from ...schemas.limits import GRACE_SECONDS
-from ...schemas.moves import Move, Moves, MovesQuery
 from ...schemas.requests import Error, Grant, Lease, LeaseState, WorkRequest
+from ...schemas.values import globs
+from ...schemas.work.moves import Move, Moves, MovesQuery
 from ..fleet.fleet import Fleet, Host
 from ..fleet.state import WHOLE_SHARE, Ask
 from ..groups.state import amounts_of
@@ -31,8 +31,8 @@ from ..queue.line import Entry, Line
 from ..queue.move_sites import sites_for, whole_hosts, why_not_free
 from ..queue.moves import Choice, best_of
 from ..queue.reclaim import price_of
-from .group_accounts import GroupAccounts
-from .queue import QueuedRequest, WaitingQueue
+from .quotas.accounts import GroupAccounts
+from .waiting.queue import QueuedRequest, WaitingQueue
 
 NOTHING_BACK: Final[Mapping[str, Sequence[str]]] = {}
 NAMED: Final = 3

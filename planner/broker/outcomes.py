@@ -8,9 +8,9 @@ from msgspec import Struct
 
 from ...schemas.request_events import RequestEvent, RequestOutcome, WaitingRequest, asked
 from ...schemas.requests import Assignment, Error, Rejection, RejectionCode
-from .estimates import described
 from .pending import PendingRequest
-from .queue import QueuedRequest, time_of
+from .waiting.estimates import described
+from .waiting.queue import QueuedRequest, time_of
 
 _REJECTED: Final = {
     RejectionCode.TIMED_OUT: RequestOutcome.TIMED_OUT,

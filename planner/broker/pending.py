@@ -10,8 +10,8 @@ from ...bus.permissions import ACROSS
 from ...schemas.requests import WorkRequest
 from ..queue.durations import Estimate
 from .large_requests import EncodedItems
-from .queue import QueuedRequest
-from .stored_queue import StoredCaller
+from .waiting.queue import QueuedRequest
+from .waiting.stored_queue import StoredCaller
 
 _MAX_CALLERS: Final = 64
 """Limit on the callers of a request: one that retries has usually given up on its earlier attempt."""

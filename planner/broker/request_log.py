@@ -21,8 +21,8 @@ from nats.errors import Error as NatsError
 
 from ...bus.permissions import NotAllowed, request
 from ...schemas import codec, subjects
-from ...schemas.drains import DrainSpan
 from ...schemas.request_events import MAX_EVENTS, RequestEvent, RequestEvents, WaitingRequest
+from ...schemas.work.drains import DrainSpan
 
 log = logging.getLogger("corral.planner.requests")
 

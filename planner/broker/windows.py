@@ -19,10 +19,11 @@ from msgspec.structs import replace
 
 from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import BackgroundTasks
-from ...schemas import codec, globs
-from ...schemas.drains import DrainSpan
+from ...schemas import codec
 from ...schemas.requests import Error, Grant, Lease, LeaseState, Preemption, Rejection, RejectionCode, WorkRequest
-from ...schemas.windows import (
+from ...schemas.values import globs
+from ...schemas.work.drains import DrainSpan
+from ...schemas.work.windows import (
     MAX_REPLACED,
     MAX_WINDOWS,
     MissingDevice,
@@ -45,9 +46,9 @@ from ..leases.lifecycle import Refused, preemptible_from
 from ..windows.choice import Candidate, Wish, able, choose, soonest
 from ..windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
 from ..windows.replacement import PATIENCE_SECONDS, missing, passing, substitutes
-from . import query_costs
 from .operator_changes import refusals
 from .pending import Responder
+from .waiting import query_costs
 
 log = logging.getLogger("corral.planner.broker.windows")
 

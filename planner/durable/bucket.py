@@ -15,7 +15,8 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 
 from ...bus.connect import BusUnavailable
-from ...schemas import subjects, units
+from ...schemas import subjects
+from ...schemas.values import units
 
 log = logging.getLogger("corral.planner.bucket")
 

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
-from ...schemas.runs import RUNNER_LABEL
 from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
+from ...schemas.work.runs import RUNNER_LABEL
 from .blocking import block, count_idle, rebook, refresh, uncount_idle
 from .device import Device, Fault, last_tick
 from .events import (

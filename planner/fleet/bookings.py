@@ -13,9 +13,9 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from ...schemas.groups import DEFAULT_GROUP
 from ...schemas.requests import WorkRequest
-from ...schemas.units import format_limit
+from ...schemas.values.units import format_limit
+from ...schemas.work.groups import DEFAULT_GROUP
 from .state import AskKey
 
 MARGIN_SECONDS: Final = 1.0

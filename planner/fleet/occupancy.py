@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 
 IDLE_MEMORY_BYTES: Final = 512 * 2**20
 """Memory used on an idle device: drivers take 0 to 20 MiB (NVIDIA, without reserved memory), an MPS server 30, and

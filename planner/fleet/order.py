@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...schemas.clocks import REREAD_SECONDS
+from ...schemas.values.clocks import REREAD_SECONDS
 
 REREAD_NS: Final = int(REREAD_SECONDS * 1e9)
 

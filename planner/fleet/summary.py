@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ...schemas import globs
 from ...schemas.inventory import board_part
 from ...schemas.operations import DeviceFilter, DeviceStatus, FleetSummary
+from ...schemas.values import globs
 from .bookings import booked_words
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked

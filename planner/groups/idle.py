@@ -11,8 +11,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ...schemas.idle import IdleAction, IdleRule, format_rule
 from ...schemas.requests import IdleNotice
+from ...schemas.work.idle import IdleAction, IdleRule, format_rule
 from ..fleet.device import Device
 
 GAP_SECONDS: Final = 60.0

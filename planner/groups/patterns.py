@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
-from ...schemas import globs
+from ...schemas.values import globs
 
 ANY: Final = "*"
 """Pattern that matches every model; it comes after all others."""

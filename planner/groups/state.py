@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ...schemas.groups import GroupTree
 from ...schemas.inventory import BOARD_SLICES, FEW_SLICES
 from ...schemas.requests import Grant
+from ...schemas.work.groups import GroupTree
 from ..fleet.known import Fleet
 from ..fleet.state import (
     RESERVED,

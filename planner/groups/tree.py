@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ...schemas import globs
-from ...schemas.groups import DEFAULT_GROUP, Group, GroupTree, Resources
+from ...schemas.values import globs
+from ...schemas.work.groups import DEFAULT_GROUP, Group, GroupTree, Resources
 from ..fleet.state import WHOLE_SHARE, milli
 from .patterns import ANY, pattern_of
 from .validate import check

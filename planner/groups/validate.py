@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from ...schemas import globs
-from ...schemas.groups import DEFAULT_GROUP, MAX_DEPTH, Group, GroupTree, Resources
-from ...schemas.units import format_bytes
+from ...schemas.values import globs
+from ...schemas.values.units import format_bytes
+from ...schemas.work.groups import DEFAULT_GROUP, MAX_DEPTH, Group, GroupTree, Resources
 from .patterns import in_order, is_within, pattern_of
 
 _SLACK: Final = 1e-9

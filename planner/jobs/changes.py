@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...schemas.jobs import JobTask
+from ...schemas.work.jobs import JobTask
 
 TaskKey = tuple[str, int]
 """Job id and index."""

@@ -8,10 +8,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from ...schemas import codec
-from ...schemas.jobs import MAX_JOB_BYTES, Array, Attempt, JobSpec, parse_array
 from ...schemas.limits import MAX_WAIT_SECONDS
 from ...schemas.requests import Placement, WorkRequest
-from ...schemas.runs import RUNNER_LABEL
+from ...schemas.work.jobs import MAX_JOB_BYTES, Array, Attempt, JobSpec, parse_array
+from ...schemas.work.runs import RUNNER_LABEL
 from .records import request_id
 
 TTL_SECONDS: Final = 600.0

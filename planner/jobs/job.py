@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from ...schemas.jobs import FINAL, Attempt, JobState
+from ...schemas.work.jobs import FINAL, Attempt, JobState
 from .checks import array_of
 from .records import VERSIONS, StoredJob, StoredState
 from .task import Task, time_of

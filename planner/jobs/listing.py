@@ -7,10 +7,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ...schemas import codec, globs
-from ...schemas.jobs import FINAL, JobFilter, JobListing, Jobs, JobState, JobTask
-from ...schemas.jobs import Job as ListedJob
+from ...schemas import codec
 from ...schemas.request_events import asked
+from ...schemas.values import globs
+from ...schemas.work.jobs import FINAL, JobFilter, JobListing, Jobs, JobState, JobTask
+from ...schemas.work.jobs import Job as ListedJob
 from .job import Job
 from .task import time_of
 

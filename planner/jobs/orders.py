@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from ...schemas.jobs import FINAL, JobState
 from ...schemas.requests import Lease
-from ...schemas.runs import Run, RunVerb, run_id
+from ...schemas.work.jobs import FINAL, JobState
+from ...schemas.work.runs import Run, RunVerb, run_id
 from .job import Job
 from .task import Task
 

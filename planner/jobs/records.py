@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.jobs import Attempt, JobState, JobTask, SubmittedSpec
+from ...schemas.work.jobs import Attempt, JobState, JobTask, SubmittedSpec
 
 JOB_PREFIX: Final = "job."
 STATE_PREFIX: Final = "job_state."

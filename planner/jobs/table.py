@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from ...schemas.jobs import FINAL, Attempt, Condition, Dependency, JobState
 from ...schemas.requests import Lease
-from ...schemas.runs import RunReport
+from ...schemas.work.jobs import FINAL, Attempt, Condition, Dependency, JobState
+from ...schemas.work.runs import RunReport
 from .changes import Changes, Release, TaskKey
 from .checks import InvalidJob, notice_signal
 from .job import Job

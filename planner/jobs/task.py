@@ -19,9 +19,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ...schemas.jobs import FINAL, JobSpec, JobState, JobTask, TaskPart
 from ...schemas.requests import Lease, LeaseState
-from ...schemas.runs import RunReport
+from ...schemas.work.jobs import FINAL, JobSpec, JobState, JobTask, TaskPart
+from ...schemas.work.runs import RunReport
 from .records import Ending, StoredTask
 
 LOST_RUN: Final = "the runner knows nothing of it"

@@ -29,7 +29,6 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas.durations import shape_of_request
 from ...schemas.requests import (
     Assignment,
     Distributed,
@@ -45,6 +44,7 @@ from ...schemas.requests import (
     UnassignedItem,
     WorkRequest,
 )
+from ...schemas.values.durations import shape_of_request
 from .event_rate import slim
 from .service_time import Outage, ends_at
 from .usage import UsageByOwner, size_of
@@ -117,7 +117,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         extended_at: time when its time to live was last set.
         extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in records of
             earlier versions.
-        shape: what was asked for, as durations are learned by (`schemas/durations.py`); empty in older records.
+        shape: what was asked for, as durations are learned by (`schemas/values/durations.py`); empty in older records.
         digest: of the request's body, to detect the same id with another body.
         planner: id of the planner that made the last change.
         told: events up to this version are certainly on the facts stream.

@@ -21,7 +21,7 @@ from ...schemas.limits import MAX_TTL_SECONDS
 LONG_FRACTION: Final = 0.1
 LONG_SECONDS: Final = 10.0
 """An outage of `LONG_FRACTION` of a lease's time to live, or of `LONG_SECONDS`, gives it a whole one: a holder's
-retries are no further apart (`client/lease.py`)."""
+retries are no further apart (`client/leases/lease.py`)."""
 UNKNOWN_SECONDS: Final = 365 * 86400.0
 """Length of an outage that may have been of any length."""
 _PAUSE_SECONDS: Final = 1.0

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from ...schemas.operations import Verdict
 from ...schemas.requests import Placement
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from ..fleet.bookings import booked_words
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet

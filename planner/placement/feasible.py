@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ...schemas import globs
+from ...schemas.values import globs
 from ..fleet.device import Device
 from ..fleet.state import (
     BLOCKS,

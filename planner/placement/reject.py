@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
-from ...schemas.units import format_bytes, format_limit
+from ...schemas.values.units import format_bytes, format_limit
 from ..fleet.bookings import booked_words
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from msgspec import Struct
 
-from ...schemas.durations import DurationDigest, bin_seconds
+from ...schemas.values.durations import DurationDigest, bin_seconds
 from .bursts import EDGES, Bursts, Prior
 
 KNOTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from ...schemas.windows import MAX_OCCURRENCES, Repeat, Window
+from ...schemas.work.windows import MAX_OCCURRENCES, Repeat, Window
 from ..fleet.bookings import Booking, Bookings, Party, no_groups
 
 _STEP_DAYS: Final = {Repeat.DAILY: 1, Repeat.WEEKLY: 7}

@@ -16,7 +16,7 @@ from msgspec import structs
 from ...schemas.models.serving import ServeWork
 from ...schemas.requests import Distributed, Distribution, Grant, Method, UnassignedItem, WeightBy
 from ...schemas.telemetry import DeviceInfo
-from ...schemas.units import format_bytes
+from ...schemas.values.units import format_bytes
 from .apportion import apportion
 from .balance import Machine, balance, lower_bound, span
 from .fit.plans import fit

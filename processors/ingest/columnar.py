@@ -17,9 +17,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from ...schemas import codec, speakers
-from ...schemas.clocks import AHEAD_SECONDS
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.telemetry import SCHEMA_VERSION
+from ...schemas.values.clocks import AHEAD_SECONDS
 from ..storage.protocol import ArrowTable, Series
 from .hostclocks import HostClocks
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ...schemas import clocks, codec, speakers, subjects
+from ...schemas import codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
-from ...schemas.jobs import JobEvent
 from ...schemas.request_events import RequestEvents
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, ProcessSample
+from ...schemas.values import clocks
+from ...schemas.work.jobs import JobEvent
 from ..storage.protocol import ArrowTable, Asked
 from ..storage.rows import Columns, arrow_schema
 from .columnar import EARLIEST_NS, Incoming, Refusal

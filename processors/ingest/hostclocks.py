@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ...schemas.clocks import AHEAD_SECONDS
+from ...schemas.values.clocks import AHEAD_SECONDS
 from ..storage.protocol import HostClock
 
 WINDOW_SECONDS: Final = 10.0

@@ -16,8 +16,15 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ...schemas import codec, replies, subjects
-from ...schemas.durations import BINS, HALF_LIFE_SECONDS, DurationDigest, DurationGroup, DurationsRequest, shape_of
 from ...schemas.requests import Error
+from ...schemas.values.durations import (
+    BINS,
+    HALF_LIFE_SECONDS,
+    DurationDigest,
+    DurationGroup,
+    DurationsRequest,
+    shape_of,
+)
 
 log = logging.getLogger("corral.query.durations")
 

@@ -28,9 +28,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ...bus.tasks import BackgroundTasks
-from ...schemas import codec, replies, subjects, units
+from ...schemas import codec, replies, subjects
 from ...schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ...schemas.requests import Error
+from ...schemas.values import units
 from ..storage import StorageError, StoragePaused
 
 log = logging.getLogger("corral.processor")

@@ -8,8 +8,8 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.drains import DrainSpan
 from ...schemas.request_events import RequestEvents
+from ...schemas.work.drains import DrainSpan
 from .rows import Columns, arrow_schema
 from .statements import put, registered
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from msgspec.structs import asdict
 
-from ...schemas.clocks import REREAD_SECONDS
 from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, Preemption
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
+from ...schemas.values.clocks import REREAD_SECONDS
 from .host_facts import facts_of, fingerprint, write_host_facts
 from .protocol import ArrowTable, HostClock
 from .rows import TIME, Columns, arrow_schema, table_of

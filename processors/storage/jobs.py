@@ -12,8 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from ...schemas.jobs import Job, JobEvent, JobTask, TaskPart
 from ...schemas.requests import WorkRequest
+from ...schemas.work.jobs import Job, JobEvent, JobTask, TaskPart
 from .protocol import ArrowTable
 from .rows import arrow_schema
 from .statements import put, registered

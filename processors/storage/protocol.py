@@ -7,10 +7,10 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from ...schemas.jobs import JobEvent
 from ...schemas.request_events import RequestEvent, RequestEvents
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
+from ...schemas.work.jobs import JobEvent
 
 ROW_GROUP_ROWS: Final = 122_880
 """Rows in a row group of DuckDB."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ...schemas.requests import Grant
-from ...schemas.runs import Run
+from ...schemas.work.runs import Run
 from ..accounts import Account
 
 

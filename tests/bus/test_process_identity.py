@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from corral.bus.process_identity import own_name, process_name, process_stat
-from corral.client.holder import is_running
+from corral.client.leases.holder import is_running
 from corral.collectors.agent.claim import Claim, HostClaim
 from corral.planner.durable.election import _is_gone, _process_name
 

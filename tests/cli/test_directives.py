@@ -6,9 +6,9 @@ import contextlib
 import shlex
 
 import pytest
-from corral.cli.work.directives import read_directives
-from corral.cli.work.sbatch import RULES, seconds
-from corral.schemas import units
+from corral.cli.work.jobs.directives import read_directives
+from corral.cli.work.jobs.sbatch import RULES, seconds
+from corral.schemas.values import units
 from hypothesis import given
 from hypothesis import strategies as st
 

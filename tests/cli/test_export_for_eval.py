@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from corral.client.environment import NONE_VISIBLE
+from corral.client.leases.environment import NONE_VISIBLE
 from support.local_cluster import CORRAL, LocalCluster, environment, invoke, wait_for
 
 NOWHERE = "nats://127.0.0.1:1"

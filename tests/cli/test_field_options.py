@@ -12,7 +12,7 @@ from corral.client.errors import InvalidRequest
 from corral.schemas import codec
 from corral.schemas.operations import PreemptAction
 from corral.schemas.requests import WorkRequest
-from corral.schemas.windows import WindowAction
+from corral.schemas.work.windows import WindowAction
 from msgspec.structs import fields
 
 NOON = "2026-12-01T12:00:00Z"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from corral.bus.access.folder import Authority
 from corral.bus.access.roles import Role
-from corral.cli.operate.group_diff import differences
-from corral.cli.operate.group_file import (
+from corral.cli.operate.groups.diff import differences
+from corral.cli.operate.groups.file import (
     GroupTextError,
     configured,
     format_amounts,
@@ -18,8 +18,8 @@ from corral.cli.operate.group_file import (
     parse_amounts,
     parse_file,
 )
-from corral.schemas.groups import Group, GroupTree, Resources
-from corral.schemas.idle import IdleAction, IdleRule
+from corral.schemas.work.groups import Group, GroupTree, Resources
+from corral.schemas.work.idle import IdleAction, IdleRule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.local_cluster import LocalCluster, invoke

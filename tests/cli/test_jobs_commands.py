@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.cli.work import job_tables
-from corral.schemas.jobs import Condition, Dependency, Job, JobState, JobVerb, OverrideAction
+from corral.cli.work.jobs import tables as job_tables
+from corral.schemas.work.jobs import Condition, Dependency, Job, JobState, JobVerb, OverrideAction
 from nats.aio.client import Client as Bus
 from rich.console import Console
 from support.jobs_planner import JobsPlanner, jobs_planner

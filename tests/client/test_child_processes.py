@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from corral.client import SyncClient, connect
-from corral.client.child_processes import children_under, ticks_now
+from corral.client.leases.child_processes import children_under, ticks_now
 from support.local_cluster import LocalCluster, wait_for
 
 

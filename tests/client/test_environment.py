@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from corral.client import SyncClient
-from corral.client.environment import NONE_VISIBLE, devices_elsewhere, environment_for, environment_set
+from corral.client.leases.environment import NONE_VISIBLE, devices_elsewhere, environment_for, environment_set
 from corral.schemas.requests import Grant, Lease, LeaseState
 from support.local_cluster import LocalCluster
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from corral.client import InvalidRequest
-from corral.client.job_functions import script_of, script_of_map, shell_map
-from corral.client.job_names import compact, parse_selection
-from corral.client.job_results import exit_code
-from corral.client.job_spec import job_spec
-from corral.schemas.jobs import Condition, Dependency, JobState, JobTask, parse_array
+from corral.client.jobs.functions import script_of, script_of_map, shell_map
+from corral.client.jobs.names import compact, parse_selection
+from corral.client.jobs.results import exit_code
+from corral.client.jobs.spec import job_spec
+from corral.schemas.work.jobs import Condition, Dependency, JobState, JobTask, parse_array
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 from corral.client import Client, NotFound
 from corral.schemas import codec
-from corral.schemas.jobs import JobState, OverrideAction
-from corral.schemas.runs import LogChunk, run_id
 from corral.schemas.subjects import log_subject
+from corral.schemas.work.jobs import JobState, OverrideAction
+from corral.schemas.work.runs import LogChunk, run_id
 from nats.aio.client import Client as Bus
 from support.jobs_planner import HOST, JobsPlanner, jobs_planner
 

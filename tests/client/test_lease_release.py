@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 from corral.bus.process_identity import own_name
 from corral.client import SyncClient, TimedOut, connect
-from corral.client.grant_confirmation import confirmed, release_on_failure
-from corral.client.holder import held_by_this_process
-from corral.client.lease_calls import LeaseCalls
+from corral.client.leases.calls import LeaseCalls
+from corral.client.leases.grant_confirmation import confirmed, release_on_failure
+from corral.client.leases.holder import held_by_this_process
 from corral.schemas.requests import Assignment, Lease, LeaseState, WorkRequest
 from support.local_cluster import LocalCluster
 

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 from corral.client import InvalidRequest
 from corral.client.request import work_request
-from corral.schemas import codec, plain
+from corral.schemas import codec
 from corral.schemas.operations import Addition
 from corral.schemas.requests import LeaseAction, WorkItem
+from corral.schemas.values import plain
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 from corral.client import LeaseLost, Refused, SyncClient, connect
-from corral.client.lease import hold
-from corral.client.lease_context import AsyncHeldLease
+from corral.client.leases.context import AsyncHeldLease
+from corral.client.leases.lease import hold
 from corral.client.request import work_request
 from corral.schemas import Lease, LeaseState, Preemption
 from support.local_cluster import LocalCluster

@@ -14,9 +14,9 @@ from types import ModuleType
 
 import pytest
 from corral.client import Client, SyncClient
-from corral.client.jobs import JobCalls
+from corral.client.jobs.calls import JobCalls
+from corral.client.jobs.sync import SyncJobCalls
 from corral.client.notifications import NotifyCalls
-from corral.client.sync_jobs import SyncJobCalls
 from corral.client.sync_notifications import SyncNotifyCalls
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
-from corral.schemas.jobs import JobState, JobTask, JobVerb
+from corral.schemas.work.jobs import JobState, JobTask, JobVerb
 from support.browser import DashboardProcess, Tab, open_tab, settled
 from support.fake_jobs import FILE, InThread, fake_jobs
 from support.local_cluster import LocalCluster

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import NotFound
-from corral.client.job_logs import LogPiece
-from corral.client.job_names import Selection
+from corral.client.jobs.logs import LogPiece
+from corral.client.jobs.names import Selection
 from corral.dashboard.fleet import Fleet
 from corral.dashboard.job_output import HEAD_BYTES, TAIL_BYTES, OutputText
 from corral.dashboard.job_tasks import STATES, TaskStates
 from corral.dashboard.jobs import JobBoard, JobCounts
-from corral.schemas.jobs import (
+from corral.schemas.subjects import PlanSubject
+from corral.schemas.work.jobs import (
     Job,
     JobEvent,
     JobEventKind,
@@ -27,7 +28,6 @@ from corral.schemas.jobs import (
     JobVerb,
     attempt_of_request,
 )
-from corral.schemas.subjects import PlanSubject
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client

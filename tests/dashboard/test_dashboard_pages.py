@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
-from corral.schemas.groups import Group, GroupTree, Resources
 from corral.schemas.requests import LeaseState
-from corral.schemas.windows import Repeat, Window
+from corral.schemas.work.groups import Group, GroupTree, Resources
+from corral.schemas.work.windows import Repeat, Window
 from support.browser import DashboardProcess, Tab, open_tab, settled
 from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 

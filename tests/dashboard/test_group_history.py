@@ -8,9 +8,9 @@ from pathlib import Path
 from corral.dashboard import group_history
 from corral.processors.storage import Batch
 from corral.processors.storage.protocol import Asked
-from corral.schemas.groups import Group, GroupStatus
 from corral.schemas.request_events import RequestEvent, RequestOutcome, asked
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, WorkRequest
+from corral.schemas.work.groups import Group, GroupStatus
 from support.empty_history import new_database
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)

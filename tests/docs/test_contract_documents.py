@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import (
-    attach,
-    codec,
-    durations,
-    groups,
-    jobs,
-    moves,
-    notifications,
-    operations,
-    query,
-    requests,
-    runs,
-    windows,
-)
+from corral.schemas import codec, operations, query, requests
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
+from corral.schemas.values import durations
+from corral.schemas.work import attach, groups, jobs, moves, notifications, runs, windows
 from jsonschema import Draft202012Validator, FormatChecker
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"

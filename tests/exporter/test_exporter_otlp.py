@@ -21,8 +21,8 @@ from corral.exporter.otlp.services import metric_name
 from corral.exporter.otlp.settings import Protocol, read
 from corral.exporter.otlp.starts import Starts
 from corral.exporter.pipeline import ServiceAnswers, ServiceSeries
-from corral.schemas.groups import Group, Groups, GroupStatus
 from corral.schemas.metrics import METRICS
+from corral.schemas.work.groups import Group, Groups, GroupStatus
 from opentelemetry.sdk import metrics as sdk
 from opentelemetry.semconv._incubating.metrics import hw_metrics
 from support.exporter_process import exporting, free_port, get, parse, running

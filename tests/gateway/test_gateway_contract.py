@@ -20,9 +20,9 @@ from corral.gateway.guard import hostname
 from corral.gateway.routes import ROUTES, message_of
 from corral.gateway.waiting import wait_seconds
 from corral.schemas import codec
-from corral.schemas.jobs import JobFilter
 from corral.schemas.operations import LeaseFilter
 from corral.schemas.requests import Error
+from corral.schemas.work.jobs import JobFilter
 from hypothesis import given
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator

@@ -9,7 +9,7 @@ import pytest
 from corral.bus.access.roles import Role
 from corral.login.groups import with_member
 from corral.login.rules import LoginRefused, Person, Rules, RulesError, person, read_rules
-from corral.schemas.groups import Group
+from corral.schemas.work.groups import Group
 from hypothesis import given
 from hypothesis import strategies as st
 

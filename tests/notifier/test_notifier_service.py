@@ -21,7 +21,7 @@ from corral.client.health import ask_health
 from corral.notifier.rulebook import Files, RuleBook
 from corral.notifier.store import Store
 from corral.schemas import codec, subjects
-from corral.schemas.notifications import NewsKind, NotifyRule
+from corral.schemas.work.notifications import NewsKind, NotifyRule
 from nats.aio.client import Client
 from nats.js import api
 from support.empty_history import empty_history

@@ -12,10 +12,10 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.notifier import conditions
 from corral.schemas import codec
-from corral.schemas.groups import Group, Groups, GroupStatus
 from corral.schemas.operations import Devices, Leases, Queue, QueueEntry
 from corral.schemas.requests import IdleNotice
 from corral.schemas.subjects import PlanSubject
+from corral.schemas.work.groups import Group, Groups, GroupStatus
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription

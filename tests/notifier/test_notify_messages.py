@@ -26,10 +26,10 @@ from corral.notifier.news import (
 )
 from corral.notifier.outgoing import due
 from corral.notifier.sending import redacted, why_not
-from corral.schemas.jobs import JobState
-from corral.schemas.notifications import NewsKind
-from corral.schemas.reports import ReportFile, ReportWritten
 from corral.schemas.requests import IdleNotice, LeaseEventKind, LeaseState
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.notifications import NewsKind
+from corral.schemas.work.reports import ReportFile, ReportWritten
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace

@@ -18,10 +18,10 @@ from corral.notifier.news import (
 from corral.notifier.quiet import parse_quiet, quiet_until
 from corral.notifier.rule_text import parse_rules
 from corral.notifier.rules import WrongRule, concerns, deliveries
-from corral.schemas.jobs import JobState
-from corral.schemas.notifications import NewsKind, OwnedRule
 from corral.schemas.operations import QueueEntry
 from corral.schemas.requests import LeaseEventKind, LeaseState
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.notifications import NewsKind, OwnedRule
 from hypothesis import given
 from hypothesis import strategies as st
 from support.notifier_examples import NOON, delivery, device, event, job_event, lease, owned, preempting

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from corral.client.job_logs import LogPiece, Output
+from corral.client.jobs.logs import LogPiece, Output
 from corral.runners.output import NEW
 from corral.runners.output import Output as Published
-from corral.schemas.jobs import TaskPart
-from corral.schemas.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
+from corral.schemas.work.jobs import TaskPart
+from corral.schemas.work.runs import LOG_CHUNK_BYTES, LOG_HEAD_CHUNKS, LOG_TAIL_CHUNKS, LogChunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

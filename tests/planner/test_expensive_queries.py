@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker import query_costs
-from corral.planner.broker.fork_pool import ForkLimits, ForkPool, QueryFailed, QueueFull
+from corral.planner.broker.waiting import query_costs
+from corral.planner.broker.waiting.fork_pool import ForkLimits, ForkPool, QueryFailed, QueueFull
 from corral.schemas import codec
 from nats.aio.client import Client as Nats
 from support.planner_rig import FakeHosts, ask, running, until_ready

@@ -106,7 +106,9 @@ async def active_in_bucket(planner: Planner) -> set[str]:
 async def test_devices_bucket_quota_and_events_agree_wherever_a_grant_is_interrupted(
     planner: Planner, nc: Nats, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], items: int
 ) -> None:
-    monkeypatch.setattr("corral.planner.broker.query_costs.CHEAP_SECONDS", 0.0)  # items are distributed in a fork
+    monkeypatch.setattr(
+        "corral.planner.broker.waiting.query_costs.CHEAP_SECONDS", 0.0
+    )  # items are distributed in a fork
     broker = planner._broker
     assert broker is not None
     table, kept = broker.ledger.table, 0

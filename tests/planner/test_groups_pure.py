@@ -22,9 +22,9 @@ from corral.planner.queue.reclaim import Candidate, Reclaim, ranked
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
-from corral.schemas.groups import Group, GroupTree, Resources
 from corral.schemas.operations import Drains
 from corral.schemas.requests import Placement, WorkRequest
+from corral.schemas.work.groups import Group, GroupTree, Resources
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st

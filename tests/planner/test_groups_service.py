@@ -10,16 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker.group_status import Asked, statuses
-from corral.planner.broker.groups import changed
+from corral.planner.broker.quotas.groups import changed
+from corral.planner.broker.quotas.status import Asked, statuses
 from corral.planner.groups.patterns import is_within, matches, pattern_of
 from corral.planner.groups.state import GroupState
 from corral.planner.groups.usage import Total
 from corral.planner.groups.use import Amounts
 from corral.planner.leases.lifecycle import Refused
-from corral.schemas import globs
-from corral.schemas.groups import GroupChange, GroupTree
 from corral.schemas.requests import WorkRequest
+from corral.schemas.values import globs
+from corral.schemas.work.groups import GroupChange, GroupTree
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client

@@ -7,7 +7,7 @@ import struct
 from datetime import UTC, datetime
 
 import pytest
-from corral.planner.broker.idle_watch import notice_of, rules_of
+from corral.planner.broker.quotas.idle_watch import notice_of, rules_of
 from corral.planner.fleet.device import Device, last_tick
 from corral.planner.groups.idle import (
     GAP_SECONDS,
@@ -20,10 +20,10 @@ from corral.planner.groups.idle import (
     read,
 )
 from corral.planner.groups.tree import Tree
-from corral.schemas.groups import Group, GroupTree
-from corral.schemas.idle import IdleAction, IdleRule, format_rule, parse_rule
 from corral.schemas.requests import IdleNotice
 from corral.schemas.telemetry import SampleBatch
+from corral.schemas.work.groups import Group, GroupTree
+from corral.schemas.work.idle import IdleAction, IdleRule, format_rule, parse_rule
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace

@@ -11,9 +11,9 @@ from corral.planner.jobs.records import StoredJob
 from corral.planner.jobs.retention import to_forget
 from corral.planner.jobs.table import JobTable
 from corral.planner.jobs.task import Task, time_of
-from corral.schemas.jobs import Attempt, Dependency, JobFilter, JobSpec, JobState, TaskPart, submitted
 from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
-from corral.schemas.runs import RunReport
+from corral.schemas.work.jobs import Attempt, Dependency, JobFilter, JobSpec, JobState, TaskPart, submitted
+from corral.schemas.work.runs import RunReport
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace

@@ -15,7 +15,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client.health import ask_health
 from corral.planner.limits import Limits
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobEvent, JobState, JobTask
+from corral.schemas.work.jobs import JobEvent, JobState, JobTask
 from nats.aio.client import Client as Bus
 from support.fake_runner import FakeRunner
 from support.local_cluster import invoke

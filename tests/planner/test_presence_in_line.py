@@ -13,10 +13,10 @@ import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect, waiting
-from corral.planner.broker.places import Places
-from corral.planner.broker.presence import Presence
-from corral.planner.broker.probe import Probe, probe_subject
-from corral.planner.broker.queue import QueuedRequest, WaitingQueue
+from corral.planner.broker.quotas.probe import Probe, probe_subject
+from corral.planner.broker.waiting.places import Places
+from corral.planner.broker.waiting.presence import Presence
+from corral.planner.broker.waiting.queue import QueuedRequest, WaitingQueue
 from corral.planner.durable.store import Store
 from corral.planner.fleet.fleet import Fleet
 from corral.planner.placement.decide import Policies

@@ -7,9 +7,9 @@ import random
 
 import corral.planner.fleet.fleet as fold
 import pytest
-from corral.planner.broker.estimates import Estimator
-from corral.planner.broker.forecasts import Forecaster
-from corral.planner.broker.queue import WaitingQueue
+from corral.planner.broker.waiting.estimates import Estimator
+from corral.planner.broker.waiting.forecasts import Forecaster
+from corral.planner.broker.waiting.queue import WaitingQueue
 from corral.planner.fleet.fleet import Fleet
 from corral.planner.placement.decide import Policies
 from corral.planner.placement.policies import DEFAULT, make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.planner.broker.queue import QueuedRequest, WaitingQueue
+from corral.planner.broker.waiting.queue import QueuedRequest, WaitingQueue
 from corral.planner.fleet.fleet import Fleet
 from corral.planner.placement.decide import Policies
 from corral.planner.queue.durations import unknown

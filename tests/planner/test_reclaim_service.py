@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker.reclaimer import IDLE_SECONDS
+from corral.planner.broker.quotas.reclaimer import IDLE_SECONDS
 from corral.schemas import subjects
 from nats.aio.client import Client
 from support.planner_rig import FakeHosts, PlannerProcess, ask, queued, until_ready

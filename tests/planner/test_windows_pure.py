@@ -18,7 +18,7 @@ from corral.planner.windows.occurrences import InvalidWindow, bookings_of, occur
 from corral.planner.windows.replacement import missing, passing, substitutes
 from corral.schemas.operations import Drains
 from corral.schemas.requests import Grant, Placement, Rejection, WorkRequest
-from corral.schemas.windows import Repeat, Window
+from corral.schemas.work.windows import Repeat, Window
 from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -13,7 +13,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import Rejected, connect
 from corral.schemas import subjects
 from corral.schemas.requests import LeaseState
-from corral.schemas.windows import Window
+from corral.schemas.work.windows import Window
 from nats.aio.client import Client as Bus
 from support.planner_rig import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 

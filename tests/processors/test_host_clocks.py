@@ -12,8 +12,9 @@ from corral.processors.ingest.deduplication import Arrivals
 from corral.processors.ingest.hostclocks import HostClocks
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage.protocol import Arrival, Series
-from corral.schemas import clocks, codec, subjects
+from corral.schemas import codec, subjects
 from corral.schemas.telemetry import DeviceEvent, SampleBatch
+from corral.schemas.values import clocks
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client

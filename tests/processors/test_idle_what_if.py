@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.client.idle_query import held_and_known, held_and_listed, idle_now, what_if
+from corral.client.reports.idle_query import held_and_known, held_and_listed, idle_now, what_if
 from corral.processors.embedded import EmbeddedHistory
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.service import process
 from corral.processors.storage import Batch, Database
 from corral.processors.storage.embedded import rollups
-from corral.schemas.idle import IdleRule, parse_rule
+from corral.schemas.work.idle import IdleRule, parse_rule
 from support.empty_history import empty_history
 from support.local_cluster import invoke
 

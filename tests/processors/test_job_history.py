@@ -12,14 +12,14 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
-from corral.client import job_summary
+from corral.client.jobs import summary as job_summary
 from corral.processors.storage import Database, schema
 from corral.processors.storage.jobs import write_jobs
 from corral.processors.storage.lake import lake as lakes
 from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobEvent, JobSpec, JobState
 from corral.schemas.requests import WorkRequest
+from corral.schemas.work.jobs import JobEvent, JobSpec, JobState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client

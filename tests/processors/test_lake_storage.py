@@ -22,7 +22,6 @@ from corral.processors.storage.lake.snapshot import write_snapshot
 from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.views import VIEWS
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobState
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, WorkRequest
 from corral.schemas.telemetry import (
     AgentReport,
@@ -35,6 +34,7 @@ from corral.schemas.telemetry import (
     ProcessSample,
     Severity,
 )
+from corral.schemas.work.jobs import JobState
 from msgspec.structs import replace
 from support.counter_stories import tell_stories
 from support.history import known_since_version_3, sample_batch

@@ -10,7 +10,6 @@ from corral.processors.storage import Batch
 from corral.processors.storage.lake import lake as lakes
 from corral.processors.storage.protocol import Asked
 from corral.schemas import codec, subjects
-from corral.schemas.durations import DurationDigest, DurationEstimate, bin_of
 from corral.schemas.request_events import Forecast, RequestEvent, RequestEvents, RequestOutcome, asked
 from corral.schemas.requests import (
     Distribution,
@@ -22,6 +21,7 @@ from corral.schemas.requests import (
     Method,
     WorkRequest,
 )
+from corral.schemas.values.durations import DurationDigest, DurationEstimate, bin_of
 from nats.aio.client import Client
 from support.history import Asking
 

@@ -7,13 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from corral.client import job_summary
+from corral.client.jobs import summary as job_summary
 from corral.processors import views
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.protocol import Batch
-from corral.schemas.jobs import JobState
 from corral.schemas.requests import WorkRequest
+from corral.schemas.work.jobs import JobState
 from support.empty_history import new_database
 from support.job_events import JobHistory, lease_of
 from support.known_samples import BASE, GIB, samples

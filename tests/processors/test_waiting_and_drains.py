@@ -13,9 +13,9 @@ from corral.planner.broker.drain_spans import SavedSpans, follow
 from corral.processors.storage import Batch
 from corral.processors.storage.lake import lake as lakes
 from corral.schemas import codec, subjects
-from corral.schemas.drains import DrainSpan
 from corral.schemas.request_events import RequestEvents, WaitingRequest, asked
 from corral.schemas.requests import WorkRequest
+from corral.schemas.work.drains import DrainSpan
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client

@@ -22,10 +22,10 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, NotOwner, ServiceError, SyncClient, Unavailable
 from corral.client.attach import AttachedSession, ask
 from corral.schemas import codec, subjects
-from corral.schemas.attach import AttachEnd, AttachNews, AttachStep
-from corral.schemas.jobs import JobSpec, JobState, JobTask, TaskPart
 from corral.schemas.requests import WorkRequest
-from corral.schemas.runs import Run
+from corral.schemas.work.attach import AttachEnd, AttachNews, AttachStep
+from corral.schemas.work.jobs import JobSpec, JobState, JobTask, TaskPart
+from corral.schemas.work.runs import Run
 from nats.aio.client import Client as Bus
 from support.jobs_planner import JobsPlanner, jobs_planner
 from support.local_cluster import CORRAL, alive, environment, wait_for

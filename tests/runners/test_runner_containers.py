@@ -17,9 +17,9 @@ from corral.runners.execution import VARIABLES_FILE
 from corral.runners.executors import Command, Work
 from corral.runners.executors import inside as inside_of
 from corral.runners.executors.containers import confine
-from corral.schemas.jobs import JobState
 from corral.schemas.requests import Grant
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.containers import IMAGE, import_image, podman_environment, reason_against
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run

@@ -10,8 +10,8 @@ from corral.runners.ended import Ended, EndedRuns
 from corral.runners.journal import Journal, run_key
 from corral.runners.readiness import Readiness, probe, room
 from corral.runners.supervisor import supervise
-from corral.schemas.jobs import JobState
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run
 

@@ -14,8 +14,8 @@ from corral.bus.process_identity import boot_id
 from corral.cli.local.server import EmbeddedServer
 from corral.runners.journal import Journal
 from corral.runners.launcher import Launcher
-from corral.schemas.jobs import JobState
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.local_cluster import alive, wait_for
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run

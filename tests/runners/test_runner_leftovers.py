@@ -6,8 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from corral.schemas.jobs import JobState
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.local_cluster import alive, wait_for
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run

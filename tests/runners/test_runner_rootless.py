@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.schemas.jobs import JobState
 from corral.schemas.requests import Grant
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.containers import IMAGE, import_image, podman_environment, reason_against
 from support.local_cluster import wait_for

@@ -23,8 +23,8 @@ from corral.cli.local.server import EmbeddedServer
 from corral.cli.operate.doctor import confinement
 from corral.client import connect as connected_client
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import JobState
-from corral.schemas.runs import LOG_CHUNK_BYTES, LogChunk, Run, RunReport, RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import LOG_CHUNK_BYTES, LogChunk, Run, RunReport, RunVerb
 from msgspec.structs import replace
 from nats.aio.client import Client
 from support.planner_of_runs import PlannerOfRuns, RunnerProcess, a_run, planner_of_runs

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.schemas.jobs import JobState
 from corral.schemas.requests import Grant
-from corral.schemas.runs import RunVerb
+from corral.schemas.work.jobs import JobState
+from corral.schemas.work.runs import RunVerb
 from msgspec.structs import replace
 from support.containers import podman_environment
 from support.planner_of_runs import PlannerOfRuns, a_run

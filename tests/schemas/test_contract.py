@@ -7,14 +7,15 @@ import pytest
 from corral.bus.connect import WrongSetting, connect
 from corral.bus.layout import REPLICAS_VARIABLE, SCALE_VARIABLE, default_replicas, default_scale, ensure_layout
 from corral.cli.local.server import EmbeddedServer
-from corral.schemas import codec, columns, subjects, units
+from corral.schemas import codec, columns, subjects
 from corral.schemas.inventory import check
-from corral.schemas.jobs import JobSpec, SubmittedSpec, submitted
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.operations import ExplainRequest
 from corral.schemas.requests import WorkRequest
-from corral.schemas.runs import Run, RunOrders, RunVerb
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
+from corral.schemas.values import units
+from corral.schemas.work.jobs import JobSpec, SubmittedSpec, submitted
+from corral.schemas.work.runs import Run, RunOrders, RunVerb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client

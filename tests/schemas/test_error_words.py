@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from corral.client import InvalidRequest
 from corral.client.request import refuse_not_finite, work_request
-from corral.schemas import codec, names
-from corral.schemas.groups import Group, GroupChange
+from corral.schemas import codec
 from corral.schemas.query import QueryRequest
 from corral.schemas.requests import CheckpointAction, LeaseAction, WorkRequest
-from corral.schemas.windows import WindowAction
+from corral.schemas.values import names
+from corral.schemas.work.groups import Group, GroupChange
+from corral.schemas.work.windows import WindowAction
 
 WRONG: list[tuple[type, dict[str, Any], str]] = [
     (WorkRequest, {"owner": "a!b"}, "digits and _ @ . : / + - (with none of . : / + first) - at"),

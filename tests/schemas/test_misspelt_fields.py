@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from corral.client import InvalidRequest
 from corral.client.request import work_request
-from corral.schemas import codec, operations, units
+from corral.schemas import codec, operations
 from corral.schemas.query import CancelRequest, QueryRequest, SnapshotRead
 from corral.schemas.requests import LeaseAction, WorkRequest
+from corral.schemas.values import units
 from hypothesis import given
 from hypothesis import strategies as st
 

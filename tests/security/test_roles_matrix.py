@@ -16,7 +16,7 @@ from corral.bus.access.roles import Role
 from corral.bus.connect import BusUnavailable, connect
 from corral.bus.layout import ensure_layout
 from corral.schemas import codec
-from corral.schemas.runs import RunOrders
+from corral.schemas.work.runs import RunOrders
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support.secured_bus import SecuredBus

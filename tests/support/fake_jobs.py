@@ -16,8 +16,11 @@ from typing import Any
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.planner.leases import lifecycle
-from corral.schemas import codec, globs, operations, subjects
-from corral.schemas.jobs import (
+from corral.schemas import codec, operations, subjects
+from corral.schemas.requests import Error, Grant, Lease, WorkRequest
+from corral.schemas.subjects import PlanSubject
+from corral.schemas.values import globs
+from corral.schemas.work.jobs import (
     FINAL,
     Job,
     JobAction,
@@ -35,9 +38,7 @@ from corral.schemas.jobs import (
     TaskPart,
     array_indexes,
 )
-from corral.schemas.requests import Error, Grant, Lease, WorkRequest
-from corral.schemas.runs import LogChunk, run_id
-from corral.schemas.subjects import PlanSubject
+from corral.schemas.work.runs import LogChunk, run_id
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg

@@ -15,8 +15,8 @@ from typing import Any
 
 from corral.bus.tasks import BackgroundTasks
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import FINAL, JobState, TaskPart
-from corral.schemas.runs import Run, RunnerReport, RunOrders, RunReport, RunVerb
+from corral.schemas.work.jobs import FINAL, JobState, TaskPart
+from corral.schemas.work.runs import Run, RunnerReport, RunOrders, RunReport, RunVerb
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg

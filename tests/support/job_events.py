@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas.jobs import Job, JobEvent, JobEventKind, JobState, JobTask, TaskPart
 from corral.schemas.request_events import asked
 from corral.schemas.requests import WorkRequest
+from corral.schemas.work.jobs import Job, JobEvent, JobEventKind, JobState, JobTask, TaskPart
 from msgspec.structs import replace
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)

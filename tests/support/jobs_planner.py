@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from corral.schemas import codec
-from corral.schemas.jobs import (
+from corral.schemas.requests import Error
+from corral.schemas.subjects import PlanSubject, log_subject
+from corral.schemas.work.jobs import (
     FINAL,
     Job,
     JobAction,
@@ -25,9 +27,7 @@ from corral.schemas.jobs import (
     TaskPart,
     array_indexes,
 )
-from corral.schemas.requests import Error
-from corral.schemas.runs import LogChunk, run_id
-from corral.schemas.subjects import PlanSubject, log_subject
+from corral.schemas.work.runs import LogChunk, run_id
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg

@@ -9,7 +9,7 @@ import random
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 
-from corral.planner.broker.job_records import FoundJobs, encoded
+from corral.planner.broker.jobs.records import FoundJobs, encoded
 from corral.planner.jobs.changes import Changes, Release
 from corral.planner.jobs.job import Job
 from corral.planner.jobs.orders import run_of
@@ -21,7 +21,8 @@ from corral.planner.jobs.records import (
     task_key,
 )
 from corral.planner.jobs.table import JobTable
-from corral.schemas.jobs import (
+from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
+from corral.schemas.work.jobs import (
     FINAL,
     Attempt,
     Condition,
@@ -32,8 +33,7 @@ from corral.schemas.jobs import (
     attempt_of_request,
     submitted,
 )
-from corral.schemas.requests import Grant, Lease, LeaseState, Preemption, WorkRequest
-from corral.schemas.runs import Run, RunReport, RunVerb
+from corral.schemas.work.runs import Run, RunReport, RunVerb
 from msgspec.structs import replace
 
 HOSTS = ("a", "b", "c")

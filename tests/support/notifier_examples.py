@@ -7,10 +7,10 @@ from typing import Any
 
 from corral.notifier.messages import Message
 from corral.notifier.rules import Delivery
-from corral.schemas.jobs import Job, JobEvent, JobEventKind, JobState, JobTask
-from corral.schemas.notifications import NewsKind, NotifyRule, OwnedRule
 from corral.schemas.operations import DeviceStatus
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, Preemption
+from corral.schemas.work.jobs import Job, JobEvent, JobEventKind, JobState, JobTask
+from corral.schemas.work.notifications import NewsKind, NotifyRule, OwnedRule
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 GRANT = Grant(host="node-7", device="GPU-1", model="NVIDIA H100 80GB HBM3", memory_bytes=2**36)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from corral.schemas import codec, subjects
-from corral.schemas.jobs import FINAL, JobSpec, JobState
 from corral.schemas.requests import Grant, WorkRequest
-from corral.schemas.runs import Run, RunnerReport, RunOrders, RunReport, RunVerb
+from corral.schemas.work.jobs import FINAL, JobSpec, JobState
+from corral.schemas.work.runs import Run, RunnerReport, RunOrders, RunReport, RunVerb
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.client.attach import Place, open_session
-from corral.schemas.attach import LOST_SECONDS, TerminalSize
+from corral.schemas.work.attach import LOST_SECONDS, TerminalSize
 from nats.aio.client import Client
 
 

@@ -19,7 +19,7 @@ from ....schemas.models.serving import (
     StageDevice,
 )
 from ....schemas.models.sizes import kv_token_bytes
-from ....schemas.units import short_time
+from ....schemas.values.units import short_time
 from .ceiling import ceiling
 from .chain import Chain, Pace, alone, best_chain, fewest, pace
 from .costs import Costs, Unit

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ....schemas import globs
 from ....schemas.models.serving import DeviceRate
 from ....schemas.telemetry import DeviceInfo
+from ....schemas.values import globs
 
 OPERATIONS_PER_CLOCK: Final[dict[str, int]] = {
     "6.0": 256,

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ....schemas.models.serving import FitVerdict, ServeFit, ServeWork
-from ....schemas.units import format_bytes
+from ....schemas.values.units import format_bytes
 from .chain import alone, fewest
 from .costs import Costs
 from .units import Candidate, mixes, singles

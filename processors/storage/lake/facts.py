@@ -12,10 +12,10 @@ from typing import Final
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from ....schemas.jobs import JobEvent
 from ....schemas.request_events import RequestEvents
 from ....schemas.requests import LeaseEvent
 from ....schemas.telemetry import Inventory
+from ....schemas.work.jobs import JobEvent
 from .. import drains, facts, jobs, schema
 from ..protocol import HostClock
 from ..statements import registered

@@ -6,8 +6,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas import codec, columns, groups, moves, operations, query, requests, telemetry, windows
+from corral.schemas import codec, columns, operations, query, requests, telemetry
 from corral.schemas.metrics import METRICS
+from corral.schemas.work import groups, moves, windows
 
 GIB = 2**30
 HOST = "h1"

@@ -27,8 +27,8 @@ from corral.bus.credentials import Identity
 from corral.cli import config
 from corral.cli.exits import CommandError
 from corral.cli.loading import load
-from corral.cli.operate import group_file
-from corral.cli.work.directives import read_directives
+from corral.cli.operate.groups import file as group_file
+from corral.cli.work.jobs.directives import read_directives
 from corral.client.errors import CorralError
 from corral.client.model_files import read_model
 from corral.client.model_files.numbers import InvalidModelFile
@@ -48,7 +48,7 @@ from corral.notifier.quiet import parse_quiet, quiet_until
 from corral.notifier.rule_text import parse_rules
 from corral.notifier.rules import WrongRule
 from corral.planner.api.request_context import RequestContext
-from corral.planner.broker.groups import beyond, changed
+from corral.planner.broker.quotas.groups import beyond, changed
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply
 from corral.planner.leases.lifecycle import Refused
@@ -63,13 +63,15 @@ from corral.processors.query.guard.errors import QueryError
 from corral.processors.query.guard.guard import SqlGuard
 from corral.processors.storage import Database
 from corral.processors.storage.protocol import Series
-from corral.schemas import codec, columns, globs, groups, operations, requests, subjects, telemetry
+from corral.schemas import codec, columns, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
-from corral.schemas.jobs import JobFilter
 from corral.schemas.models.sizes import sizes
 from corral.schemas.query import QueryEnd, ResultFormat
-from corral.schemas.units import parse_bytes, parse_seconds
+from corral.schemas.values import globs
+from corral.schemas.values.units import parse_bytes, parse_seconds
+from corral.schemas.work import groups
+from corral.schemas.work.jobs import JobFilter
 from support.fuzz import seeds
 
 

@@ -1,0 +1,1 @@
+"""`corral group`: groups with their quotas, and the files that declare them."""

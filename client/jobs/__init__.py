@@ -1,0 +1,1 @@
+"""Jobs: specification, calls, output and results."""

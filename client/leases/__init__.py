@@ -1,0 +1,1 @@
+"""Leases that a process holds: renewal, confirmation, children."""

@@ -1,0 +1,1 @@
+"""Jobs: commands, records, events, and the runners that start them."""

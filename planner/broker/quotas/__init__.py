@@ -1,0 +1,1 @@
+"""Groups: accounts, reclaim of what is borrowed, elastic leases, and idle ones."""

@@ -1,0 +1,1 @@
+"""Requests that wait: the queue, its durable form, forecasts, and the clients that are heard."""

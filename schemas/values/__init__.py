@@ -1,0 +1,1 @@
+"""Values as people write them: durations, units, globs, names, and words for errors."""

@@ -1,0 +1,1 @@
+"""Messages of jobs, groups, windows and moves."""
