@@ -34,11 +34,19 @@ async def active(nc: Client, owner: str) -> dict[str, dict[str, Any]]:
 
 async def noticed(nc: Client, owner: str, count: int) -> list[dict[str, Any]]:
     """The leases of an owner that have a notice, once there are so many."""
-    while True:
-        found = [lease for lease in (await active(nc, owner)).values() if lease["preemption"]]
-        if len(found) == count:
-            return found
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while True:
+            found = [lease for lease in (await active(nc, owner)).values() if lease["preemption"]]
+            if len(found) == count:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def leave(nc: Client, *leases: dict[str, Any]) -> None:
+    """End leases that have a notice, as their holder may once the work is saved."""
+    for lease in leases:
+        answer = {"owner": lease["owner"], "lease_id": lease["lease_id"], "saved": True}
+        await ask(nc, "checkpoint", answer)
 
 
 async def test_borrowers_give_back_and_nobody_else(nc: Client, planner: PlannerProcess) -> None:
@@ -177,15 +185,17 @@ async def test_a_free_device_that_another_takes_meanwhile_is_not_waited_for(
     await until_ready(nc, 4)
     ops = {"name": "ops", "guarantee": {"gpus": {"*": 1}}, "members": ["eve"]}
     await ask(nc, "set_groups", {"set": [{**VISION, "guarantee": {"gpus": {"*": 2}}}, ops]})
-    borrowed = {"owner": "bob", "preemptible": True, "grace_seconds": 1, "ttl_seconds": 600}
+    borrowed = {"owner": "bob", "preemptible": True, "grace_seconds": 60, "ttl_seconds": 600}
     for host in ("node0", "node1", "node1"):
         assert (await ask(nc, "request", {**borrowed, "hosts": [host]}))["type"] == "assignment"
     want = {"owner": "ann", "gpus": 2, "wait_seconds": 600, "request_id": "two", "ttl_seconds": 600}
     asked = asyncio.create_task(ask(nc, "request", want, timeout=60))
-    await noticed(nc, "bob", 1)
+    victims = await noticed(nc, "bob", 1)
     # Of groups that have used equally little the first by name is next.
     taken = await ask(nc, "request", {"owner": "eve", "wait_seconds": 600, "ttl_seconds": 600})
     assert taken["lease"]["grants"][0]["host"] == "node0"
+    await leave(nc, *victims)
+    await leave(nc, *await noticed(nc, "bob", 2))
     first, *others = await evicted(nc, "bob", 3)
     assert first["grants"][0]["host"] == "node0"
     for lease in others:
