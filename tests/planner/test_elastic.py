@@ -291,10 +291,10 @@ async def test_a_lease_grows_into_what_is_booked_for_its_owner_now_or_once_it_ha
     await others.start()
     async with running(server.url):
         await until_ready(nc, 12)
-        body = {"owner": "bob", "gpus": 2, "hosts": ["old0"], "max_seconds": 30, "ttl_seconds": 600}
+        body = {"owner": "bob", "gpus": 2, "hosts": ["old0"], "max_seconds": 300, "ttl_seconds": 600}
         before = (await ask(nc, "request", body))["lease"]
         later = (await ask(nc, "request", {**body, "gpus": {"min": 1, "max": 4}}))["lease"]
-        await booked(nc, "ann", 31.1, 600, gpus=4, hosts=["old0"])  # closes just after both have ended
+        await booked(nc, "ann", 301.1, 600, gpus=4, hosts=["old0"])  # closes just after both have ended
         await booked(nc, "ann", 0.5, 600, gpus=8, hosts=["node0"])
         body = {"owner": "ann", "hosts": ["node0"], "ttl_seconds": 600, "wait_seconds": 60}
         first = (await ask(nc, "request", body, 60))["lease"]

@@ -195,12 +195,14 @@ class RunnerProcess:
         """End whatever supervisors a failed test has left."""
         for claim in self.folder.glob("runner/*/runs/*/status"):
             pid = codec.decode(claim.read_bytes().splitlines()[0], dict, codec.JSON)["pid"]
-            words = Path(f"/proc/{pid}/cmdline")
-            if words.exists() and (b"zygote.py" in words.read_bytes() or b"supervisor.py" in words.read_bytes()):
-                for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(child), signal.SIGKILL)
-                os.kill(pid, signal.SIGKILL)
+            # It may end at any moment, also between two of these calls.
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"zygote.py" in words or b"supervisor.py" in words:
+                    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(child), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager
