@@ -37,15 +37,15 @@ def occurrences(window: Window) -> list[Booking]:
     Raises:
         InvalidWindow: times contradict each other, there are too many, or the zone is unknown.
     """
-    lasts = (window.ends_at - window.starts_at).total_seconds()
-    if lasts <= 0:
+    lasts = window.ends_at - window.starts_at
+    if lasts <= timedelta():
         raise InvalidWindow("A window ends after it has begun", "ends_at")
     if window.repeat is Repeat.NONE:
         return [_booking(window, window.starts_at, lasts)]
     if window.repeat_until is None:
         raise InvalidWindow("Say until when the window repeats", "repeat_until")
     step = timedelta(days=_STEP_DAYS[window.repeat])
-    if lasts > step.total_seconds():
+    if lasts > step:
         raise InvalidWindow(f"A window that repeats {window.repeat.value} can't last longer than that", "ends_at")
     try:
         local = window.starts_at.astimezone(_zone(window.zone))
@@ -64,9 +64,11 @@ def occurrences(window: Window) -> list[Booking]:
     return found
 
 
-def _booking(window: Window, start: datetime, lasts: float) -> Booking:
-    at = start.timestamp()
-    return Booking(at - window.lead_seconds, at, at + lasts, window.window_id or "")
+def _booking(window: Window, start: datetime, lasts: timedelta) -> Booking:
+    # Whole microseconds, as times of leases are: one that ends with its window would else end after it, by rounding.
+    closes_at = start - timedelta(seconds=window.lead_seconds)
+    ends_at = start + lasts
+    return Booking(closes_at.timestamp(), start.timestamp(), ends_at.timestamp(), window.window_id or "")
 
 
 def party_of(window: Window) -> Party:

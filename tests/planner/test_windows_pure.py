@@ -36,6 +36,18 @@ def window(starts: float, lasts: float, window_id: str = "w", **fields: object) 
     return Window(starts_at=at(starts), ends_at=at(starts + lasts), window_id=window_id, **fields)  # pyright: ignore[reportArgumentType]
 
 
+@examples(st.integers(0, 10**6), st.integers(1, 10**10), st.floats(0, 3600))
+def test_times_of_a_booking_are_those_of_leases_that_end_with_it(starts: int, lasts: int, lead: float) -> None:
+    begin = at(0) + timedelta(microseconds=starts)
+    wanted = Window(
+        starts_at=begin, ends_at=begin + timedelta(microseconds=lasts), window_id="w", gpus=1, lead_seconds=lead
+    )
+    [booking] = occurrences(wanted)
+    for time in booking[:3]:
+        assert datetime.fromtimestamp(time, UTC).timestamp() == time
+    assert datetime.fromtimestamp(booking.ends_at, UTC) == wanted.ends_at
+
+
 class Held:
     def __init__(self, owner: str, uuids: set[str], begin: float, limit: float) -> None:
         self.owner, self.uuids, self.begin, self.limit = owner, uuids, begin, limit
