@@ -9,11 +9,13 @@ import time
 from random import Random
 from typing import Final, NamedTuple
 
+from .change import Mix, proposed
 from .cluster import Interval
 from .flow import flow
 from .shortage import Shortage
 
 _CLOCK_STEPS: Final = 128
+_MIX: Final = Mix(shift=0.35, resize=0.65, anywhere=0.8)
 """Steps between looks at the clock."""
 _CHECK_ROUNDS: Final = 20
 """Rounds from one computation of the exact flow to the next at least, where links limit it."""
@@ -67,6 +69,7 @@ def anneal(
     """
     network = state.network
     total = network.layers
+    most = [len(rates) for rates in network.rates]
     best = Found(tuple(Interval(*interval) for interval in state.placement), 0.0)
     begin = budget.used()
     temperature = hot * state.target
@@ -80,8 +83,8 @@ def anneal(
             temperature = state.target * hot * (cold / hot) ** share
         rounds += 1
         budget.done += 1
-        node, first, layers = _proposed(state, random)
-        if layers < 1 or layers > len(network.rates[node]) or first < 0 or first + layers > total:
+        node, first, layers = proposed(state.placement, most, state.coverage, _MIX, random)
+        if layers < 1 or layers > most[node] or first < 0 or first + layers > total:
             continue
         if (first, layers) == state.placement[node] or not state.change(node, first, layers, temperature, random):
             continue
@@ -102,29 +105,3 @@ def anneal(
             return best
         if least > state.target:
             state.aim(min(ceiling, least * 1.01))
-
-
-def _proposed(state: Shortage, random: Random) -> tuple[int, int, int]:
-    """Choose a node and other layers for it, which may lie outside the model or not fit."""
-    network, chance = state.network, random.random
-    node = int(chance() * len(network.rates))
-    first, layers = state.placement[node]
-    most = len(network.rates[node])
-    kind = chance()
-    if layers and kind < 0.35:
-        first += (1 if chance() < 0.5 else -1) * (1 if chance() < 0.6 else 2)
-    elif layers and kind < 0.65:
-        if chance() < 0.5:
-            layers += 1
-            first -= chance() < 0.5
-        else:
-            layers -= 1
-            first += chance() < 0.5
-    elif kind < 0.8:
-        layers = 1 + int(chance() * most)
-        first = int(chance() * (network.layers - layers + 1))
-    else:
-        worst = state.coverage.index(min(state.coverage))
-        layers = max(1, min(most, layers + int(chance() * 3) - 1))
-        first = worst - int(chance() * layers)
-    return node, first, layers

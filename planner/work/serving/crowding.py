@@ -19,6 +19,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from .anneal import Budget
+from .change import Mix, proposed
 from .cluster import Cluster, Interval
 from .flow import Network
 
@@ -28,6 +29,7 @@ _COLD: Final = 0.002
 _WEIGHT: Final = 0.7
 """Shortage, as a share of the flow, that counts as much as the crowding of a chain over nodes of each kind."""
 _CLOCK_STEPS: Final = 64
+_MIX: Final = Mix(shift=0.4, resize=0.75, anywhere=0.87)
 _RIPPLES: Final = 0.4
 """Share of the steps that move a layer from one node to another, with all intervals between."""
 _SWAPS: Final = 0.1
@@ -151,6 +153,7 @@ def least_crowded(
     if seconds is None:
         return None
     rates = limited_rates(cluster, network, wanted)
+    most = [len(each) for each in rates]
     state = _State(network.layers, rates, seconds, wanted.flow)
     state.try_all([(first, min(layers, len(rates[node]))) for node, (first, layers) in enumerate(start)], 1.0, random)
     best: tuple[Interval, ...] | None = None
@@ -172,39 +175,13 @@ def least_crowded(
             if changed is not None:
                 state.try_all(changed, temperature, random)
         else:
-            node, held = _change(state, random)
-            if held[1] and held != state.placement[node]:
-                state.try_one(node, held, temperature, random)
+            node, first, layers = proposed(state.placement, most, state.coverage, _MIX, random)
+            fits = 1 <= layers <= most[node] and first >= 0 and first + layers <= state.layers
+            if fits and (first, layers) != state.placement[node]:
+                state.try_one(node, (first, layers), temperature, random)
         if state.crowding < least and state.lacking <= enough:
             least = state.crowding
             best = tuple(Interval(*held) for held in state.placement)
-
-
-def _change(state: _State, random: Random) -> tuple[int, _Layers]:
-    """Choose a node and other layers for it; none if they would lie outside the model or not fit."""
-    chance = random.random
-    node = int(chance() * len(state.rates))
-    first, layers = state.placement[node]
-    most = len(state.rates[node])
-    kind = chance()
-    if kind < 0.4:
-        first += (1 if chance() < 0.5 else -1) * (1 if chance() < 0.6 else 2)
-    elif kind < 0.75:
-        if chance() < 0.5:
-            layers += 1
-            first -= chance() < 0.5
-        else:
-            layers -= 1
-            first += chance() < 0.5
-    elif kind < 0.87:
-        layers = 1 + int(chance() * most)
-        first = int(chance() * (state.layers - layers + 1))
-    else:
-        worst = state.coverage.index(min(state.coverage))
-        layers = max(1, min(most, layers + int(chance() * 3) - 1))
-        first = worst - int(chance() * layers)
-    fits = 1 <= layers <= most and first >= 0 and first + layers <= state.layers
-    return node, (first, layers) if fits else (0, 0)
 
 
 def _swap(state: _State, random: Random) -> list[_Layers] | None:
