@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Mix(NamedTuple):
-    """How often each kind of change is tried, as sums from 0 to 1; the rest moves a node to the layers with the least.
+    """Shares of the kinds of change, as sums from 0 to 1; the rest moves a node to the layers with the least coverage.
 
     Attributes:
         shift: up to here a node's interval is shifted by one or two layers.
