@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corral.bus.access.roles import ACCOUNTS, MATRIX, Access, Role, Verb
+from corral.bus.access.matrix import MATRIX
+from corral.bus.access.roles import ACCOUNTS, Access, Role, Verb
 
 BEGIN = "<!-- roles: made by docs/generate.py -->"
 END = "<!-- end of roles -->"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..bus.access.folder import Authority, AuthorityError
 from ..bus.access.reload import reload
-from ..bus.access.roles import User
+from ..bus.access.users import User
 from .messages import Logout, logout_text
 from .rules import LoginRefused, Person, Rules
 

@@ -33,7 +33,8 @@ from ...schemas.work.groups import GroupName
 from ..credentials import ANY_OWNER, read
 from . import certificates, server_config
 from .certificates import Certified
-from .roles import ASKING, ON_HOSTS, Role, User
+from .roles import ASKING, ON_HOSTS, Role
+from .users import User
 
 CONFIG_NAME: Final = "nats-auth.conf"
 SERVER_NAME: Final = "nats-server.conf"

@@ -10,7 +10,9 @@ from typing import Final
 from msgspec import Struct
 
 from ...schemas import subjects
-from .roles import ACCOUNTS, MATRIX, Access, Account, User, Verb, allowed, anyone
+from .matrix import MATRIX
+from .roles import ACCOUNTS, Access, Account, Verb
+from .users import User, allowed, anyone
 
 _EDGES: Final = (Account.HOSTS, Account.PEOPLE)
 _ANSWERS: Final = 'allow_responses: { max: 1, expires: "10s" }'

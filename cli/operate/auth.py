@@ -15,8 +15,9 @@ from msgspec import Struct
 
 from ...bus.access.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError, UnknownUser
 from ...bus.access.reload import reload
-from ...bus.access.roles import ASKING, Role, User, Verb, allowed
+from ...bus.access.roles import ASKING, Role, Verb
 from ...bus.access.tokens import TokenError, token_of
+from ...bus.access.users import User, allowed
 from ...bus.credentials import CREDENTIALS_VARIABLE, CredentialsError, identify
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, print_json, say

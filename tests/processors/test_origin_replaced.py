@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.bus.access import roles
+from corral.bus.access import users
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
@@ -349,10 +349,10 @@ async def test_rights_of_an_older_configuration_are_reported(tmp_path: Path, mon
     """It goes on as before; with those of this version it needs nobody's help."""
     new = {"$JS.API.STREAM.UPDATE.CORRAL_PARTITIONS", "$JS.API.STREAM.MSG.GET.CORRAL_TELEMETRY"}
     new.add("$JS.API.STREAM.MSG.GET.CORRAL_PARTITIONS")
-    rows = roles.MATRIX
+    rows = users.MATRIX
     assert new < {subject for row in rows if Role.PROCESSOR in row.roles for subject in row.subjects}
     old = tuple(replace(row, subjects=tuple(each for each in row.subjects if each not in new)) for row in rows)
-    monkeypatch.setattr(roles, "MATRIX", old)
+    monkeypatch.setattr(users, "MATRIX", old)
     secured = SecuredBus(tmp_path)
     secured.add(Role.PROCESSOR, "history")
     secured.add(Role.ADMIN, "root")
@@ -382,7 +382,7 @@ async def test_rights_of_an_older_configuration_are_reported(tmp_path: Path, mon
         lag = processor.metrics.health_status().values["lag_messages"]
         assert isinstance(lag, dict)
         assert lag[subjects.TELEMETRY_STREAM] == 5
-        monkeypatch.setattr(roles, "MATRIX", rows)
+        monkeypatch.setattr(users, "MATRIX", rows)
         secured.authority.write_config()
         secured.server.process.send_signal(1)  # type: ignore[union-attr]
         await wait_for(lambda: rows_there() == (15,))

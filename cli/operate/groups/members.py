@@ -10,7 +10,7 @@ import typer
 from msgspec.structs import replace
 
 from ....bus.access.folder import Authority, AuthorityError
-from ....bus.access.roles import User
+from ....bus.access.users import User
 from ....schemas.work.groups import GroupTree
 from ...exits import USAGE, CommandError
 from ..auth import FOLDER_VARIABLE, default_folder
