@@ -34,9 +34,9 @@ from ..placement.feasible import model_allowed
 from .backfill import Stay, stay_of
 from .durations import Estimate
 from .ends import Running
+from .free_devices import LEAST_FREE, NO_LIMITS, FreeDevices, in_order
 from .line import Entry, Line, Order
 from .order import LEAST_SECONDS, TIMELESS, Asked, Rule
-from .room import LEAST_FREE, NO_LIMITS, Room, in_order
 
 DRAWS: Final = 15
 """Number of virtual runs."""
@@ -355,7 +355,7 @@ def _run(
     starts: dict[int, list[float]],
 ) -> Generator[None]:
     """One virtual run; adds the start of each request, infinite if it never can."""
-    room = Room({host: count for host, count in enumerate(state.free) if count > LEAST_FREE})
+    room = FreeDevices({host: count for host, count in enumerate(state.free) if count > LEAST_FREE})
     openings: list[tuple[float, dict[int, float]]] = [(at, {}) for at in state.openings]
     heap = [(at, number, devices) for number, (at, devices) in enumerate([*ends, *openings])]
     heapify(heap)
@@ -411,7 +411,7 @@ def _run(
 
 
 def _next_of(
-    row: Sequence[_Waiting], room: Room, kept: _Kept, now: float, first: bool
+    row: Sequence[_Waiting], room: FreeDevices, kept: _Kept, now: float, first: bool
 ) -> tuple[int, dict[int, float] | None, bool]:
     """Next start of a row, if any: its place, its devices by host, and whether it may use what is reserved.
 
@@ -437,7 +437,7 @@ def _ends_with(kind: _Kind, taken: dict[int, float], now: float) -> float:
     return min((end for host, begin, end in kind.inside if begin <= now < end and host in taken), default=math.inf)
 
 
-def _fit(kind: _Kind, room: Room, now: float, most: Mapping[int, float] = NO_LIMITS) -> dict[int, float] | None:
+def _fit(kind: _Kind, room: FreeDevices, now: float, most: Mapping[int, float] = NO_LIMITS) -> dict[int, float] | None:
     """Devices by host for a request, best fit; None if it does not fit.
 
     Args:
@@ -453,7 +453,7 @@ def _fit(kind: _Kind, room: Room, now: float, most: Mapping[int, float] = NO_LIM
         for host, begin, end, devices in kind.shut:
             if begin <= now < end and host in free:
                 free[host] = max(0.0, free[host] - devices)
-        return _fit_within(kind, free) if kind.domains else _fit(kind._replace(shut=()), Room(free), now)
+        return _fit_within(kind, free) if kind.domains else _fit(kind._replace(shut=()), FreeDevices(free), now)
     if kind.several == 1:
         best = room.tightest(kind.devices, kind.hosts, most)
         return None if best is None else {best: kind.devices}
@@ -469,7 +469,7 @@ def _fit_within(kind: _Kind, free: Mapping[int, float]) -> dict[int, float] | No
     least = (0, 0.0)
     for domain in kind.domains:
         inside = {host: free[host] for host in domain if host in free}
-        found = _fit(kind._replace(hosts=domain, shut=(), domains=()), Room(inside), 0.0)
+        found = _fit(kind._replace(hosts=domain, shut=(), domains=()), FreeDevices(inside), 0.0)
         if found is not None and (best is None or (len(found), sum(inside.values())) < least):
             best, least = found, (len(found), sum(inside.values()))
     return best
@@ -487,9 +487,9 @@ class _Kept(NamedTuple):
     beyond: dict[int, float]
 
 
-def _reserve(kind: _Kind, room: Room, heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
+def _reserve(kind: _Kind, room: FreeDevices, heap: Sequence[tuple[float, int, dict[int, float]]]) -> _Kept:
     """Reserve where a request fits first if only what runs now ends."""
-    later = Room(room.free)
+    later = FreeDevices(room.free)
     found = _Kept(math.inf, {})
     for at, _, devices in in_order(heap):
         for host, count in devices.items():

@@ -38,8 +38,8 @@ from ..placement.select import select
 from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for, stay_of
 from .durations import Estimate
 from .ends import Ends
+from .inadmissible import ActiveRequests
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
-from .sleepers import Sleepers
 from .turns import ByGroup, InOrder, Turns
 from .use import Use
 
@@ -282,7 +282,7 @@ class Line:
         self._policies = policies
         self._entries: list[Entry] = []
         self._groups: dict[GroupKey, Group] = {}
-        self._sleepers = Sleepers[Group](fleet, self._tenants)
+        self._active = ActiveRequests[Group](fleet, self._tenants)
         """Where there are groups of owners: the requests that the next walk is to try, and those that it need not."""
         self._horizons = Horizons(fleet, self.ends)
         self._ahead = Ahead(self)
@@ -394,7 +394,7 @@ class Line:
 
     def regroup(self) -> None:
         """Sort all requests by the groups of their owners anew, since the groups have changed."""
-        self._groups, self._sleepers = {}, Sleepers[Group](self.fleet, self._tenants)
+        self._groups, self._active = {}, ActiveRequests[Group](self.fleet, self._tenants)
         self._walk, self._ahead, self.owed = None, Ahead(self), []
         for entry in self._entries:
             self._join(entry)
@@ -409,7 +409,7 @@ class Line:
         if group is None:
             group = self._groups[key] = Group(key, self.fleet)
             if node is not None:
-                self._sleepers.add(group, node)
+                self._active.add(group, node)
         entry.group = group
         insort(group.entries, entry, key=_order)
         insort(group.brief, (entry.seconds, entry.number, entry))
@@ -424,7 +424,7 @@ class Line:
         if not group.entries:
             del self._groups[group.key]
             if group.node is not None:
-                self._sleepers.forget(group, group.node)
+                self._active.forget(group, group.node)
 
     def renew(self, now: float) -> None:
         """Compute the keys of all requests anew. `next` does when they are old; a caller may sooner, while it idles."""
@@ -583,9 +583,9 @@ class Line:
     def awake(self) -> Mapping[Node, Mapping[Group, None]]:
         """The groups of requests that may start, or be owed something, by the group of their owners.
 
-        The others sleep until something changes that could let them start, or be owed something (`sleepers.py`).
+        The others are inadmissible until something changes that could let them start, or be owed something.
         """
-        return self._sleepers.awake(self._exhausted)
+        return self._active.active(self._exhausted)
 
     def why_refused(self, group: Group) -> str:
         """Reason for which quotas let none of a group start, as of now; empty if they do."""
@@ -611,7 +611,7 @@ class Line:
             owner, ask = group.entries[0].request.owner, group.key[0]
             kept = group.admission = stamp, tenants.admission(self.fleet, owner, ask, group.preemptible)
         if group.preemptible and kept[1].exhausted:
-            self._sleepers.tire(group)
+            self._active.refuse(group)
         return kept[1]
 
     def _note_opened(self) -> None:

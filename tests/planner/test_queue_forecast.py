@@ -15,9 +15,9 @@ from corral.planner.placement.decide import Policies
 from corral.planner.placement.policies import DEFAULT, make
 from corral.planner.queue.durations import KNOTS, Durations, Estimate, Guesses, Kind, given, survival_quantiles, unknown
 from corral.planner.queue.forecast import Calibration, Forecast, forecast, forecasts
+from corral.planner.queue.free_devices import FreeDevices
 from corral.planner.queue.line import Line
 from corral.planner.queue.order import fifo
-from corral.planner.queue.room import Room
 from corral.planner.simulation.jobs import Job
 from corral.planner.simulation.simulate import fleet_of as fleet_of_nodes
 from corral.planner.simulation.timed import replay
@@ -183,7 +183,7 @@ async def test_nobody_knows_when_a_device_that_strangers_use_comes_free() -> Non
 def test_hosts_with_room_are_those_of_a_look_at_all_of_them(
     data: st.DataObject, counts_at_first: list[float], allowed: set[int]
 ) -> None:
-    room, free = Room({}), dict[int, float]()
+    room, free = FreeDevices({}), dict[int, float]()
     changes = [*enumerate(counts_at_first), *data.draw(st.lists(st.tuples(st.integers(0, 7), counts), max_size=12))]
     for host, count in changes:
         room.add(host, count - free.get(host, 0.0))

@@ -31,7 +31,7 @@ def in_order(heap: Sequence[T]) -> Iterator[T]:
             heappush(front, (heap[below], below))
 
 
-class Room:
+class FreeDevices:
     """Free devices by host, where hosts are sorted by how many they have; of equal ones the first that came goes first.
 
     Args:
