@@ -46,12 +46,12 @@ from .broker.jobs.commands import JobCommands
 from .broker.jobs.records import FoundJobs, JobRecords
 from .broker.quotas.accounts import SavedUsage
 from .broker.quotas.groups import StoredGroups, decode_groups
-from .broker.quotas.probe import Probe
 from .broker.request_log import RequestLog
 from .broker.waiting.estimates import Estimator
 from .broker.waiting.fork_pool import ForkLimits, ForkPool
 from .broker.waiting.places import PLACE_PREFIX
 from .broker.waiting.presence import SILENCE_SECONDS
+from .broker.waiting.probe import Probe
 from .broker.waiting.stored_queue import BODY_PREFIX, QUEUE_PREFIX, decode_stored
 from .durable.bucket import correct_streams
 from .durable.election import LeaderElection

@@ -13,9 +13,9 @@ import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect, waiting
-from corral.planner.broker.quotas.probe import Probe, probe_subject
 from corral.planner.broker.waiting.places import Places
 from corral.planner.broker.waiting.presence import Presence
+from corral.planner.broker.waiting.probe import Probe, probe_subject
 from corral.planner.broker.waiting.queue import QueuedRequest, WaitingQueue
 from corral.planner.durable.store import Store
 from corral.planner.fleet.fleet import Fleet

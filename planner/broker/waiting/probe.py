@@ -24,7 +24,7 @@ from nats.errors import Error as NatsError
 
 from ....bus.permissions import ACROSS
 
-log = logging.getLogger("corral.planner.broker.quotas.probe")
+log = logging.getLogger("corral.planner.broker.waiting.probe")
 
 _TOKEN: Final = "corral-are-you-there"
 _ANSWER_SECONDS: Final = 1.0
