@@ -31,7 +31,7 @@ WITH mine AS (
         AND m.time >= c.since - INTERVAL 1 HOUR
     LEFT JOIN mine o ON o.device = m.device AND o.time = m.time AND o.host = m.host_now
     WHERE m.host <> m.host_now AND coalesce(m.known_seconds, 60) + coalesce(o.known_seconds, 0)
-        <= 1.02 * greatest(least(epoch(now() - m.time), 3600), 60)
+        <= 1.02 * greatest(least((epoch_us(now()) - epoch_us(m.time)) / 1e6, 3600), 60)
 ), counters AS (
     SELECT host_now AS host, device,
         sum(ecc_uncorrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS ecc_uncorrected_7d,

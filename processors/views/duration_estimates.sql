@@ -13,11 +13,12 @@
 -- error_seconds: actual less expected.
 -- ratio: actual over expected.
 -- inside: true if the actual duration is within the interval.
-SELECT r.request_id, r.lease_id, l.owner, l.name, r.estimate_basis AS basis,
-    coalesce(r.expected_seconds, r.estimated_seconds) AS expected_seconds, r.estimated_low_seconds AS low_seconds,
-    r.estimated_high_seconds AS high_seconds, epoch(l.ended_at - l.granted_at) AS actual_seconds,
-    epoch(l.ended_at - l.granted_at) - coalesce(r.expected_seconds, r.estimated_seconds) AS error_seconds,
-    epoch(l.ended_at - l.granted_at) / nullif(coalesce(r.expected_seconds, r.estimated_seconds), 0) AS ratio,
-    epoch(l.ended_at - l.granted_at) BETWEEN r.estimated_low_seconds AND r.estimated_high_seconds AS inside
-FROM requests r JOIN leases l USING (lease_id)
-WHERE l.state = 'released' AND coalesce(r.expected_seconds, r.estimated_seconds) IS NOT NULL
+WITH ended AS (
+    SELECT r.request_id, r.lease_id, l.owner, l.name, r.estimate_basis AS basis,
+        coalesce(r.expected_seconds, r.estimated_seconds) AS expected_seconds, r.estimated_low_seconds AS low_seconds,
+        r.estimated_high_seconds AS high_seconds, (epoch_us(l.ended_at) - epoch_us(l.granted_at)) / 1e6 AS actual_seconds
+    FROM requests r JOIN leases l USING (lease_id) WHERE l.state = 'released'
+)
+SELECT *, actual_seconds - expected_seconds AS error_seconds, actual_seconds / nullif(expected_seconds, 0) AS ratio,
+    actual_seconds BETWEEN low_seconds AND high_seconds AS inside
+FROM ended WHERE expected_seconds IS NOT NULL

@@ -26,7 +26,7 @@ WITH spans AS (
         AND f.fact = 'label ' || split_part(s.named, '=', 1) AND f.value = substr(s.named, strpos(s.named, '=') + 1)
         AND (f.valid_to IS NULL OR f.valid_to > s.since) AND (s.until IS NULL OR f.valid_from < s.until)
 )
-SELECT host, device, since, until, greatest(epoch(least(until, now()) - since), 0) / 3600 AS hours,
+SELECT host, device, since, until, greatest(epoch_us(least(until, now())) - epoch_us(since), 0) / 3.6e9 AS hours,
     until IS NULL OR until > now() AS active, reason, nullif(operator, '') AS operator, nullif(ended_by, '') AS ended_by,
     target, nullif(window_id, '') AS window_id
 FROM found

@@ -65,10 +65,12 @@ WITH idle AS (
         coalesce(t.ended_at, l.ended_at, least(l.expires_at, now())) AS over
     FROM job_tasks t JOIN jobs j USING (job_id, submitted_at) LEFT JOIN leases l USING (lease_id)
 ), timed AS (
-    SELECT *, epoch(over - started_at) AS seconds FROM attempts
+    SELECT *, (epoch_us(over) - epoch_us(started_at)) / 1e6 AS seconds,
+        (epoch_us(coalesce(started_at, over)) - epoch_us(pending_since)) / 1e6 AS pending_seconds
+    FROM attempts
 )
 SELECT t.job_id, t.submitted_at, t.task, t.index, t.attempt, t.owner, t.name, t.shown AS state, t.exit_code, t.signal,
-    t.lease_id, t.hosts, epoch(coalesce(t.started_at, t.over) - t.pending_since) AS pending_seconds, t.started_at,
+    t.lease_id, t.hosts, t.pending_seconds, t.started_at,
     t.seconds, t.gpus, u.gpu_hours, u.energy_kwh, u.utilization AS gpu_utilization_percent_mean,
     u.idle_minutes, u.idle_gpu_hours, u.longest AS longest_idle_minutes, u.since AS idle_since,
     coalesce(t.gpu_memory_bytes, 0) AS gpu_memory_asked_bytes, u.memory AS gpu_memory_used_bytes_peak,

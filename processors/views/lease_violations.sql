@@ -58,7 +58,7 @@ WITH behind AS (
 SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, CASE WHEN h.lease_id IS NULL THEN '' ELSE s.data->>'owner' END AS owner, l.name,
     try_cast(s.data->>'pid' AS BIGINT) AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
     s.data->>'container' AS container, s.since, s.until,
-    epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
+    (epoch_us(coalesce(s.until, now())) - epoch_us(s.since)) / 3.6e9 AS hours,
     try_cast(s.last->>'memory_used_bytes' AS BIGINT) AS memory_used_bytes_peak,
     try_cast(s.data->>'memory_granted_bytes' AS BIGINT) AS memory_granted_bytes, s.message
 FROM spans s LEFT JOIN held h ON h.lease_id = s.lease AND h.host = s.host LEFT JOIN leases l ON l.lease_id = h.lease_id

@@ -41,7 +41,8 @@ SELECT n.lease_id, n.owner, l.group_name, n.name, coalesce(h.gpus, 0) AS gpus, n
         WHEN l.state = 'evicted' AND l.saved_at >= n.notified_at AND l.saved_at >= l.ended_at THEN 'saved'
         ELSE l.state END AS outcome,
     n.extended, n.reason, n.claimant, n.claimant_owner, n.claimant_group,
-    CASE WHEN n.over THEN epoch(l.ended_at - n.notified_at) END AS notice_seconds,
-    CASE WHEN n.over THEN coalesce(h.gpus, 0) * greatest(0, epoch(l.ended_at - coalesce(l.saved_at, l.granted_at))) END
-        AS lost_gpu_seconds
+    CASE WHEN n.over THEN (epoch_us(l.ended_at) - epoch_us(n.notified_at)) / 1e6 END AS notice_seconds,
+    CASE WHEN n.over
+        THEN coalesce(h.gpus, 0) * greatest(0, epoch_us(l.ended_at) - epoch_us(coalesce(l.saved_at, l.granted_at))) / 1e6
+        END AS lost_gpu_seconds
 FROM notices n JOIN leases l USING (lease_id) LEFT JOIN held h USING (lease_id) LEFT JOIN without w USING (lease_id)

@@ -15,7 +15,9 @@
 -- inside: true if it started within the interval that should hold 80 % of starts.
 SELECT request_id, owner, name, asked_at, forecast_at, forecast_start AS expected_start,
     forecast_earliest AS earliest_start, forecast_latest AS latest_start, ended_at AS started_at,
-    epoch(ended_at - asked_at) AS waited_seconds, epoch(ended_at - forecast_start) AS error_seconds,
-    100 * abs(epoch(ended_at - forecast_start)) / nullif(epoch(ended_at - forecast_at), 0) AS error_percent,
+    (epoch_us(ended_at) - epoch_us(asked_at)) / 1e6 AS waited_seconds,
+    (epoch_us(ended_at) - epoch_us(forecast_start)) / 1e6 AS error_seconds,
+    100 * abs(epoch_us(ended_at) - epoch_us(forecast_start)) / nullif(epoch_us(ended_at) - epoch_us(forecast_at), 0)
+        AS error_percent,
     ended_at >= coalesce(forecast_earliest, ended_at) AND ended_at <= coalesce(forecast_latest, ended_at) AS inside
 FROM requests WHERE outcome = 'granted' AND queued AND forecast_start IS NOT NULL

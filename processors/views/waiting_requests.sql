@@ -27,8 +27,9 @@
 -- preemptible: true if its lease may be preempted.
 -- labels: of the request.
 -- planner: id of the planner that has it.
-SELECT request_id, owner, name, group_name, asked_at, greatest(epoch(now() - asked_at), 0) AS waiting_seconds, until,
-    position, gpus, gpus_max, gpu_share, gpu_memory_bytes, cpus, host_memory_bytes, models, hosts, host_labels, mig,
-    priority, expected_seconds, estimated_seconds, max_seconds, within, preemptible, labels, planner
+SELECT request_id, owner, name, group_name, asked_at,
+    greatest(epoch_us(now()) - epoch_us(asked_at), 0) / 1e6 AS waiting_seconds, until, position, gpus, gpus_max, gpu_share,
+    gpu_memory_bytes, cpus, host_memory_bytes, models, hosts, host_labels, mig, priority,
+    expected_seconds, estimated_seconds, max_seconds, within, preemptible, labels, planner
 FROM store.waiting_requests
 WHERE until > now()

@@ -7,10 +7,11 @@
 -- wait_seconds_p50: median wait of those that were granted.
 -- wait_seconds_p95: 95 % quantile of the same.
 -- unserved_gpu_requests: devices asked for by requests that ended without any.
-WITH got AS (SELECT lease_id, min(model) AS model FROM lease_devices WHERE model <> '' GROUP BY lease_id)
+WITH got AS (SELECT lease_id, min(model) AS model FROM lease_devices WHERE model <> '' GROUP BY lease_id),
+    timed AS (SELECT *, (epoch_us(ended_at) - epoch_us(asked_at)) / 1e6 AS waited_seconds FROM requests)
 SELECT coalesce(g.model, nullif(array_to_string(r.models, '|'), ''), 'any') AS model, r.gpus, count(*) AS requests,
     count(*) FILTER (outcome = 'granted') AS granted,
-    quantile_cont(epoch(ended_at - asked_at), 0.5) FILTER (outcome = 'granted') AS wait_seconds_p50,
-    quantile_cont(epoch(ended_at - asked_at), 0.95) FILTER (outcome = 'granted') AS wait_seconds_p95,
+    quantile_cont(waited_seconds, 0.5) FILTER (outcome = 'granted') AS wait_seconds_p50,
+    quantile_cont(waited_seconds, 0.95) FILTER (outcome = 'granted') AS wait_seconds_p95,
     coalesce(sum(r.gpus) FILTER (outcome NOT IN ('granted', 'refused')), 0)::BIGINT AS unserved_gpu_requests
-FROM requests r LEFT JOIN got g USING (lease_id) WHERE r.gpus > 0 GROUP BY ALL
+FROM timed r LEFT JOIN got g USING (lease_id) WHERE r.gpus > 0 GROUP BY ALL
