@@ -2,7 +2,7 @@
 # DuckDB 1.5.5: of several rows for one key in an upsert only the first counts; the others disappear without an error.
 #
 # Expected: INSERT … ON CONFLICT DO UPDATE with two rows for a key applies one after the other, as SQLite does, or
-# fails, as PostgreSQL does ("cannot affect row a second time") and as DuckDB's own MERGE does. INSERT OR REPLACE
+# fails, as PostgreSQL does ("cannot affect row a second time") and as a MERGE that inserts both does. INSERT OR REPLACE
 # leaves the last row.
 # Observed: the first row for a key is inserted, or updates what is there, and each later one in the same statement is
 # dropped. So a batch of states that are sorted by time leaves the oldest, and counters that are added by `v = v +
