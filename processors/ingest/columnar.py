@@ -1,13 +1,14 @@
 """Decode samples into Arrow: the bytes of a column are joined over all messages of a group, and not decoded singly.
 
-Messages with the same columns form a group. Lengths, ranges and times are checked on the joined arrays. A value out of
-range becomes null. If a length or a time is wrong, the offending message is searched for, and refused as a whole.
+Messages of a known layout are read together (`layouts.py`), and the others decoded one by one; those with the same
+columns then form a group. Lengths, ranges and times are checked on the joined arrays. A value out of range becomes
+null. If a length or a time is wrong, the offending message is searched for, and refused as a whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -22,6 +23,8 @@ from ...schemas.telemetry import SCHEMA_VERSION
 from ...schemas.values.clocks import AHEAD_SECONDS
 from ..storage.protocol import ArrowTable, Series
 from .hostclocks import HostClocks
+from .incoming import Incoming, Refusal
+from .layouts import FEW, LARGE_BYTES, Block, Layouts
 
 EARLIEST_NS: Final = 946_684_800_000_000_000
 """2000-01-01: a clock that was never set says 1970."""
@@ -39,38 +42,6 @@ SCHEMA: Final = pa.schema(
 _MESSAGES_AT_ONCE: Final = 2048
 """Messages whose columns are joined at once: the objects of many more fit into no cache, and cost thrice as much."""
 _MAX_CACHED: Final = 200_000
-
-
-class Incoming(NamedTuple):
-    """A message as it was received.
-
-    Attributes:
-        subject: where it was published.
-        payload: its bytes.
-        sequence: its place in the stream.
-        headers: of the message, if any.
-        stored_ns: when the server stored it, nanoseconds since the epoch; 0 where that is not known.
-    """
-
-    subject: str
-    payload: bytes
-    sequence: int
-    headers: dict[str, str] | None = None
-    stored_ns: int = 0
-
-
-class Refusal(NamedTuple):
-    """A message that can't be stored.
-
-    Attributes:
-        message: which.
-        code: as in `DeadLetter.code`.
-        reason: in words, with the path of the field.
-    """
-
-    message: Incoming
-    code: str
-    reason: str
 
 
 _Array = TypeVar("_Array", bytes, memoryview)
@@ -94,10 +65,9 @@ _COPIED: Final = _Samples[bytes]
 _VIEWED: Final = _Samples[memoryview]
 _decode_copied: Final = msgspec.msgpack.Decoder(_COPIED).decode
 _decode_viewed: Final = msgspec.msgpack.Decoder(_VIEWED).decode
-_LARGE_BYTES: Final = 16 * 1024
-"""Arrays in messages of at least this size are views into the message; in smaller ones they are copies. A view costs
-more than a copy of a few bytes: the garbage collector tracks it, and traverses the views of a waiting batch again each
-time that as many more have come."""
+"""Arrays in messages of `LARGE_BYTES` are views into the message; in smaller ones they are copies. A view costs more
+than a copy of a few bytes: the garbage collector tracks it, and traverses the views of a waiting batch again each time
+that as many more have come."""
 
 
 class _Devices(NamedTuple):
@@ -117,14 +87,123 @@ class _Devices(NamedTuple):
 
 
 class _Item(NamedTuple):
+    """A message that was decoded by itself."""
+
+    position: int
     message: Incoming
     samples: _Samples[Any]
     numbers: bytes
     size: int
 
 
+class _Column(NamedTuple):
+    """Joined values and nulls of a metric."""
+
+    metric: Metric
+    values: bytes
+    nulls: bytes | None
+
+
+class _Single:
+    """Messages with the same columns that were decoded one by one."""
+
+    def __init__(self, items: list[_Item], columns: tuple[str, ...], nulls: tuple[str, ...]) -> None:
+        self.items = items
+        self._columns = columns
+        self._nulls = nulls
+
+    @property
+    def positions(self) -> list[int]:
+        return [item.position for item in self.items]
+
+    def without(self, bad: set[int]) -> _Single:
+        items = [item for at, item in enumerate(self.items) if at not in bad]
+        return _Single(items, self._columns, self._nulls)
+
+    def speaker(self, at: int) -> tuple[str, str]:
+        samples = self.items[at].samples
+        return samples.host, samples.source
+
+    def counts(self) -> list[int]:
+        return [item.size for item in self.items]
+
+    def times(self) -> bytes:
+        return b"".join([item.samples.times_ns for item in self.items])
+
+    def numbers(self) -> bytes:
+        return b"".join([item.numbers for item in self.items])
+
+    def columns(self) -> Iterator[_Column]:
+        counts = self.counts()
+        masks = zip(*[item.samples.nulls.values() for item in self.items], strict=True)
+        nulls = dict(zip(self._nulls, masks, strict=True))
+        parts = zip(*[item.samples.columns.values() for item in self.items], strict=True)
+        for name, part in zip(self._columns, parts, strict=True):
+            metric = METRICS.get(name)
+            if metric is None:  # a newer collector may know more
+                continue
+            _check_lengths(part, counts, np.dtype(metric.row.unit.dtype).itemsize, f"$.columns.{name}")
+            mask = nulls.get(name)
+            if mask is not None:
+                _check_lengths(mask, counts, 1, f"$.nulls.{name}")
+            yield _Column(metric, b"".join(part), None if mask is None else b"".join(mask))
+
+
+class _Together:
+    """Messages of one layout that were read together."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    @property
+    def positions(self) -> list[int]:
+        return self._block.positions.tolist()
+
+    def without(self, bad: set[int]) -> _Together:
+        chosen = np.ones(len(self._block.positions), np.bool_)
+        chosen[list(bad)] = False
+        return _Together(self._block.only(chosen))
+
+    def speaker(self, at: int) -> tuple[str, str]:
+        head = self._block.heads[at]
+        return head.host, head.source
+
+    def counts(self) -> list[int]:
+        return [self._block.layout.samples] * len(self._block.positions)
+
+    def times(self) -> bytes:
+        return self._block.times()
+
+    def numbers(self) -> bytes:
+        heads = self._block.heads
+        ticks = 4 * self._block.layout.samples // len(heads[0].numbers)
+        return b"".join([head.numbers * ticks for head in heads])
+
+    def columns(self) -> Iterator[_Column]:
+        for name in self._block.layout.columns:
+            yield _Column(METRICS[name], self._block.column(name), self._block.mask(name))
+
+
+class _Dated(NamedTuple):
+    """A message's times, for `HostClocks`.
+
+    Attributes:
+        position: of the message.
+        host: that it is from.
+        newest_ns: its newest time.
+        stored_ns: when it was stored.
+        off: true if these differ too much.
+    """
+
+    position: int
+    host: str
+    newest_ns: int
+    stored_ns: int
+    off: bool
+
+
 class _BadMessagesError(Exception):
-    """Invalid messages of a group: their positions, an error code, and the reason for each."""
+    """Invalid messages of a group: their positions in it, an error code, and the reason for each."""
 
     def __init__(self, positions: Sequence[int], code: str, reason: Callable[[int], str]) -> None:
         super().__init__(code)
@@ -139,12 +218,15 @@ class Decoder:
     Args:
         series: numbers of devices.
         clocks: observes messages whose times are off.
+        few: number of messages of one layout from which they are read together.
     """
 
-    def __init__(self, series: Series, clocks: HostClocks | None = None) -> None:
+    def __init__(self, series: Series, clocks: HostClocks | None = None, few: int = FEW) -> None:
         self._series = series
         self._clocks = clocks or HostClocks()
         self._devices: dict[str, _Devices] = {}
+        self._layouts = Layouts(few)
+        self._few = few
         self.duplicates = 0
         self.impossible: dict[str, int] = {}
 
@@ -177,49 +259,82 @@ class Decoder:
         accepted: list[Incoming],
         refused: list[Refusal],
     ) -> None:
-        groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
-        for message in messages:
+        blocks, named = self._layouts.read(messages)
+        alone: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
+        repeated: set[int] = set()
+        for position, name in enumerate(named):
+            if name is not None:
+                if not is_new(*name):
+                    repeated.add(position)
+                continue
+            message = messages[position]
             try:
-                item = self._open(message)
+                item = self._open(position, message)
             except codec.DecodeError as error:
                 refused.append(Refusal(message, error.code, str(error)))
                 continue
             samples = item.samples
-            if not is_new(samples.host, samples.agent, samples.sequence):
+            if is_new(samples.host, samples.agent, samples.sequence):
+                alone.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
+            else:
                 self.duplicates += 1
-                continue
-            groups.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
-        for (columns, nulls), group in groups.items():
-            while group:
+        groups: list[_Single | _Together] = [_Single(items, *names) for names, items in alone.items()]
+        self.duplicates += len(repeated)
+        for block in blocks:
+            new = block
+            if repeated:
+                new = block.only(np.array([at not in repeated for at in block.positions.tolist()]))
+            groups.append(_Together(new))
+        dated: list[_Dated] = []
+        for group in groups:
+            while positions := group.positions:
+                stored = np.array([messages[at].stored_ns or now_ns for at in positions], dtype="<i8")
                 try:
-                    stored = np.array([item.message.stored_ns or now_ns for item in group], dtype="<i8")
-                    table, newest, impossible = _table(group, columns, nulls, stored)
-                    tables.append(table)
-                    for name, number in impossible.items():
-                        self.impossible[name] = self.impossible.get(name, 0) + number
-                    self._observe_clocks(group, newest, stored)
-                    accepted += [item.message for item in group]
-                    break
+                    table, newest, impossible = _table(group, stored)
                 except _BadMessagesError as bad:
-                    positions = set(bad.positions)
-                    refused.extend(Refusal(group[at].message, bad.code, bad.reason(at)) for at in sorted(positions))
-                    group = [item for at, item in enumerate(group) if at not in positions]
+                    refused.extend(
+                        Refusal(messages[positions[at]], bad.code, bad.reason(at)) for at in sorted(bad.positions)
+                    )
+                    group = group.without(set(bad.positions))
+                    continue
+                tables.append(table)
+                for name, number in impossible.items():
+                    self.impossible[name] = self.impossible.get(name, 0) + number
+                dated += self._dated(group, newest, stored)
+                accepted += [messages[at] for at in positions]
+                if len(messages) >= self._few and isinstance(group, _Single):
+                    self._learn(group)
+                break
+        # In the order of the stream, whatever the groups.
+        for _, host, newest_ns, stored_ns, off in sorted(dated):
+            if off or self._clocks.watches(host):
+                self._clocks.observe(host, newest_ns, stored_ns)
 
-    def _observe_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
-        """Report messages whose times are off, and those of watched hosts, to `HostClocks`; none of a replay."""
+    def _dated(
+        self, group: _Single | _Together, newest: NDArray[np.int64], stored: NDArray[np.int64]
+    ) -> Iterator[_Dated]:
+        """Messages whose times are off, and those of hosts that may be watched; none of a replay."""
         off = np.abs(stored - newest) > _OFF_NS
         watched = self._clocks.watched
         if not watched and not off.any():
             return
-        for at in range(len(group)) if watched else np.flatnonzero(off).tolist():
-            samples = group[at].samples
+        positions = group.positions
+        for at in range(len(positions)) if watched else np.flatnonzero(off).tolist():
+            host, source = group.speaker(at)
             # A replay may keep the times of its recording.
-            if samples.source != "replay" and (off[at] or self._clocks.watches(samples.host)):
-                self._clocks.observe(samples.host, int(newest[at]), int(stored[at]))
+            if source != "replay":
+                yield _Dated(positions[at], host, int(newest[at]), int(stored[at]), bool(off[at]))
 
-    def _open(self, message: Incoming) -> _Item:
+    def _learn(self, group: _Single) -> None:
+        """Learn the layouts of accepted messages: of each subject the last."""
+        for item in {item.message.subject: item for item in group.items}.values():
+            samples, known = item.samples, self._devices[item.message.subject]
+            if known.raw == samples.devices:
+                self._layouts.learn(item.message, samples.host, samples.agent, samples.source, known.numbers)
+
+    def _open(self, position: int, message: Incoming) -> _Item:
         payload = message.payload
-        large = len(payload) >= _LARGE_BYTES
+        large = len(payload) >= LARGE_BYTES
         try:
             samples = _decode_viewed(payload) if large else _decode_copied(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -236,14 +351,14 @@ class Decoder:
             self._devices[message.subject] = known
         size, tick = len(samples.times_ns), known.tick_bytes
         if size == tick:
-            return _Item(message, samples, known.numbers, size >> 3)
+            return _Item(position, message, samples, known.numbers, size >> 3)
         if not size or size % tick:
             raise codec.DecodeError(
                 f"Expected a multiple of {tick} bytes ({tick // 8} devices), got {size} - at `$.times_ns`",
                 "invalid",
                 "$.times_ns",
             )
-        return _Item(message, samples, known.numbers * (size // tick), size >> 3)
+        return _Item(position, message, samples, known.numbers * (size // tick), size >> 3)
 
     def _numbers(self, message: Incoming, samples: _Samples[Any]) -> tuple[bytes, int]:
         host = samples.host
@@ -262,33 +377,30 @@ class Decoder:
 
 
 def _table(
-    group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], stored: NDArray[np.int64]
+    group: _Single | _Together, stored: NDArray[np.int64]
 ) -> tuple[ArrowTable, NDArray[np.int64], dict[str, int]]:
     """Build the table of a group.
 
     Returns:
         The table, each message's newest time by its host's clock, and the number of impossible values by metric.
     """
-    counts = [item.size for item in group]
+    counts = group.counts()
     ends = np.cumsum(counts)
     rows = int(ends[-1])
-    times = np.frombuffer(b"".join([item.samples.times_ns for item in group]), dtype="<i8")
+    times = np.frombuffer(group.times(), dtype="<i8")
     newest: NDArray[np.int64] = np.maximum.reduceat(times, ends - np.asarray(counts, dtype="<i8"))
     times = _set_right(times, counts, newest, stored)
     _check_times(times, ends)
     arrays: dict[str, pa.Array] = {
         "time": pa.array(times // 1000, type=pa.int64()).cast(TIME_TYPE),
-        "series": pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(b"".join([i.numbers for i in group]))]),
+        "series": pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(group.numbers())]),
     }
-    masks = dict(zip(nulls, zip(*[item.samples.nulls.values() for item in group], strict=True), strict=True))
-    parts = zip(*[item.samples.columns.values() for item in group], strict=True)
     impossible: dict[str, int] = {}
-    for name, part in zip(columns, parts, strict=True):
-        metric = METRICS.get(name)
-        if metric is not None:  # a newer collector may know more
-            arrays[name], found = _column(metric, part, masks.get(name), counts)
-            if found:
-                impossible[name] = found
+    for column in group.columns():
+        name = column.metric.name
+        arrays[name], found = _array(column)
+        if found:
+            impossible[name] = found
     empty: dict[pa.DataType, pa.Array] = {}
     full: list[pa.Array] = []
     for field in SCHEMA:
@@ -301,21 +413,13 @@ def _table(
     return pa.Table.from_arrays(full, schema=SCHEMA), newest, impossible
 
 
-def _column(
-    metric: Metric,
-    parts: Sequence[bytes | memoryview],
-    masks: Sequence[bytes | memoryview] | None,
-    counts: Sequence[int],
-) -> tuple[Any, int]:
-    """Build a column, with impossible values set to null, and count these."""
-    name, dtype = metric.name, np.dtype(metric.row.unit.dtype)
-    _check_lengths(parts, counts, dtype.itemsize, f"$.columns.{name}")
-    joined = b"".join(parts)
-    values: NDArray[Any] = np.frombuffer(joined, dtype=dtype)
+def _array(column: _Column) -> tuple[Any, int]:
+    """Build the array of a column, with impossible values set to null, and count these."""
+    metric, joined, nulls = column
+    values: NDArray[Any] = np.frombuffer(joined, dtype=metric.row.unit.dtype)
     valid: NDArray[np.bool_] | None = None
-    if masks is not None:
-        _check_lengths(masks, counts, 1, f"$.nulls.{name}")
-        there: NDArray[np.bool_] = np.frombuffer(b"".join(masks), dtype=np.uint8) == 0
+    if nulls is not None:
+        there: NDArray[np.bool_] = np.frombuffer(nulls, dtype=np.uint8) == 0
         valid = None if there.all() else there
     possible = _possible(metric, values if valid is None else values[valid])
     impossible = 0
@@ -325,11 +429,12 @@ def _column(
             valid = possible
         else:
             valid[valid] = possible
+    kind = _ARROW[metric.row.unit.dtype]
     if valid is None:
-        return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [None, pa.py_buffer(joined)], 0), 0
-    nulls = len(values) - int(np.count_nonzero(valid))
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(joined)], 0), 0
+    missing = len(values) - int(np.count_nonzero(valid))
     buffers = [pa.py_buffer(np.packbits(valid, bitorder="little")), pa.py_buffer(joined)]
-    return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), buffers, nulls), impossible
+    return pa.Array.from_buffers(kind, len(values), buffers, missing), impossible
 
 
 def _check_lengths(parts: Sequence[bytes | memoryview], counts: Sequence[int], itemsize: int, path: str) -> None:

@@ -229,6 +229,11 @@ def ingest(data: bytes) -> None:
             assert table.schema == SCHEMA
             table.validate(full=True)
             assert table.num_rows <= len(data) // 8 + 8
+        together = Decoder(Series(), few=1)
+        together.decode([good], lambda *_: True, now_ns)
+        other, *found = together.decode([message, good], Arrivals().is_new, now_ns)
+        assert found == [accepted, refused]
+        assert _rows(other) == _rows(table)
     else:
         found = facts.decode([message], arrivals.is_new, now_ns)
         assert len(found.accepted) + len(found.refused) + found.duplicates == 1
@@ -238,6 +243,10 @@ def ingest(data: bytes) -> None:
     for run in arrivals.take_changed():
         assert 0 <= run.high < 2**64
         assert 0 <= run.seen < 2**64
+
+
+def _rows(table: pa.Table | None) -> list[str]:
+    return [] if table is None else sorted(map(str, table.to_pylist()))
 
 
 _GOOD = codec.encode(msgspec.structs.replace(seeds.small_samples(), agent="good", sequence=1))
