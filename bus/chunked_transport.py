@@ -34,8 +34,9 @@ _MESSAGE: Final = re.compile(rb"MSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]+)?()(
 _WITH_HEADERS: Final = re.compile(rb"HMSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]+)?([0-9]+)\s+([0-9]+)\r\n")
 
 
-Tap = Callable[[bytes, bytes, bytes], None]
-"""Takes a message at once: its subject, the subject for a reply, and its payload. It must not fail."""
+Tap = Callable[[list[tuple[bytes, bytes, bytes]]], None]
+"""Takes the messages of a chunk, in order: of each its subject, the subject for a reply, and its payload. It must not
+fail."""
 
 
 class ChunkParser(Parser):
@@ -45,12 +46,12 @@ class ChunkParser(Parser):
         taps: by the number of a subscription: take its messages without headers, past nats-py's queue.
     """
 
-    taps: Mapping[int, Tap] = MappingProxyType({})
+    taps: Mapping[bytes, Tap] = MappingProxyType({})
     _tail: bytes
     _parts: list[bytes]
     _missing: int
     _life: int = 0
-    _head: tuple[int, bytes, bytes, int, int]
+    _head: tuple[bytes, bytes, bytes, int, int]
 
     def reset(self) -> None:
         """Drop the received part of an incomplete message or line."""
@@ -60,7 +61,7 @@ class ChunkParser(Parser):
     def forget(self) -> None:
         """Start anew at the beginning of a line. A `parse` call in progress drops the rest of its chunk."""
         self._tail, self._parts, self._missing = b"", [], 0
-        self._head = 0, b"", b"", 0, 0
+        self._head = b"", b"", b"", 0, 0
         self._life += 1
 
     async def parse(self, data: bytes = b"") -> None:
@@ -86,6 +87,9 @@ class ChunkParser(Parser):
         end = len(data)
         # If the connection ends meanwhile, the rest of the chunk is dropped.
         while at < end and life == self._life:
+            if self.taps and (behind := self._take(data, at)) > at:
+                at = behind
+                continue
             found = _MESSAGE.match(data, at) or _WITH_HEADERS.match(data, at)
             if found is None:
                 newline = data.find(b"\n", at)
@@ -95,27 +99,51 @@ class ChunkParser(Parser):
                 await super().parse(data[at : newline + 1])
                 at = newline + 1
                 continue
-            subject, sid, reply, header, total = found.groups()
+            sid, subject, reply, header, total = found.group(2, 1, 3, 4, 5)
             start, size = found.end(), int(total)
-            if not header and start + size + 2 <= end and (tap := self.taps.get(int(sid))) is not None:
-                tap(subject, reply or b"", data[start : start + size])
-                at = start + size + 2
-                continue
-            self._head = int(sid), subject, reply or b"", int(header or 0), size
+            self._head = sid, subject, reply or b"", int(header or 0), size
             if start + size + 2 > end:
                 self._parts, self._missing = [data[start:]], start + size + 2 - end
                 return
             await self._hand_on(data, start)
             at = start + size + 2
 
+    def _take(self, data: bytes, at: int) -> int:
+        """Pass on the messages of one tapped subscription that follow each other in a chunk, and return what is next.
+
+        It only knows lines as the server writes them, of messages with a reply subject, which lie within the chunk.
+        """
+        taken: list[tuple[bytes, bytes, bytes]] = []
+        number, tap = b"", None
+        end = len(data)
+        while at < end:
+            newline = data.find(b"\n", at)
+            words = data[at:newline].split()
+            if newline < 0 or len(words) != 5 or words[0] != b"MSG" or not words[4].isdigit():
+                break
+            _, subject, sid, reply, total = words
+            if sid != number:
+                if tap is not None or (tap := self.taps.get(sid)) is None:
+                    break
+                number = sid
+            start = newline + 1
+            stop = start + int(total)
+            if stop + 2 > end:
+                break
+            taken.append((subject, reply, data[start:stop]))
+            at = stop + 2
+        if tap is not None and taken:
+            tap(taken)
+        return at
+
     async def _hand_on(self, data: bytes, start: int) -> None:
         sid, subject, reply, header, size = self._head
         if not header and (tap := self.taps.get(sid)) is not None:
-            tap(subject, reply, data[start : start + size])
+            tap([(subject, reply, data[start : start + size])])
             return
         split = start + header
         headers = data[start:split] if header else None
-        await cast("Any", self.nc)._process_msg(sid, subject, reply, data[split : start + size], headers)
+        await cast("Any", self.nc)._process_msg(int(sid), subject, reply, data[split : start + size], headers)
 
 
 class ChunkReader(asyncio.StreamReader):
@@ -209,7 +237,7 @@ def tap(nc: Client, subscription: Subscription, take: Tap) -> bool:
     Args:
         nc: connection, after `install_chunked_parser`.
         subscription: whose messages; until `untap`.
-        take: called in the event loop for each message.
+        take: called in the event loop for the messages of each chunk.
 
     Returns:
         False if the connection does not receive in chunks: all messages come to the callback.
@@ -217,7 +245,7 @@ def tap(nc: Client, subscription: Subscription, take: Tap) -> bool:
     parser = cast("Any", nc)._ps
     if not isinstance(parser, ChunkParser):
         return False
-    parser.taps = {**parser.taps, cast("Any", subscription)._id: take}
+    parser.taps = {**parser.taps, _number(subscription): take}
     return True
 
 
@@ -225,8 +253,13 @@ def untap(nc: Client, subscription: Subscription) -> None:
     """End `tap`; does nothing for a subscription that is not tapped."""
     parser = cast("Any", nc)._ps
     if isinstance(parser, ChunkParser):
-        number = cast("Any", subscription)._id
+        number = _number(subscription)
         parser.taps = {sid: take for sid, take in parser.taps.items() if sid != number}
+
+
+def _number(subscription: Subscription) -> bytes:
+    """Number of a subscription, as the server writes it."""
+    return b"%d" % cast("Any", subscription)._id
 
 
 @functools.cache

@@ -8,7 +8,7 @@ null. If a length or a time is wrong, the offending message is searched for, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -120,9 +120,11 @@ class _Single:
         items = [item for at, item in enumerate(self.items) if at not in bad]
         return _Single(items, self._columns, self._nulls)
 
-    def speaker(self, at: int) -> tuple[str, str]:
-        samples = self.items[at].samples
-        return samples.host, samples.source
+    def hosts(self) -> list[str]:
+        return [item.samples.host for item in self.items]
+
+    def sources(self) -> list[str]:
+        return [item.samples.source for item in self.items]
 
     def counts(self) -> list[int]:
         return [item.size for item in self.items]
@@ -164,9 +166,11 @@ class _Together:
         chosen[list(bad)] = False
         return _Together(self._block.only(chosen))
 
-    def speaker(self, at: int) -> tuple[str, str]:
-        head = self._block.heads[at]
-        return head.host, head.source
+    def hosts(self) -> list[str]:
+        return [head.host for head in self._block.heads]
+
+    def sources(self) -> list[str]:
+        return [head.source for head in self._block.heads]
 
     def counts(self) -> list[int]:
         return [self._block.layout.samples] * len(self._block.positions)
@@ -182,24 +186,6 @@ class _Together:
     def columns(self) -> Iterator[_Column]:
         for name in self._block.layout.columns:
             yield _Column(METRICS[name], self._block.column(name), self._block.mask(name))
-
-
-class _Dated(NamedTuple):
-    """A message's times, for `HostClocks`.
-
-    Attributes:
-        position: of the message.
-        host: that it is from.
-        newest_ns: its newest time.
-        stored_ns: when it was stored.
-        off: true if these differ too much.
-    """
-
-    position: int
-    host: str
-    newest_ns: int
-    stored_ns: int
-    off: bool
 
 
 class _BadMessagesError(Exception):
@@ -259,12 +245,12 @@ class Decoder:
         accepted: list[Incoming],
         refused: list[Refusal],
     ) -> None:
-        blocks, named = self._layouts.read(messages)
+        blocks, heads, sequences = self._layouts.read(messages)
         alone: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
         repeated: set[int] = set()
-        for position, name in enumerate(named):
-            if name is not None:
-                if not is_new(*name):
+        for position, head in enumerate(heads):
+            if head is not None:
+                if not is_new(head.host, head.agent, sequences[position]):
                     repeated.add(position)
                 continue
             message = messages[position]
@@ -285,7 +271,7 @@ class Decoder:
             if repeated:
                 new = block.only(np.array([at not in repeated for at in block.positions.tolist()]))
             groups.append(_Together(new))
-        dated: list[_Dated] = []
+        dated: list[tuple[int, str, str, int, int, bool]] = []
         for group in groups:
             while positions := group.positions:
                 stored = np.array([messages[at].stored_ns or now_ns for at in positions], dtype="<i8")
@@ -305,25 +291,22 @@ class Decoder:
                 if len(messages) >= self._few and isinstance(group, _Single):
                     self._learn(group)
                 break
-        # In the order of the stream, whatever the groups.
-        for _, host, newest_ns, stored_ns, off in sorted(dated):
-            if off or self._clocks.watches(host):
+        if len(groups) > 1:
+            dated.sort()
+        for _, host, source, newest_ns, stored_ns, off in dated:
+            # A replay may keep the times of its recording.
+            if source != "replay" and (off or self._clocks.watches(host)):
                 self._clocks.observe(host, newest_ns, stored_ns)
 
     def _dated(
         self, group: _Single | _Together, newest: NDArray[np.int64], stored: NDArray[np.int64]
-    ) -> Iterator[_Dated]:
-        """Messages whose times are off, and those of hosts that may be watched; none of a replay."""
+    ) -> Iterable[tuple[int, str, str, int, int, bool]]:
+        """Position, host, source and times of messages, and true for those whose times are off; nothing if none is."""
         off = np.abs(stored - newest) > _OFF_NS
-        watched = self._clocks.watched
-        if not watched and not off.any():
-            return
-        positions = group.positions
-        for at in range(len(positions)) if watched else np.flatnonzero(off).tolist():
-            host, source = group.speaker(at)
-            # A replay may keep the times of its recording.
-            if source != "replay":
-                yield _Dated(positions[at], host, int(newest[at]), int(stored[at]), bool(off[at]))
+        if not self._clocks.watched and not off.any():
+            return ()
+        numbers = newest.tolist(), stored.tolist(), off.tolist()
+        return zip(group.positions, group.hosts(), group.sources(), *numbers, strict=True)
 
     def _learn(self, group: _Single) -> None:
         """Learn the layouts of accepted messages: of each subject the last."""

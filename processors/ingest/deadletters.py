@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 
 from ...schemas import codec, subjects
 from ...schemas.telemetry import DeadLetter
-from .columnar import Refusal
+from .incoming import Refusal
 
 log = logging.getLogger("corral.ingest")
 

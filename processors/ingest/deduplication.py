@@ -42,7 +42,9 @@ class Arrivals:
         else:
             high, seen = found
             ahead = sequence - high
-            if ahead > 0:
+            if ahead == 1 and seen == _MASK:
+                self._runs[key] = (sequence, seen)
+            elif ahead > 0:
                 self._runs[key] = (sequence, ((seen << ahead) & _MASK if ahead < MAX_OUT_OF_ORDER else 0) | 1)
             else:
                 bit = 1 << -ahead if ahead > -MAX_OUT_OF_ORDER else 0

@@ -23,8 +23,9 @@ from ...schemas.values import clocks
 from ...schemas.work.jobs import JobEvent
 from ..storage.protocol import ArrowTable, Asked
 from ..storage.rows import Columns, arrow_schema
-from .columnar import EARLIEST_NS, Incoming, Refusal
+from .columnar import EARLIEST_NS
 from .hostclocks import HostClocks
+from .incoming import Incoming, Refusal
 
 _LIMITS: Final = {pa.int64(): (0, 2**63), pa.int32(): (-(2**31), 2**31)}
 """Range of the integers in a column, by its type."""

@@ -33,7 +33,10 @@ class _Window:
         self.messages = 1
 
     def add(self, late: float) -> None:
-        self.least, self.most = min(self.least, late), max(self.most, late)
+        if late < self.least:
+            self.least = late
+        elif late > self.most:
+            self.most = late
         self.messages += 1
 
 

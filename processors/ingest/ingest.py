@@ -32,10 +32,11 @@ from ...schemas.metrics import METRICS
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..storage.protocol import ROW_GROUP_ROWS, Batch, HostClock, Storage
 from . import facts
-from .columnar import Decoder, Incoming, Refusal
+from .columnar import Decoder
 from .deadletters import DeadLetters
 from .deduplication import Arrivals
 from .hostclocks import HostClocks
+from .incoming import Incoming, Refusal
 from .origin import Origin
 from .reader import Reader, StreamReplaced
 
@@ -112,7 +113,7 @@ class Counts(Struct):
 
 
 class _Decoded(NamedTuple):
-    """A batch, its accepted and its refused messages, and the reply subject to acknowledge it on."""
+    """A batch, its accepted messages in any order, its refused ones, and the reply subject to acknowledge it on."""
 
     batch: Batch
     accepted: list[Incoming]
@@ -290,12 +291,11 @@ class Ingest:
             except StreamReplaced as replaced:
                 log.warning("%s: %s", self.consumer.stream, replaced)
                 return await decoded.put(None)
-            messages = [message for message, _ in taken]
-            newest = messages[-1]
+            messages, newest = taken, taken[-1]
             if self._origin is not None:
                 messages = await self._origin.passed(self._reader.created, messages)
             batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages, None, newest)
-            await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
+            await decoded.put(_Decoded(batch, accepted, refused, newest.reply))
 
     def _batch_bytes(self) -> int:
         """Payload of the next batch, in bytes: whole row groups of samples, estimated from the last batch.
@@ -319,7 +319,7 @@ class Ingest:
                 await self._commit(item.batch)
             except Unstorable as error:
                 log.warning("%s: searching for the bad message: %s", self.consumer.stream, error)
-                await self._commit_parts(item.batch, item.accepted)
+                await self._commit_parts(item.batch, sorted(item.accepted, key=attrgetter("sequence")))
                 nothing = replace(
                     item.batch,
                     samples=None,
@@ -345,11 +345,10 @@ class Ingest:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError, StorageError, StoragePaused, NatsError):
             async with asyncio.timeout(REST_SECONDS):
-                messages = [message for message, _ in taken]
-                batch, _, refused = await loop.run_in_executor(self._threads, self._decode, messages)
+                batch, _, refused = await loop.run_in_executor(self._threads, self._decode, taken)
                 if not refused:
                     await loop.run_in_executor(self._threads, self._store, batch)
-                    await self._reader.acknowledge(taken[-1][1])
+                    await self._reader.acknowledge(taken[-1].reply)
 
     async def _commit(self, batch: Batch) -> None:
         """Commit a batch, and retry until it works. Errors of an unstorable batch or a damaged database are raised."""
@@ -422,17 +421,19 @@ class Ingest:
         began = time.thread_time()
         now_ns = time.time_ns()
         prefix = subjects.SAMPLES + "."
-        columnar = [message for message in messages if message.subject.startswith(prefix)]
-        others = [message for message in messages if not message.subject.startswith(prefix)]
+        columnar, others = messages, []
+        if not all(subject.startswith(prefix) for subject in {message.subject for message in messages}):
+            columnar = [message for message in messages if message.subject.startswith(prefix)]
+            others = [message for message in messages if not message.subject.startswith(prefix)]
         table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)
         found = facts.decode(others, is_new, now_ns, self._clocks, self._without_processes)
-        accepted = sorted([*accepted, *found.accepted], key=attrgetter("sequence"))
+        accepted += found.accepted
         refused = [*refused, *found.refused]
         self.counts.duplicates += found.duplicates + self._decoder.duplicates
         self._decoder.duplicates = 0
         self._count_impossible(self._decoder.impossible)
         if table is not None and table.num_rows > ROW_GROUP_ROWS // 2:
-            self._bytes_per_sample = sum(len(message.payload) for message in messages) / table.num_rows
+            self._bytes_per_sample = sum([len(message.payload) for message in messages]) / table.num_rows
         codes: dict[str, int] = {}
         for refusal in refused:
             codes[refusal.code] = codes.get(refusal.code, 0) + 1

@@ -164,7 +164,6 @@ class _Alike(NamedTuple):
     """Messages whose heads are known, and whose ends have the same length."""
 
     positions: list[int]
-    heads: list[Head]
     tails: list[bytes]
 
 
@@ -184,27 +183,27 @@ class Layouts:
         """Keys of the messages in the last call of `read` that have another layout."""
         self._learnt = 0
 
-    def read(self, messages: Sequence[Incoming]) -> tuple[list[Block], list[tuple[str, str, int] | None]]:
+    def read(self, messages: Sequence[Incoming]) -> tuple[list[Block], list[Head | None], list[int]]:
         """Read the messages whose layouts are known.
 
         Returns:
-            The blocks, and for each message the host, agent and sequence that it names; None if it is in no block.
+            The blocks, and for each message its head, None if it is in no block, and its sequence number.
         """
-        named: list[tuple[str, str, int] | None] = [None] * len(messages)
+        known: list[Head | None] = [None] * len(messages)
+        sequences = [0] * len(messages)
         self._unknown.clear()
         self._learnt = 0
         if len(messages) < self._few:
-            return [], named
+            return [], known, sequences
         found: dict[tuple[int, int], _Alike] = {}
-        heads, widths = self._heads, _WIDTHS
+        get_head, widths = self._heads.get, _WIDTHS
+        size, devices, alike = 0, 0, _Alike([], [])
         for position, message in enumerate(messages):
-            head = heads.get(message.subject)
-            if head is None:
-                continue
+            head = get_head(message.subject)
             payload = message.payload
-            if len(payload) >= LARGE_BYTES:
+            if head is None or len(payload) >= LARGE_BYTES:
                 continue
-            before, between, host, agent, _, numbers = head
+            before, between, _, _, _, numbers = head
             at = len(before)
             # With as many bytes behind the head there is a sequence number.
             if len(payload) < at + len(between) + 5 or not payload.startswith(before):
@@ -212,26 +211,26 @@ class Layouts:
             width = widths[payload[at]]
             if not width or not payload.startswith(between, at + width):
                 continue
-            sequence = payload[at] if width == 1 else int.from_bytes(payload[at + 1 : at + width], "big")
             tail = payload[at + width + len(between) :]
-            key = len(tail), len(numbers)
-            alike = found.get(key)
-            if alike is None:
-                alike = found[key] = _Alike([], [], [])
+            if len(tail) != size or len(numbers) != devices:
+                size, devices = len(tail), len(numbers)
+                alike = found.setdefault((size, devices), _Alike([], []))
             alike.positions.append(position)
-            alike.heads.append(head)
             alike.tails.append(tail)
-            named[position] = host, agent, sequence
+            known[position] = head
+            sequences[position] = payload[at] if width == 1 else int.from_bytes(payload[at + 1 : at + width], "big")
         blocks: list[Block] = []
         for key, alike in found.items():
             left = alike.positions
             if len(left) >= self._few:
-                left = self._add_blocks(blocks, key, alike).tolist()
+                left = self._add_blocks(blocks, key, alike, known)
             for position in left:
-                named[position] = None
-        return blocks, named
+                known[position] = None
+        return blocks, known, sequences
 
-    def _add_blocks(self, blocks: list[Block], key: tuple[int, int], alike: _Alike) -> NDArray[np.intp]:
+    def _add_blocks(
+        self, blocks: list[Block], key: tuple[int, int], alike: _Alike, known: Sequence[Head | None]
+    ) -> list[int]:
         """Add the blocks of messages that may be alike, and return the positions of those that are in none."""
         positions, tails = np.array(alike.positions), b"".join(alike.tails)
         unknown = np.ones(len(positions), np.bool_)
@@ -242,13 +241,14 @@ class Layouts:
             if np.count_nonzero(fits) < self._few:
                 continue
             left &= ~fits
-            block = Block(layout, positions, alike.heads, np.frombuffer(tails, layout.record))
+            heads = [head for at in alike.positions if (head := known[at]) is not None]
+            block = Block(layout, positions, heads, np.frombuffer(tails, layout.record))
             blocks.append(block if fits.all() else block.only(fits))
             if not unknown.any():
                 break
         if unknown.any():
             self._unknown.add(key)
-        return positions[left]
+        return positions[left].tolist()
 
     def learn(self, message: Incoming, host: str, agent: str, source: str, numbers: bytes) -> None:
         """Learn from a message that was decoded and accepted.

@@ -38,7 +38,7 @@ from ...bus import permissions
 from ...bus.stream_reader import created
 from ...bus.tasks import heed_cancellation
 from ...schemas import subjects
-from .columnar import Incoming
+from .incoming import Incoming
 
 log = logging.getLogger("corral.partitions")
 

@@ -13,6 +13,8 @@ import logging
 import time
 from collections import deque
 from functools import partial
+from itertools import repeat
+from operator import lt
 from typing import Final
 
 from nats.aio import client as client_module
@@ -24,9 +26,9 @@ from nats.js.errors import NotFoundError
 
 from ...bus.chunked_transport import install_chunked_parser, tap, untap
 from ...bus.connection import Connection
-from ...bus.stream_reader import created, delivery, pull
+from ...bus.stream_reader import created, deliveries, delivery, pull
 from ...bus.tasks import heed_cancellation
-from .columnar import Incoming
+from .incoming import Incoming
 
 log = logging.getLogger("corral.ingest")
 
@@ -93,7 +95,7 @@ class Reader:
         self._filters = filter_subjects
         self._buffer_bytes = buffer_bytes
         self._with_headers = with_headers
-        self._buffer: deque[tuple[Incoming, bytes]] = deque()
+        self._buffer: deque[Incoming] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._attention = asyncio.Event()
@@ -180,7 +182,7 @@ class Reader:
         self._sub = await self._nc.subscribe(
             self._inbox, cb=partial(self._on_message, self._inbox), pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        tap(self._nc, self._sub, partial(self._on_bytes, self._inbox))
+        tap(self._nc, self._sub, partial(self._on_chunk, self._inbox))
         self._outstanding = 0
         await self._pull()
 
@@ -194,10 +196,8 @@ class Reader:
         self._arrived.set()
         self._attention.set()
 
-    async def take(
-        self, max_bytes: int, linger_seconds: float, unread_seconds: float = 0.0
-    ) -> list[tuple[Incoming, bytes]]:
-        """Return the next messages, each with its reply subject: at least one.
+    async def take(self, max_bytes: int, linger_seconds: float, unread_seconds: float = 0.0) -> list[Incoming]:
+        """Return the next messages: at least one.
 
         Args:
             max_bytes: of payload; one message may be larger.
@@ -229,21 +229,22 @@ class Reader:
         await self._pull()
         return taken
 
-    def take_rest(self) -> list[tuple[Incoming, bytes]]:
+    def take_rest(self) -> list[Incoming]:
         """Return all messages that wait, after `stop`."""
         return self._cut(self._waiting_bytes)
 
-    def _cut(self, max_bytes: int) -> list[tuple[Incoming, bytes]]:
+    def _cut(self, max_bytes: int) -> list[Incoming]:
         """Take messages out of the buffer: at least one if there is any."""
-        taken: list[tuple[Incoming, bytes]] = []
-        size = 0
-        while self._buffer and (not taken or size + len(self._buffer[0][0].payload) <= max_bytes):
-            entry = self._buffer.popleft()
-            size += len(entry[0].payload)
-            taken.append(entry)
+        count = size = 0
+        for message in self._buffer:
+            more = size + len(message.payload)
+            if count and more > max_bytes:
+                break
+            count, size = count + 1, more
+        taken = [self._buffer.popleft() for _ in range(count)]
         self._waiting_bytes -= size
         if taken:
-            self.taken = taken[-1][0].sequence
+            self.taken = taken[-1].sequence
         return taken
 
     async def acknowledge(self, reply: bytes) -> None:
@@ -364,10 +365,50 @@ class Reader:
             return
         self._receive(message.subject.encode(), message.reply.encode(), message.data, message.headers)
 
-    def _on_bytes(self, inbox: str, subject: bytes, reply: bytes, payload: bytes) -> None:
-        """Take a message without headers as it is received; see `chunked_transport.tap`."""
-        if inbox == self._inbox and reply:
-            self._receive(subject, reply, payload, None)
+    def _on_chunk(self, inbox: str, messages: list[tuple[bytes, bytes, bytes]]) -> None:
+        """Take messages without headers as they are received; see `chunked_transport.tap`."""
+        if inbox != self._inbox or self._receive_all(messages):
+            return
+        for subject, reply, payload in messages:
+            if reply:
+                self._receive(subject, reply, payload, None)
+
+    def _receive_all(self, messages: list[tuple[bytes, bytes, bytes]]) -> bool:
+        """Receive messages that follow the last one without a gap, as nearly all do; False if they do not."""
+        subjects, replies, payloads = zip(*messages, strict=True)
+        places = deliveries(replies)
+        if places is None or self._broken or self._mark_ns:
+            return False
+        sequences, numbers, stored_ns = (places[at::4] for at in range(3))
+        follows = range(self._delivered + 1, self._delivered + 1 + len(messages))
+        if numbers != list(follows) or not all(map(lt, (self.received, *sequences), sequences)):
+            return False
+        self._heard_at = time.monotonic()
+        self._idle = False
+        self._delivered = numbers[-1]
+        self._outstanding = max(0, self._outstanding - len(messages))
+        self.pending = places[-1]
+        self.received = sequences[-1]
+        self.stored_ns = self._received_ns = stored_ns[-1]
+        names = map(self._named, subjects)
+        self._buffer.extend(map(Incoming, names, payloads, sequences, repeat(None), stored_ns, replies))
+        self._waiting_bytes += sum(map(len, payloads))
+        self._arrived.set()
+        self._notice_plenty()
+        return True
+
+    def _named(self, subject: bytes) -> str:
+        """A subject as text, the same object each time."""
+        named = self._subjects.get(subject)
+        if named is None:
+            if len(self._subjects) >= _MAX_SUBJECTS:
+                self._subjects.clear()
+            named = self._subjects[subject] = subject.decode()
+        return named
+
+    def _notice_plenty(self) -> None:
+        if self._waiting_bytes >= PLENTY_BYTES or len(self._buffer) >= PLENTY_MESSAGES:
+            self._attention.set()
 
     def _receive(self, subject: bytes, reply: bytes, payload: bytes, headers: dict[str, str] | None) -> None:
         self._heard_at = time.monotonic()
@@ -395,18 +436,12 @@ class Reader:
             return
         self._mark_ns = 0
         self.received, self._received_ns = sequence, self.stored_ns
-        named = self._subjects.get(subject)
-        if named is None:
-            if len(self._subjects) >= _MAX_SUBJECTS:
-                self._subjects.clear()
-            named = self._subjects[subject] = subject.decode()
         kept = headers if self._with_headers else None
-        self._buffer.append((Incoming(named, payload, sequence, kept, self.stored_ns), reply))
+        self._buffer.append(Incoming(self._named(subject), payload, sequence, kept, self.stored_ns, reply))
         self._waiting_bytes += len(payload)
         if not self._arrived.is_set():
             self._arrived.set()
-        if self._waiting_bytes >= PLENTY_BYTES or len(self._buffer) >= PLENTY_MESSAGES:
-            self._attention.set()
+        self._notice_plenty()
 
     def _on_status(self, message: Msg) -> None:
         """Handle a status message of a pull: 100 is a heartbeat, any other status ends the pull."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from corral.bus.stream_reader import Delivery, MessagesLost, delivery, last, pull, read, read_direct
+from corral.bus.stream_reader import Delivery, MessagesLost, deliveries, delivery, last, pull, read, read_direct
 from corral.schemas import subjects
+from hypothesis import given
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js import api
@@ -15,6 +17,21 @@ def test_the_place_of_a_delivered_message_with_and_without_a_domain(prefix: str)
     rest = ".random" if "domain" in prefix else ""
     reply = f"{prefix}.CORRAL_FACTS.reader.2.17.5.1764464400123456789.3{rest}"
     assert delivery(reply.encode()) == Delivery(sequence=17, number=5, stored_ns=1764464400123456789, pending=3)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**63)] * 4), min_size=1), st.sampled_from(["", ".random", ".7"]), st.data())
+def test_the_places_of_many_messages_are_those_of_each(
+    found: list[tuple[int, int, int, int]], rest: str, data: st.DataObject
+) -> None:
+    prefix = "$JS.ACK.domain.account" if rest else "$JS.ACK"
+    replies = [f"{prefix}.CORRAL_FACTS.reader.1.{'.'.join(map(str, one))}{rest}".encode() for one in found]
+    numbers = deliveries(replies)
+    assert numbers is None if rest else numbers == [number for one in found for number in one]
+    at = data.draw(st.integers(0, len(replies) - 1))
+    replies.insert(
+        at, replies[at].replace(b"reader.1.", data.draw(st.sampled_from([b"reader.2.", b"other.1.", b"1."])))
+    )
+    assert deliveries(replies) is None
 
 
 async def test_both_ways_of_reading_find_the_same_messages(nc: Client) -> None:

@@ -18,6 +18,7 @@ from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 S = 10**9
 NOW = 1_800_000_000 * S
@@ -128,7 +129,7 @@ def test_messages_read_together_give_what_each_gives_by_itself(seed: int, collec
         for one in sources:
             sent.append(message(dice, one, len(sent) + 1, tick + 100 * dice.randrange(3)))
             if dice.random() < 0.1:
-                sent.append(dice.choice(sent)._replace(sequence=len(sent) + 1))
+                sent.append(replace(dice.choice(sent), sequence=len(sent) + 1))
         if seed % 3 == 0:
             sent.append(of_version_1(len(sent) + 1))
     batches = [sent[first : first + 20] for first in range(0, len(sent), 20)]
@@ -141,7 +142,7 @@ def test_a_message_with_any_byte_changed_is_read_as_by_itself() -> None:
     }  # fmt: skip
     first = message(random.Random(3), one, 1, 999)
     fields = msgspec.msgpack.decode(first.payload)
-    good = first._replace(payload=codec.encode(fields | {"sequence": 999}))
+    good = replace(first, payload=codec.encode(fields | {"sequence": 999}))
     sent: list[Incoming] = []
     for at in range(len(good.payload)):
         for change in (1, 2, 0x80):

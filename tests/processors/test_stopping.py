@@ -19,9 +19,9 @@ class Interrupted(Reader):
 
     task: asyncio.Task[None]
 
-    def _receive(self, subject: bytes, reply: bytes, payload: bytes, headers: dict[str, str] | None) -> None:
-        super()._receive(subject, reply, payload, headers)
-        if reply:
+    def _on_chunk(self, inbox: str, messages: list[tuple[bytes, bytes, bytes]]) -> None:
+        super()._on_chunk(inbox, messages)
+        if any(reply for _, reply, _ in messages):
             # One turn of the loop later the wait for messages is over, and who waited for it has not heard of it.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
