@@ -158,7 +158,12 @@ def test_a_fleet_is_read_together_after_its_first_batch() -> None:
     decoder = Decoder(series)
     opened: list[Incoming] = []
     one_by_one = decoder._open
-    decoder._open = lambda position, message: (opened.append(message), one_by_one(position, message))[1]
+
+    def open_one(position: int, message: Incoming) -> Any:
+        opened.append(message)
+        return one_by_one(position, message)
+
+    decoder._open = open_one
 
     def watts(host: int, sequence: int) -> float:
         return (host + sequence) % 1000 / 8
