@@ -221,7 +221,8 @@ def ingest(data: bytes) -> None:
     now_ns = time.time_ns()
     arrivals = Arrivals()
     if subject.startswith(subjects.SAMPLES):
-        decoder = Decoder(Series())
+        series = Series()
+        decoder = Decoder(series)
         table, accepted, refused = decoder.decode([message, good], arrivals.is_new, now_ns)
         assert good in accepted or decoder.duplicates
         assert len(accepted) + len(refused) + decoder.duplicates == 2
@@ -229,7 +230,7 @@ def ingest(data: bytes) -> None:
             assert table.schema == SCHEMA
             table.validate(full=True)
             assert table.num_rows <= len(data) // 8 + 8
-        together = Decoder(Series(), few=1)
+        together = Decoder(series, few=1)
         together.decode([good], lambda *_: True, now_ns)
         other, *found = together.decode([message, good], Arrivals().is_new, now_ns)
         assert found == [accepted, refused]
