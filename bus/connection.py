@@ -33,6 +33,8 @@ class Connection(Client):
       connection that was reset a moment ago, as when a server is killed while it is connected to.
     - What the read loop takes in between the end of a connection and its own end is kept: the first message of the
       next connection goes on with a part of the last one of before.
+    - A ping is written at once, ahead of what still waits to be written: a `flush` right behind a `subscribe` ends
+      before the server has the subscription.
     - To end a connection it waits until all is sent, which lasts for as long as TCP tries to reach a server that has
       vanished: a quarter of an hour by default.
     """
@@ -75,6 +77,12 @@ class Connection(Client):
                     return flushing.result()
             finally:
                 flushing.cancel()
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        if self.is_connected and self._pending and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
 
     async def _attempt_reconnect(self) -> None:
         self._abort_later()

@@ -40,6 +40,23 @@ async def test_a_flush_ends_with_the_connection_that_follows_the_one_it_began_on
         await proxy.stop()
 
 
+async def test_a_flush_follows_what_was_sent_before_it(server: EmbeddedServer) -> None:
+    """Otherwise the server may lack a subscription that the flush has ended for."""
+    sent = bytearray()
+    proxy = StallingProxy(server.port, sent)
+    await proxy.start()
+    connection = await connect(proxy.url)
+    try:
+        sent.clear()
+        await connection.subscribe("subject")
+        await connection.publish("other", b"message")
+        await connection.flush(60)
+        assert bytes(sent) == b"SUB subject  1\r\nPUB other  7\r\nmessage\r\nPING\r\n"
+    finally:
+        await connection.close()
+        await proxy.stop()
+
+
 async def test_a_server_that_dies_while_it_is_connected_to_is_tried_again(server: EmbeddedServer) -> None:
     """uvloop, on which services run, has an error of its own for a connection that was reset a moment ago."""
     met = asyncio.Event()

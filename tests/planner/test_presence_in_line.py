@@ -10,6 +10,7 @@ from typing import Any
 
 import nats
 import pytest
+from corral.bus import connect as bus
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect, waiting
@@ -154,7 +155,7 @@ async def test_the_server_tells_who_is_connected(server: EmbeddedServer, nc: Bus
     await nc.subscribe(exact)
     assert await probe.present([exact, "_R_.abc.def"]) == set()
     assert [probe_subject("_INBOX.ann"), probe_subject("_R_.a.b")] == [None, None]
-    listener = await nats.connect(server.url)
+    listener = await bus.connect(server.url)  # of which the server has what came before a flush
     await listener.subscribe(">")  # one who hears all: nothing is known of anybody
     await listener.flush()
     assert await probe.present(list(replies.values())) == set()

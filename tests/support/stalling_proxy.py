@@ -11,13 +11,15 @@ class StallingProxy:
 
     Args:
         port: of the server.
+        sent: takes what clients send, if given.
 
     Attributes:
         url: of the proxy, for a NATS client.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, sent: bytearray | None = None) -> None:
         self.url = ""
+        self._sent = sent
         self._port = port
         self._flows = asyncio.Event()
         self._flows.set()
@@ -66,12 +68,16 @@ class StallingProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, up_writer}
-        await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+        await asyncio.gather(self._pump(reader, up_writer, self._sent), self._pump(up_reader, writer))
         self._writers -= {writer, up_writer}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytearray | None = None
+    ) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while data := await reader.read(65536):
+                if sent is not None:
+                    sent += data
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
