@@ -23,7 +23,7 @@ WITH leased AS (
 ), made_up AS (
     -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they
     -- would have more of the device than there was time for.
-    SELECT u.time, u.host, u.device FROM rollup_1h u JOIN devices d ON d.device = u.device AND d.host <> u.host
+    SELECT DISTINCT u.time, u.host, u.device FROM rollup_1h u JOIN devices d ON d.device = u.device AND d.host <> u.host
     JOIN rollup_1h own ON own.time = u.time AND own.device = u.device AND own.host = d.host
     WHERE coalesce(u.known_seconds, 60) + coalesce(own.known_seconds, 60)
         > 1.02 * greatest(least(epoch(now() - u.time), 3600), 60)
@@ -57,8 +57,10 @@ FROM (
         any_value(coalesce(i.mig_parent, u.device)) AS board, bool_or(i.mig_parent IS NOT NULL) AS part
     FROM rollup_1h u LEFT JOIN hosts h USING (host)
     LEFT JOIN devices i ON i.device = u.device AND i.host = u.host
+    -- A period reaches the hours within a LEFT JOIN, and not those within NOT EXISTS.
+    LEFT JOIN made_up m ON m.time = u.time AND m.host = u.host AND m.device = u.device
     WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
-        AND NOT EXISTS (FROM made_up m WHERE m.time = u.time AND m.host = u.host AND m.device = u.device)
+        AND m.device IS NULL
     GROUP BY u.time, u.device
 ) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000
 GROUP BY r.time
