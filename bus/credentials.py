@@ -52,7 +52,7 @@ class Identity(Struct, frozen=True, kw_only=True):
         user: name of the user; empty if unknown.
         role: such as `requester`; empty if unknown.
         owner: name that devices may be requested under; `*` for any, empty if unknown or none.
-        serves: true for an exporter or dashboard that the bus lets answer requests.
+        serves: true for an exporter, a dashboard or a login service that the bus lets answer requests.
         inbox: prefix of the subjects that answers come to; empty for the default.
         file: path of the credentials file; empty if none.
         seed: NKey seed; empty if the file holds a JWT.

@@ -53,6 +53,7 @@ _ASKED: Final = (
     ServiceKind.DASHBOARD,
     ServiceKind.GATEWAY,
     ServiceKind.NOTIFIER,
+    ServiceKind.LOGIN,
 )
 """Services whose health is queried. Collectors publish reports, and there may be thousands; the exporter knows its own
 health."""

@@ -43,9 +43,13 @@ class Issuer:
 
     Raises:
         AuthorityError: there is no authority, or it wants client certificates.
+
+    Attributes:
+        problem: why logins that have ended may still be taken; empty while none are.
     """
 
     def __init__(self, folder: Path, rules: Rules) -> None:
+        self.problem = ""
         self._folder = folder
         self._rules = rules
         self._changed = asyncio.Event()
@@ -125,13 +129,16 @@ class Issuer:
             wait = _LONGEST_WAIT_SECONDS
             try:
                 following = await asyncio.to_thread(self._end)
+                self.problem = ""
                 if following is not None:
                     wait = min(wait, max(0.1, (following - datetime.now(UTC)).total_seconds()))
             except (AuthorityError, OSError, NoServer) as error:
                 log.error("logins that have ended may still be taken, retrying: %s", error)
+                self.problem = f"logins that have ended may still be taken: {error}"
                 wait = _AGAIN_SECONDS
             except Exception:
                 log.exception("logins that have ended may still be taken, retrying")
+                self.problem = "logins that have ended may still be taken: the log says why"
                 wait = _AGAIN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):

@@ -205,6 +205,15 @@ class Provider:
             self._metadata, self._metadata_at = found, time.monotonic()
             return found
 
+    async def check(self) -> None:
+        """Ask the provider for its discovery document, however new the one before is.
+
+        Raises:
+            ProviderError: it can't be had, or is another issuer's.
+        """
+        self._metadata_at = float("-inf")
+        await self.metadata()
+
     async def _claims(self, token: Mapping[str, Any], nonce: str | None) -> dict[str, Any]:
         """Claims of the id token, if there is one, and of the userinfo endpoint.
 

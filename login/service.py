@@ -29,6 +29,7 @@ from ..bus.access.folder import AuthorityError
 from ..bus.tasks import cancel_all
 from ..schemas.requests import Error
 from ..schemas.values.error_words import in_words
+from .health import LoginHealth
 from .issuing import Issuer, NoServer
 from .messages import LOGOUT_PATH, POLL_PATH, START_PATH, LoggedIn, Logout, Poll, Start, Started, Waiting
 from .provider import Denied, DeviceCode, Pending, Provider, ProviderAway, ProviderError
@@ -86,6 +87,9 @@ class LoginService:
         ca: path of the certificate that the bus's is signed by; None without TLS.
         joined: brings people into their groups; None if there are none.
         most_of_address: logins in progress of one address.
+
+    Attributes:
+        health: answers health checks on the bus while it runs.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class LoginService:
         self._joined = joined
         self._most_of_address = most_of_address
         self._sessions: dict[str, Session] = {}
+        self.health = LoginHealth(self._provider, issuer, self._running)
         self.app = Starlette(
             routes=[
                 Route(START_PATH, self._start, methods=["POST"]),
@@ -152,6 +157,10 @@ class LoginService:
 
         return await self._answer(request, Start, start)
 
+    def _running(self) -> int:
+        now = asyncio.get_running_loop().time()
+        return sum(session.ends > now for session in self._sessions.values())
+
     def _of_address(self) -> Counter[str]:
         return Counter(session.address for session in self._sessions.values())
 
@@ -175,15 +184,22 @@ class LoginService:
                 return Waiting(interval_seconds=found.interval_seconds)
             # The provider has spent the code: what fails now, fails for good.
             del self._sessions[message.session]
-            return await self._logged_in(person(found, self._rules), session.key)
+            answer = await self._logged_in(person(found, self._rules), session.key)
+            self.health.outcomes["issued"] += 1
+            return answer
         except Denied as error:
             self._sessions.pop(message.session, None)
+            self.health.outcomes["refused"] += 1
             raise _Refusal("refused", str(error)) from None
+        except LoginRefused:
+            self.health.outcomes["refused"] += 1
+            raise
         except ProviderAway:
             raise
         except (ProviderError, NoServer, AuthorityError, OSError) as error:
             self._sessions.pop(message.session, None)
             log.warning("a login failed: %s", error)
+            self.health.outcomes["failed"] += 1
             raise _Refusal("failed", str(error)) from None
         finally:
             session.busy = False
@@ -265,6 +281,7 @@ async def serve(
     listening: socket.socket,
     stop: asyncio.Event,
     *,
+    nats_url: str | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> None:
@@ -274,6 +291,7 @@ async def serve(
         service: the service.
         listening: socket that listens.
         stop: ends the service.
+        nats_url: of the bus, for health checks.
         certificate: for HTTPS, with `key`.
         key: of the certificate.
     """
@@ -299,9 +317,10 @@ async def serve(
     server = Server(config)
     serving = asyncio.create_task(server.serve([listening]))
     stopping = asyncio.create_task(stop.wait())
+    reporting = asyncio.create_task(service.health.run(nats_url))
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
     finally:
-        stopping.cancel()
+        await cancel_all([stopping, reporting])

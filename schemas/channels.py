@@ -109,7 +109,8 @@ def _attach(name: str, verb: str, message: Message, reply: Message, summary: str
 
 
 _HEALTH: Final = {
-    "service": "`planner`, `processor`, `collector`, `runner`, `exporter`, `dashboard`, `gateway` or `notifier`",
+    "service": "`planner`, `processor`, `collector`, `runner`, `exporter`, `dashboard`, `gateway`, `login` or "
+    "`notifier`",
     "instance": "id of the instance, as its health reply gives it",
 }
 
@@ -120,7 +121,7 @@ def _health(name: str, summary: str, *tokens: str) -> Channel:
         subject=".".join([subjects.HEALTH, *(f"{{{token}}}" for token in tokens)]),
         parameters={token: _HEALTH[token] for token in tokens},
         publisher="client",
-        subscriber="planner, processor, collector, runner, exporter, dashboard, gateway, notifier",
+        subscriber="planner, processor, collector, runner, exporter, dashboard, gateway, login, notifier",
         message=None,
         replies=(health.ServiceHealth,),
         content_types=_JSON_FIRST,

@@ -24,6 +24,7 @@ class ServiceKind(StrEnum):
     EXPORTER = "exporter"
     DASHBOARD = "dashboard"
     NOTIFIER = "notifier"
+    LOGIN = "login"
     GATEWAY = "gateway"
 
 
@@ -223,6 +224,11 @@ _NOTIFIER: Final = (
     _gauge("unusable_rules", "Rules that name a target which is not there."),
 )
 
+_LOGIN: Final = (
+    _counter("logins", "Logins that came to an end, by outcome: issued, refused or failed.", "outcome"),
+    _gauge("logins_running", "Logins in progress: the code has not been confirmed yet."),
+)
+
 _GATEWAY: Final = (
     _counter("requests", "Answered HTTP requests by status.", "status"),
     _histogram("answer_seconds", "Time to the begin of an answer, without requests that wait in the queue.", SECONDS),
@@ -241,6 +247,7 @@ INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {
         (ServiceKind.EXPORTER, _EXPORTER),
         (ServiceKind.DASHBOARD, ()),
         (ServiceKind.NOTIFIER, _NOTIFIER),
+        (ServiceKind.LOGIN, _LOGIN),
         (ServiceKind.GATEWAY, _GATEWAY),
     )
 }

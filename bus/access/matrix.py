@@ -381,10 +381,10 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _SUB,
-        "health checks of itself (an exporter, a dashboard)",
+        "health checks of itself (an exporter, a dashboard, a login service)",
         [Role.VIEWER, Role.OPERATOR],
         bus.HEALTH,
-        *(f"{bus.HEALTH}.{kind}{rest}" for kind in ("exporter", "dashboard") for rest in ("", ".>")),
+        *(f"{bus.HEALTH}.{kind}{rest}" for kind in ("exporter", "dashboard", "login") for rest in ("", ".>")),
         serves=True,
         within=True,
     ),

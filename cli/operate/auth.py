@@ -169,7 +169,8 @@ def add(
         ),
     ] = False,
     service: Annotated[
-        bool, typer.Option("--service", help="An exporter or a dashboard: it may answer health checks.")
+        bool,
+        typer.Option("--service", help="An exporter, a dashboard or a login service: it may answer health checks."),
     ] = False,
     group: Annotated[
         str, typer.Option("--group", metavar="GROUP", help="Group of the owner, for `corral group apply`: lab/vision.")

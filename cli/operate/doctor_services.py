@@ -23,11 +23,12 @@ _COMMANDS: Final = {
     ServiceKind.GATEWAY: "corral serve-http",
     ServiceKind.EXPORTER: "corral export",
     ServiceKind.DASHBOARD: "corral dashboard",
+    ServiceKind.LOGIN: "corral login-service",
 }
 
 
 async def optional(client: Client) -> list[Finding]:
-    """Check the notifier, and gateway, exporter and dashboard where they answer."""
+    """Check the notifier, and gateway, exporter, dashboard and login service where they answer."""
     kinds = [ServiceKind.NOTIFIER, *_COMMANDS]
     answers = await asyncio.gather(
         *(ask_health(client.nc, kind.value, first_seconds=_ANSWER_SECONDS) for kind in kinds)
@@ -61,10 +62,11 @@ def _notifier(found: list[ServiceHealth]) -> Finding:
 
 
 def _other(kind: ServiceKind, found: list[ServiceHealth]) -> Finding:
+    what = "login service" if kind is ServiceKind.LOGIN else kind.value  # "login" is that of who asks
     if unready := [each for each in found if not each.ready]:
         why = "; ".join(f"{each.instance}: {', '.join(each.reasons)}" for each in unready)
-        return problem(kind.value, why, f"corral health {kind.value}; restart it: {_COMMANDS[kind]}")
-    return ok(kind.value, f"{len(found)} ready, on {', '.join(sorted({each.host for each in found}))}")
+        return problem(what, why, f"corral health {kind.value}; restart it: {_COMMANDS[kind]}")
+    return ok(what, f"{len(found)} ready, on {', '.join(sorted({each.host for each in found}))}")
 
 
 async def login(identity: Identity) -> Finding | None:

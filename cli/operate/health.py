@@ -30,6 +30,7 @@ class PartName(StrEnum):
     DASHBOARD = "dashboard"
     NOTIFIER = "notifier"
     GATEWAY = "gateway"
+    LOGIN = "login"
 
 
 AGENT_SECONDS = 35.0

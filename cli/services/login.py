@@ -52,13 +52,14 @@ def login_service(
     """Let people log in with `corral login`, through an OpenID Connect provider, until stopped.
 
     It runs where the authority and the bus's server are, since it adds users for a time. With groups in the rules it
-    also needs an operator's credentials, to make people members.
+    also needs an operator's credentials, to make people members. With credentials made with --service it answers health
+    checks.
 
     Examples:
       corral login-service --rules login.toml --tls-cert login.crt --tls-key login.key --listen 0.0.0.0:8444
       corral login-service --rules login.toml --behind-proxy
     """
-    configure("login", log_format, log_level, verbose=verbose)
+    logged = configure("login", log_format, log_level, verbose=verbose)
     for noisy in ("uvicorn", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     within = stop_seconds(stop_within)
@@ -94,11 +95,18 @@ def login_service(
     except (RulesError, AuthorityError) as error:
         raise CommandError(str(error), USAGE) from None
     stop = asyncio.Event()
-    run_service(_serve(service, host or "0.0.0.0", port, tls_cert, tls_key, stop), within, stop)
+    logged.named(service.health.instance)
+    run_service(_serve(service, host or "0.0.0.0", port, nats, tls_cert, tls_key, stop), within, stop)
 
 
 async def _serve(
-    service: LoginService, host: str, port: int, certificate: Path | None, key: Path | None, stop: asyncio.Event
+    service: LoginService,
+    host: str,
+    port: int,
+    nats: str | None,
+    certificate: Path | None,
+    key: Path | None,
+    stop: asyncio.Event,
 ) -> None:
     from ...login.service import serve
 
@@ -113,7 +121,7 @@ async def _serve(
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if certificate else "http"
     say(f"people log in with: corral login {scheme}://{shown}:{listening.getsockname()[1]}")
-    await serve(service, listening, stop, certificate=certificate, key=key)
+    await serve(service, listening, stop, nats_url=nats, certificate=certificate, key=key)
 
 
 def _joining(nats: str | None, rules: Rules) -> Joined:

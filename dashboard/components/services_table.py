@@ -17,7 +17,7 @@ _LISTED: Final = tuple(kind for kind in ServiceKind if kind not in (ServiceKind.
 
 
 async def ask_services(client: Client) -> list[ServiceHealth]:
-    """Ask for the health of planners, processors, exporters, dashboards, notifiers and gateways."""
+    """Ask for the health of planners, processors, exporters, dashboards, notifiers, login services and gateways."""
     answers = await asyncio.gather(*(ask_health(client.nc, kind.value, first_seconds=1.0) for kind in _LISTED))
     return [each for found in answers for each in found]
 

@@ -24,11 +24,15 @@ import pytest
 from corral.bus.access.folder import Authority, AuthorityError, make_key
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect
+from corral.bus.tasks import cancel_all
 from corral.client.config import read
-from corral.login import issuing
+from corral.client.health import ask_health
+from corral.login import health, issuing
 from corral.login.issuing import Issuer, NoServer
 from corral.login.messages import LoggedIn, Logout, Started, Waiting, logout_text
-from corral.login.rules import LoginRefused, Person, Rules
+from corral.login.provider import Provider
+from corral.login.rules import LoginRefused, Person, Rules, read_rules
+from corral.schemas.health import ServiceHealth
 from corral.schemas.requests import Error
 from nats.aio.client import Client
 from support.openid_provider import OpenIdProvider, openid_provider, user_code
@@ -47,7 +51,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenIdProvide
 def bus(tmp_path: Path) -> Iterator[SecuredBus]:
     made = SecuredBus(tmp_path)
     made.add(Role.PLANNER, "planner")
-    made.add(Role.OPERATOR, "login")
+    made.add(Role.OPERATOR, "login", serves=True)
     made.server.start()
     yield made
     made.server.kill()
@@ -304,6 +308,45 @@ async def test_a_login_ends_when_its_time_is_over_and_the_oldest_gives_way(bus: 
     assert seed.name not in Authority(bus.authority.folder).registry.users
     ending.cancel()
     await asyncio.gather(ending, return_exceptions=True)
+    await nc.close()
+
+
+async def test_health_checks_say_what_keeps_people_from_logging_in(
+    bus: SecuredBus, provider: OpenIdProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRAL_NATS_CREDS", bus.credentials("login"))
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.05)
+    rules = read_rules(provider.rules(tmp_path / "login.toml"))
+    issuer, asked = Issuer(bus.authority.folder, rules), Provider(rules)
+    checks = health.LoginHealth(asked, issuer, lambda: 3)
+    checks.outcomes["refused"] += 1
+    working = [asyncio.create_task(checks.run(bus.server.url)), asyncio.create_task(issuer.run())]
+    nc = await bus.connect("login")
+
+    async def says(*words: str) -> list[ServiceHealth]:
+        """Wait for as many reasons as words, each of which has its word."""
+        async with asyncio.timeout(60):
+            while True:
+                found = await ask_health(nc, "login")
+                reasons = [reason for one in found for reason in one.reasons]
+                if found and len(reasons) == len(words) and all(map(str.__contains__, reasons, words)):
+                    return found
+
+    [one] = await says()
+    measures = {(measure.name, measure.labels.get("outcome")): measure.value for measure in one.measures}
+    assert (measures["logins", "refused"], measures["logins", "issued"], measures["logins_running", None]) == (1, 0, 3)
+    asked.rules = Rules(issuer="http://127.0.0.1:9", client_id="corral")
+    await says("127.0.0.1:9")
+    monkeypatch.setattr(issuing, "_AGAIN_SECONDS", 0.05)
+    pid_file = Path(bus.authority.registry.pid_file)
+    pid = in_place(str(pid_file), "0")
+    issuer._untold = True
+    issuer._changed.set()
+    await says("127.0.0.1:9", "logins that have ended may still be taken")
+    asked.rules = rules
+    in_place(str(pid_file), pid)
+    await says()
+    await cancel_all(working)
     await nc.close()
 
 

@@ -139,7 +139,7 @@ def subscribe_probes() -> list[str]:
     found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice"]
     found += [f"{V}.query", f"{V}.query.*", f"{V}.query.alice", f"{V}.history.snapshot.*", f"{V}.history.read.olga"]
     found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
-    found += [f"{V}.health.{kind}{rest}" for kind in ("exporter", "gateway") for rest in ("", ".x")]
+    found += [f"{V}.health.{kind}{rest}" for kind in ("exporter", "gateway", "login") for rest in ("", ".x")]
     found += [f"{V}.health.notifier", f"{V}.health.notifier.x"]
     found += [f"{V}.notify.>", f"{V}.notify.rules", f"{V}.notify.rules.alice", f"{V}.notify.override.olga"]
     for kind in ("collector", "runner"):
