@@ -189,7 +189,7 @@ def pieces(cuts: Sequence[Slice], filters: Filters) -> str:
     SELECT p.*, h.known_minutes_bitmask & mask AS known, coalesce(h.idle_minutes_bitmask, 0) & mask AS idle,
         h.known_minutes_bitmask, h.memory_used_bytes_max, coalesce(h.energy_millijoules_increase, 1e3
             * {power.format("h")} / h.samples
-            * coalesce(h.known_seconds, 60.0 * nullif(bit_count(h.known_minutes_bitmask), 0), 3600)) AS hour_mj
+            * coalesce(h.known_seconds, 60.0 * nullif(bit_count(h.known_minutes_bitmask), 0), 60)) AS hour_mj
     FROM (SELECT *, (1::BIGINT << ({ends} + 1)) - (1::BIGINT << {begins}) AS mask FROM parts) p
     LEFT JOIN rollup_1h h ON h.host = p.host AND h.device = p.device AND h.time = make_timestamptz(hour * {HOUR_US})
 ), counted AS (

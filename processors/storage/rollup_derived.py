@@ -80,7 +80,9 @@ def known() -> list[Derived]:
             KNOWN,
             "DOUBLE",
             f"CASE WHEN count(*) > 2 THEN count(*) * {usual} / 1e6 END",
-            f"least(coalesce(sum(samples) * {of_one}, CASE WHEN count(*) > 1 THEN count(*) * {usual} / 1e6 END), 3600)",
+            # DuckDB's `least` leaves nulls out: what is not known would be a whole hour.
+            f"CASE WHEN {of_one} IS NOT NULL OR count(*) > 1 THEN least(coalesce(sum(samples) * {of_one}, "
+            f"CASE WHEN count(*) > 1 THEN count(*) * {usual} / 1e6 END), 3600) END",
             "seconds that the samples stand for: their number times the usual time between two; null where they are "
             "too few to tell",
         )

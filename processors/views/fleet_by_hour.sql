@@ -26,7 +26,7 @@ WITH leased AS (
     SELECT DISTINCT u.time, u.host, u.device FROM rollup_1h u JOIN devices d ON d.device = u.device AND d.host <> u.host
     JOIN rollup_1h own ON own.time = u.time AND own.device = u.device AND own.host = d.host
     WHERE coalesce(u.known_seconds, 60) + coalesce(own.known_seconds, 60)
-        > 1.02 * greatest(least(epoch(now() - u.time), 3600), 60)
+        > 1.02 * greatest(least((epoch_us(now()) - epoch_us(u.time)) / 1e6, 3600), 60)
 )
 SELECT r.time AS hour, count(DISTINCT r.board) AS devices,
     sum(r.gpu_utilization_percent_mean * r.gpu_utilization_percent_count) / sum(r.gpu_utilization_percent_count)

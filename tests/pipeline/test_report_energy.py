@@ -116,3 +116,35 @@ def test_energy_of_leases_is_that_of_the_raw_samples(tmp_path: Path) -> None:
     found = {owner: sum(float(row["energy_mj"] or 0) for row in rows if row["owner"] == owner) for owner in expected}
     assert found == pytest.approx(expected, rel=1e-6)
     database.close()
+
+
+def test_an_hour_of_two_samples_stands_for_no_more_than_their_minute(tmp_path: Path) -> None:
+    database = new_database(tmp_path)
+    series = database.series.number("h1", "g0")
+    columns: dict[str, Any] = {
+        "time": [START + timedelta(hours=1, seconds=at) for at in (3, 13)],
+        "series": [series] * 2,
+        "power_watts": [154.0] * 2,
+    }
+    table = pa.table([columns.get(field.name, [None] * 2) for field in SCHEMA], schema=SCHEMA)
+    database.commit(Batch(stream="S", sequence=1, samples=table))
+    cursor = database.cursor()
+    for level in rollups.LEVELS:
+        rollups.refresh(cursor, level, sorted(database.days))
+    assert cursor.execute("SELECT known_seconds FROM rollup_1h").fetchall() == [(None,)]
+    end = START + timedelta(hours=3)
+    cursor.execute(
+        "INSERT INTO leases BY NAME SELECT 'l1' AS lease_id, 'ann' AS owner, 'released' AS state, ? AS granted_at, "
+        "? AS ended_at, ? AS expires_at",
+        [START, end, end],
+    )
+    cursor.execute(
+        "INSERT INTO lease_devices BY NAME SELECT 'l1' AS lease_id, 'h1' AS host, 'g0' AS device, 1.0 AS share"
+    )
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    cursor.execute(queries(scope_of(period_of("2026-01", "UTC", now), [By.OWNER], Filters(), now))["usage"])
+    names = [column[0] for column in cursor.description]
+    [row] = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    assert float(row["energy_mj"]) == 154_000 * 60
+    assert cursor.execute("SELECT energy_kwh FROM lease_device_usage").fetchall() == [(154 * 60 / 3.6e6,)]
+    database.close()

@@ -39,7 +39,7 @@ WITH spans AS MATERIALIZED (
     SELECT b.number, true AS whole, 1.0 AS part, r.gpu_utilization_percent_mean AS util,
         r.gpu_utilization_percent_count AS n, r.memory_used_bytes_max AS memory,
         coalesce(r.energy_millijoules_increase / 1e3, r.power_watts_mean * r.power_watts_count / r.samples
-            * coalesce(r.known_seconds, 60.0 * nullif(bit_count(r.known_minutes_bitmask), 0), 3600)) AS joules
+            * coalesce(r.known_seconds, 60.0 * nullif(bit_count(r.known_minutes_bitmask), 0), 60)) AS joules
     FROM hours b JOIN store.series_1h r ON r.series = b.series AND r.time = b.time
     UNION ALL
     SELECT b.number, true, 1.0, r.gpu_utilization_percent_mean, r.gpu_utilization_percent_count,
