@@ -1,8 +1,10 @@
 """Schema of the database: internal tables in `store`, and in `main` the tables and views that people query.
 
-Samples are in one table per UTC day (`store.samples_20261124`), so that archiving a day takes one `DROP TABLE` and
-never a long `DELETE`. They name their device by a small number, the series; the view `samples` replaces it by host and
-uuid, and includes the archive. Every column of a metric derives from the catalog of metrics.
+Samples are in tables per UTC day, so that archiving a day takes `DROP TABLE` and never a long `DELETE`:
+`store.samples_20261124` in the order of their arrival, `store.samples_20261124_sorted` in that of device and time, and
+for a while `store.samples_20261124_closed` (`embedded/sorting.py`). They name their device by a small number, the
+series; the view `samples` replaces it by host and uuid, and includes the archive. Every column of a metric derives from
+the catalog of metrics.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ from typing import Final
 from ...schemas.metrics import METRICS
 
 PROGRAM: Final = "corral"
-VERSION: Final = 5
+VERSION: Final = 6
 """Version of the tables; `migrations.py` upgrades older ones. 2 counts throttled samples in all rollups, and keeps the
 idle minutes of an hour. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
-replaced. 5 keeps totals of leases, and their peaks of memory by process lists."""
+replaced. 5 keeps totals of leases, and their peaks of memory by process lists. 6 has sorted samples in tables of their
+own."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
+CLOSED: Final = "_closed"
+"""End of the name of a part of a day that gets no more rows, and is to be sorted."""
+SORTED: Final = "_sorted"
+"""End of the name of the part of a day that is sorted by device and time."""
 NO_SERIES: Final = "store.samples_none"
 """An empty table with every metric: with it in a union, metrics that a day or a file lacks are null."""
 
@@ -170,8 +177,13 @@ def day_of(time_us: int) -> str:
 
 
 def day_table(day: str) -> str:
-    """Name of a day's table."""
+    """Name of the table of a day, or of a part of it, such as `20261124_sorted`."""
     return f"store.samples_{day}"
+
+
+def parts_of(day: str, days: Iterable[str]) -> set[str]:
+    """Parts of a day among those of all days: the day itself, closed and sorted ones."""
+    return {part for part in days if part.startswith(day)}
 
 
 def create_day(table: str, metrics: Iterable[str] = ()) -> str:
@@ -184,7 +196,7 @@ def create_day(table: str, metrics: Iterable[str] = ()) -> str:
 
 
 def all_days(days: Iterable[str], columns: str) -> str:
-    """Subquery over the tables of days, with every metric: null if a day does not have it."""
+    """Subquery over the tables of days and their parts, with every metric: null if a day does not have it."""
     tables = [NO_SERIES, *(day_table(day) for day in sorted(days))]
     return f"(SELECT {columns} FROM (" + " UNION ALL BY NAME ".join(f"FROM {table}" for table in tables) + "))"
 

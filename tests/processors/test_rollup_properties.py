@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.counter_stories import START, tell_stories
 from support.empty_history import new_database
+from support.sorted_days import sort_all
 
 COLUMNS = (
     "gpu_utilization_percent",
@@ -95,7 +96,11 @@ def refresh_some(history: Database, dice: random.Random) -> None:
         ROLLUPS.forget()
     if dice.random() < 0.3:
         ROLLUPS.refresh(history.cursor(), [dice.choice([TEN_SECONDS, MINUTE])], sorted(history.days))
+    if dice.random() < 0.5:
+        sort_all(history)  # as far as the samples are rolled up; those of the last commit wait
     _refresh(history, ROLLUPS)
+    if dice.random() < 0.3:
+        sort_all(history)
 
 
 def check_rollups(history: Database, dice: random.Random, refresh_after_commit: list[bool]) -> None:

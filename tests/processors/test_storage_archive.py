@@ -20,6 +20,7 @@ from corral.processors.storage.embedded.rollups import LEVELS
 from corral.processors.storage.embedded.snapshot import write_snapshot
 from support.archive_days import FIRST_US, SAMPLES_A_DAY, samples
 from support.empty_history import new_database
+from support.sorted_days import sort_all
 
 DAYS = 2
 
@@ -170,6 +171,7 @@ def test_a_snapshot_is_one_moment_and_needs_no_other_file(tmp_path: Path) -> Non
         care.roll_up(level)
     care.housekeeping(datetime(2026, 7, 1, tzinfo=UTC))
     history.commit(Batch(stream="S", sequence=10, samples=samples(history, 0, 8)))  # late: day 0 is both
+    sort_all(history)  # closed and not rolled up: it waits
     history.commit(Batch(stream="S", sequence=11, samples=samples(history, 9, 80)))
     target = history.snapshots / "copy.duckdb"
     copies: list[tuple[Path, int, int]] = []

@@ -1,8 +1,8 @@
 """Archive of old days of raw samples in Parquet: `archive/day=2026-11-24/part-….parquet`, sorted by device and time.
 
 A day is copied while ingest goes on, since only late samples are still written to it. Then ingest is held for a moment,
-and one transaction registers the file, drops the day's table, and makes the view `samples` name the file in place of
-the table. The file is complete and on disk before that, and not read until then. So a crash at any point leaves each
+and one transaction registers the file, drops the day's tables, and makes the view `samples` name the file in place of
+them. The file is complete and on disk before that, and not read until then. So a crash at any point leaves each
 sample in the view once, and at most an orphaned file, which `delete_orphaned_files` deletes. A sample that comes for an
 archived day creates a new table for the day, and later a further part.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +61,7 @@ def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
     """Archive days that are past the retention of raw samples, the oldest first: as many as the horizon allows."""
     before = horizon.before(seconds)
     since = horizon.since("days", before)
-    for day in sorted(database.days):
+    for day in sorted({part[:8] for part in database.days}):
         ended = end_of_day(datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC))
         if ended > before or not archive_day(database, day) or ended <= since:
             continue
@@ -70,24 +71,25 @@ def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
 
 
 def archive_day(database: Database, day: str) -> bool:
-    """Move one day from its table to a Parquet file; False if it can't be done yet."""
+    """Move one day from its tables to a Parquet file; False if it can't be done yet."""
     cursor = database.cursor()
     try:
-        table = schema.day_table(day)
+        parts = schema.parts_of(day, database.days)
+        table = schema.all_days(parts, "time, batch")
         found = cursor.execute(f"SELECT count(*), min(time), max(time), max(batch) FROM {table}").fetchone()
         rows, first, last, batch = found or (0, None, None, None)
-        if rows and not _rolled_up(cursor, batch):
+        if rows and not rolled_up(cursor, batch):
             return False
         relative = (
             Path(f"day={day[:4]}-{day[4:6]}-{day[6:]}") / f"part-{database.processor}-{uuid.uuid4().hex[:16]}.parquet"
         )
         final = database.archive / relative
         if rows:
-            _write(cursor, day, final)
+            _write(cursor, parts, final)
         # From here on no write may come between the count and the drop.
         with database.writing:
             again = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
-            if again is None or again[0] != rows:
+            if again is None or again[0] != rows or schema.parts_of(day, database.days) != parts:
                 final.unlink(missing_ok=True)
                 return False
             with transaction(cursor):
@@ -98,9 +100,10 @@ def archive_day(database: Database, day: str) -> bool:
                             str(relative), f"{day[:4]}-{day[4:6]}-{day[6:]}", rows, final.stat().st_size, first, last,
                         ],
                     )  # fmt: skip
-                cursor.execute(f"DROP TABLE {table}")
-                database.refresh_view(cursor, database.days - {day})
-            database.days = database.days - {day}
+                for part in parts:
+                    cursor.execute(f"DROP TABLE {schema.day_table(part)}")
+                database.refresh_view(cursor, database.days - parts)
+            database.days = database.days - parts
         log.info("archived %s: %d samples in %s", day, rows, relative)
         return True
     finally:
@@ -131,19 +134,19 @@ def drop_archived(database: Database, horizon: Horizon, seconds: float) -> None:
         cursor.close()
 
 
-def _rolled_up(cursor: DuckDBPyConnection, batch: Any) -> bool:
+def rolled_up(cursor: DuckDBPyConnection, batch: Any) -> bool:
     """True if the rollups from raw samples include a batch."""
     levels = ", ".join(f"'{level.name}'" for level in (rollups.TEN_SECONDS, rollups.MINUTE))
     row = cursor.execute(f"SELECT min(batch) FROM store.rolled WHERE level IN ({levels})").fetchone()
     return row is not None and int(row[0]) >= batch
 
 
-def _write(cursor: DuckDBPyConnection, day: str, final: Path) -> None:
+def _write(cursor: DuckDBPyConnection, parts: Collection[str], final: Path) -> None:
     """Write a day's file, and sync it and its folder to disk before it is used."""
     final.parent.mkdir(parents=True, exist_ok=True)
     writing = final.with_name(final.name + ".tmp")
     names = ", ".join(METRICS)
-    source = schema.all_days([day], f"time, series, {names}")
+    source = schema.all_days(parts, f"time, series, {names}")
     cursor.execute(
         f"COPY (SELECT time, s.host, s.device, {names} FROM {source} r JOIN store.series s USING (series) "
         f"ORDER BY s.host, s.device, time) TO {schema.sql_text(str(writing))} "

@@ -61,6 +61,7 @@ class Database:
         snapshots: folder of copies that wait to be fetched.
         processor: id of this history.
         series: numbers of its devices.
+        days: that have a table of samples, and parts of days, such as `20261124_sorted`.
     """
 
     def __init__(
@@ -347,7 +348,7 @@ class Database:
         with registered(cursor, "incoming", samples.to_reader(max_chunksize=ROW_GROUP_ROWS)):
             unless = ""
             if self._may_be_there(samples):
-                unless = recovery.unless_there(cursor, self.archive, table)
+                unless = recovery.unless_there(cursor, self.archive, day)
             cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming{unless}")
 
     def _may_be_there(self, rows: ArrowTable) -> bool:

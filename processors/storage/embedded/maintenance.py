@@ -20,11 +20,11 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ....bus.process import release_memory
-from .. import retention, schema
+from .. import retention
 from ..errors import StoragePaused
 from ..retention import Horizon, Retention
 from ..statements import put_meta, transaction
-from . import archive, recovery, rollups, totals
+from . import archive, recovery, rollups, sorting, totals
 from .database import Database
 
 log = logging.getLogger("corral.storage")
@@ -48,6 +48,7 @@ HOUSEKEEPING_SECONDS: Final = 60.0
 TOTALS_SECONDS: Final = 300.0
 """A lease has totals an hour after its end at the earliest, so there is no hurry."""
 RECOVERY_SECONDS: Final = 1.0
+SORTING_SECONDS: Final = 600.0
 SWEEP_SECONDS: Final = 86400.0
 MINUTES_FROM: Final = "minutes_from"
 """Key in `corral_meta`: rollups of 1 min before this time have been deleted."""
@@ -181,6 +182,7 @@ class Maintenance:
             every(RECOVERY_SECONDS, "rollups of a lost database", self.roll_up_archived),
             every(HOUSEKEEPING_SECONDS, "housekeeping", self.housekeeping),
             every(TOTALS_SECONDS, "totals of leases", self.total_leases),
+            every(SORTING_SECONDS, "order of samples", lambda: sorting.sort_days(self._database)),
             every(SWEEP_SECONDS, "orphaned files", lambda: archive.delete_orphaned_files(self._database)),
         ]
 
@@ -286,10 +288,9 @@ class Maintenance:
 
     def _newest(self, cursor: DuckDBPyConnection) -> datetime | None:
         """Time of the newest sample; None if there is none."""
-        for day in sorted(self._database.days, reverse=True):
-            row = cursor.execute(f"SELECT max(time) FROM {schema.day_table(day)}").fetchone()
-            if row is not None and row[0] is not None:
-                return row[0]
+        found = sorting.newest(cursor, self._database.days)
+        if found is not None:
+            return found
         row = cursor.execute("SELECT max(last) FROM store.archive_files").fetchone()
         return row[0] if row else None
 

@@ -71,10 +71,10 @@ def _drop_key(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
 
 
 def stored_days(cursor: DuckDBPyConnection) -> list[str]:
-    """Days that have a table."""
+    """Days that have a table, and parts of days, such as `20261124_sorted`."""
     rows = cursor.execute(
         "SELECT table_name[9:] FROM duckdb_tables() WHERE schema_name = 'store' "
-        "AND regexp_full_match(table_name, 'samples_[0-9]{8}') ORDER BY 1"
+        f"AND regexp_full_match(table_name, 'samples_[0-9]{{8}}({schema.CLOSED}|{schema.SORTED})?') ORDER BY 1"
     ).fetchall()
     return [str(day) for (day,) in rows]
 

@@ -332,7 +332,8 @@ def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
     for table in sorted(table for table in there if _is_day(table)):
         rows = _rows(new, f"SELECT count(*) FROM {old}.{table}")
         if rows:
-            expected[table[-8:]] = int(rows[0][0])
+            day = table.removeprefix(schema.day_table(""))[:8]
+            expected[day] = expected.get(day, 0) + int(rows[0][0])
         metrics = [name for name in METRICS if name in _columns(new, f"{old}.{table}")]
         new.execute(schema.create_day(table, metrics))
         _copy(new, old, table, found)
@@ -392,11 +393,11 @@ def _archive(new: DuckDBPyConnection, archive: Path, processor: str, *, whole: b
             f"OVER () - 1, host, device FROM (SELECT DISTINCT host, device FROM read_parquet({sql_text(str(file))})) p "
             "ANTI JOIN store.series s USING (host, device)"
         )
-    stored = set(migrations.stored_days(new))
+    stored = migrations.stored_days(new)
     for day in days:
-        if day.replace("-", "") in stored:
-            # A crash may have come between the file and its entry: the day's table then has its samples too.
-            table = schema.day_table(day.replace("-", ""))
+        for part in schema.parts_of(day.replace("-", ""), stored):
+            # A crash may have come between the file and its entry: the day's tables then have its samples too.
+            table = schema.day_table(part)
             new.execute(
                 f"DELETE FROM {table} t USING {archived_keys(new, archive, day)} a WHERE {same_sample('t', 'a')}"
             )
@@ -414,11 +415,12 @@ def archived_keys(cursor: DuckDBPyConnection, archive: Path, day: str) -> str:
     )
 
 
-def unless_there(cursor: DuckDBPyConnection, archive: Path, table: str) -> str:
-    """End of a query over `incoming` samples that leaves out those that a day's table or archive has."""
-    day = table[-8:]
+def unless_there(cursor: DuckDBPyConnection, archive: Path, day: str) -> str:
+    """End of a query over `incoming` samples that leaves out those that a day's tables or archive have."""
     archived = archived_keys(cursor, archive, f"{day[:4]}-{day[4:6]}-{day[6:]}")
-    found = f" i ANTI JOIN {table} t ON {same_sample('t', 'i')}"
+    found = " i"
+    for part in sorted(schema.parts_of(day, migrations.stored_days(cursor))):
+        found += f" ANTI JOIN {schema.day_table(part)} t{part} ON {same_sample(f't{part}', 'i')}"
     return found + (f" ANTI JOIN {archived} a ON {same_sample('a', 'i')}" if archived else "")
 
 
@@ -471,7 +473,7 @@ def settle(cursor: DuckDBPyConnection, path: Path) -> None:
 
 
 def _is_day(table: str) -> bool:
-    return re.fullmatch(r"store\.samples_\d{8}", table) is not None
+    return re.fullmatch(rf"store\.samples_\d{{8}}({schema.CLOSED}|{schema.SORTED})?", table) is not None
 
 
 def _tables(connection: DuckDBPyConnection, database: str) -> list[str]:

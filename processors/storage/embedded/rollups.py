@@ -371,7 +371,7 @@ def _within(days: Sequence[str], archived: Mapping[str, Sequence[Path]], first: 
     """SELECT of the samples between two times in microseconds, those of archived days included."""
     low, high = day_of(first), day_of(end - 1)
     source = _source(
-        [day for day in days if low <= day <= high],
+        [day for day in days if low <= day[:8] <= high],
         {day: files for day, files in archived.items() if low <= day <= high},
     )
     return f"SELECT * FROM {source} WHERE time >= make_timestamptz({first}) AND time < make_timestamptz({end})"

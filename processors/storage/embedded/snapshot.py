@@ -105,16 +105,17 @@ def _copy_archive(cursor: duckdb.DuckDBPyConnection, copy: str) -> int:
     days = cursor.execute(
         "SELECT DISTINCT strftime(day, '%Y%m%d') AS day FROM store.archive_files ORDER BY day"
     ).fetchall()
-    stored = {f"samples_{day}" for day in migrations.stored_days(cursor)}
+    stored = migrations.stored_days(cursor)
     names = ", ".join(METRICS)
     copied = 0
     for (day,) in days:
         table = f"{copy}.{schema.day_table(day)}"
-        if f"samples_{day}" in stored:
+        for part in schema.parts_of(day, stored):
             # Late samples have recreated the day's table: the view has both, so all of the day is taken from it.
-            row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+            late = f"{copy}.{schema.day_table(part)}"
+            row = cursor.execute(f"SELECT count(*) FROM {late}").fetchone()
             copied -= int(row[0]) if row else 0
-            cursor.execute(f"DROP TABLE {table}")
+            cursor.execute(f"DROP TABLE {late}")
         cursor.execute(
             f"CREATE TABLE {table} AS SELECT v.time, s.series, 0::BIGINT AS batch, {names} FROM samples v "
             "JOIN store.series s USING (host, device) "
