@@ -125,6 +125,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     try:
         history = Database(folder / "history.duckdb")
+        empty = used_bytes(history)
         # Its first tick is not that early that it would be of the day before.
         old_us = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6) + given.jitter_us
         ticks = given.rows // given.devices
@@ -132,7 +133,7 @@ def main() -> None:
         step = 300_000 // given.devices
         for first in range(0, ticks, step):
             ingest.commit(ingest.table(old_us + first * 10**6, min(step, ticks - first), first))
-        arrived = used_bytes(history) / given.rows
+        arrived = (used_bytes(history) - empty) / given.rows
         print(f"{arrived:.1f} bytes a sample in the order of arrival")
         care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
         beside(ingest, "alone", lambda: None, 3.0)

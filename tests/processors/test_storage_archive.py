@@ -104,12 +104,27 @@ def test_another_reader_has_the_same_samples_in_encodings_of_their_columns(tmp_p
     [file] = history.archive.glob("day=*/*.parquet")
     found = pq.ParquetFile(file).read()
     shared = [name for name in expected.column_names if name in found.column_names]
-    assert {"time", "device", "power_watts", "energy_millijoules"} <= set(shared)
+    assert set(found.column_names) == {"time", "host", "device", "power_watts", "energy_millijoules"}
     assert found.select(shared).cast(expected.select(shared).schema) == expected.select(shared)
     columns = [pq.ParquetFile(file).metadata.row_group(0).column(at) for at in range(found.num_columns)]
     encodings = {column.path_in_schema: column.encodings for column in columns}
     assert encodings["power_watts"] == ("BYTE_STREAM_SPLIT",)
     assert encodings["host"] == ("RLE_DICTIONARY",)
+    # Files have the metrics that there were by then.
+    more = samples(history, 1)
+    field = SCHEMA.field("temperature_celsius")
+    values = pa.array([70.0] * len(more), field.type)
+    more = more.set_column(SCHEMA.get_field_index(field.name), field, values)
+    history.commit(Batch(stream="S", sequence=2, samples=more))
+    for level in LEVELS:
+        care.roll_up(level)
+    care.housekeeping(datetime(2026, 7, 1, tzinfo=UTC))
+    assert history.days == set()
+    counts = "SELECT count(*), count(power_watts), count(temperature_celsius)"
+    expected_counts = (2 * SAMPLES_A_DAY, 2 * SAMPLES_A_DAY, SAMPLES_A_DAY)
+    assert history.cursor().execute(f"{counts} FROM samples").fetchone() == expected_counts
+    files = history.archive / "*" / "*.parquet"
+    assert duckdb.sql(f"{counts} FROM read_parquet('{files}', union_by_name = true)").fetchone() == expected_counts
     history.close()
 
 
