@@ -34,7 +34,7 @@ ROWS_A_DEVICE: Final = 10_000
 """Rows of each device that a part has at least, unless its day is over. With 3,600 of them (an hour at 1 Hz) a sample
 takes 21 bytes, with 7,200 18, with 14,400 17, with a day 13: DuckDB encodes 2,048 values of a column together."""
 ROWS_AT_ONCE: Final = 1_500_000
-"""Approximate number of rows that are sorted at once: they take some 300 MB of memory."""
+"""Approximate number of rows that are sorted at once: they take some 400 MB of memory."""
 STEPS: Final = 8
 """Number of steps of a part at most, since each reads the whole part."""
 LATE: Final = timedelta(hours=1)
