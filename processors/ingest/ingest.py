@@ -149,6 +149,7 @@ class Ingest:
         make_streams: creates missing streams; those of `subjects.STREAMS` by default.
         origin: for a stream that mirrors another one: decides which of its messages are to be stored.
         unread_seconds: how long messages may wait for more while nobody calls `flush`; 0 for the consumer's linger.
+        stored: called after each transaction, in the thread that wrote it.
 
     Attributes:
         counts: see `Counts`.
@@ -166,9 +167,11 @@ class Ingest:
         make_streams: Callable[[], Awaitable[None]] | None = None,
         origin: Origin | None = None,
         unread_seconds: float = 0.0,
+        stored: Callable[[], None] | None = None,
     ) -> None:
         self.consumer = consumer
         self._unread_seconds = unread_seconds
+        self._on_stored = stored
         self._make_streams = make_streams or partial(ensure_layout, nc.jetstream())
         self.part = consumer.part or consumer.stream
         self._storage = storage
@@ -335,6 +338,8 @@ class Ingest:
             self._stored = item.batch.sequence
             self._progress.set()
             await self._reader.acknowledge(item.reply)
+            if self._on_stored is not None:
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._on_stored)
 
     async def _store_rest(self) -> None:
         """Store what still waits for more, unless a batch before it may not be stored: then all of it comes again."""

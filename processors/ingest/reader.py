@@ -38,7 +38,10 @@ client_module.DEFAULT_BUFFER_SIZE = 2**20
 PULL_MESSAGES: Final = 4096
 PULL_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
-ACK_WAIT_SECONDS: Final = 60.0
+ACK_WAIT_SECONDS: Final = 600.0
+"""Time after which the server delivers a message again that is not acknowledged: much longer than messages wait for a
+transaction while nobody reads, and a transaction for a disk that is full. A message that is lost on the way is missed
+by the numbers of the next one, and not by this."""
 FORGET_SECONDS: Final = 7 * 86400.0
 """The server deletes a consumer that is not used for this long, as when its database is gone."""
 BEHIND_SECONDS: Final = 2.0

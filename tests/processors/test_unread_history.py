@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.processors import embedded
 from corral.processors.ingest import reader
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
@@ -41,13 +43,19 @@ async def test_messages_wait_for_a_reader_or_the_end(nc: Client, tmp_path: Path)
             while ingest.received < last:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    ingest = Ingest(nc, database, CONSUMERS[0], DeadLetters(js), unread_seconds=WAITS_SECONDS)
+    stored: list[int] = []
+    ingest = Ingest(
+        nc, database, CONSUMERS[0], DeadLetters(js), unread_seconds=WAITS_SECONDS, stored=lambda: stored.append(rows())
+    )
     task = asyncio.create_task(ingest.run())
     await publish(1, 20)
     assert rows() == 0
     assert await ingest.flush(20)
     assert (rows(), ingest.counts.batches) == (40, 1)
     assert await ingest.flush(20), "nothing is left to wait for"
+    async with asyncio.timeout(20):
+        while stored != [40]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     await publish(21, 30)
     assert rows() == 40
@@ -129,6 +137,29 @@ async def test_maintenance_that_falls_behind_shows_in_health(
             await asyncio.sleep(0.01)
     await asyncio.to_thread(care.stop)
     database.close()
+
+
+def test_messages_wait_for_less_time_than_the_server_waits_for_their_acknowledgement() -> None:
+    assert 3 * embedded.UNREAD_SECONDS < reader.ACK_WAIT_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("span_seconds", "cpu_seconds", "pause_seconds"),
+    [
+        (900.0, 0.3, 900.0),  # a few GPUs
+        (900.0, 1.4, 450.0),  # a thousand: half as much at once takes 0.7 s
+        (450.0, 0.6, 900.0),
+        (900.0, 70.0, 60.0),  # many thousands
+        (60.0, 5.0, 60.0),
+        (math.inf, 5.0, 60.0),  # what has come since the last run, at the start
+    ],
+)
+def test_a_refresh_that_takes_long_while_nobody_reads_is_done_more_often(
+    span_seconds: float, cpu_seconds: float, pause_seconds: float
+) -> None:
+    job = maintenance._Job("rollups", lambda: None, 6.0, 900.0, 60.0)  # pyright: ignore[reportPrivateUsage]
+    found = maintenance._unread_seconds(job, span_seconds, cpu_seconds)  # pyright: ignore[reportPrivateUsage]
+    assert found == pytest.approx(pause_seconds)
 
 
 def test_a_reader_gets_new_rollups_just_after_old_ones(tmp_path: Path) -> None:

@@ -35,11 +35,12 @@ TOGETHER: Final = ((rollups.TEN_SECONDS, rollups.MINUTE), (rollups.HOUR,))
 ROLLUP_SECONDS: Final = (6.0, 20.0)
 """Pause between two refreshes of a small fleet's rollups. A refresh takes as long for one row as for a thousand, nearly
 all of it to plan its statements of hundreds of columns."""
-UNREAD_FACTORS: Final = (1, 3)
+UNREAD_FACTORS: Final = (1, 2)
 """How many times as long the pauses are while nobody reads: all minutes of an hour are read again for its rollup."""
-CHEAP_SECONDS: Final = 1.0
+CHEAP_SECONDS: Final = 0.7
+"""CPU time of a refresh beyond which the pauses while nobody reads are shortened: the next reader waits for it."""
 LARGE_SECONDS: Final = (60.0, 300.0)
-"""Longest pauses while nobody reads the history, if a refresh takes longer than that: the next reader waits for it."""
+"""Pauses then at least."""
 READ_SECONDS: Final = 60.0
 """How long the history counts as read after a query."""
 BEHIND_SECONDS: Final = 900.0
@@ -66,7 +67,7 @@ class _Job(Struct):
         work: what to do.
         seconds: pause after it.
         unread_seconds: the same while nobody reads the history.
-        large_seconds: the same if it takes long.
+        large_seconds: the same at least, if it takes long.
         due: when it is to be done next, on the monotonic clock; never before the thread is started.
         began: when it was begun last, on that clock.
         asked: when the first reader after a while came, who waits until it was begun after that.
@@ -199,7 +200,7 @@ class Maintenance:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            began = time.monotonic()
+            began, began_cpu = time.monotonic(), time.thread_time()
             done: object = None
             try:
                 done = job.work()
@@ -219,11 +220,10 @@ class Maintenance:
                 release_memory()
             with self._changed:
                 ended = time.monotonic()
-                job.began = began
                 is_read = ended - self._read_at < READ_SECONDS
                 took = ended - began
-                large_seconds = job.unread_seconds if took < CHEAP_SECONDS else job.large_seconds
-                unread_seconds = min(large_seconds, job.unread_seconds)
+                unread_seconds = _unread_seconds(job, began - job.began, time.thread_time() - began_cpu)
+                job.began = began
                 pause = max(job.seconds, took) if is_read else max(unread_seconds, took)
                 if began < job.asked:
                     pause = 0.0  # the reader came meanwhile
@@ -355,6 +355,21 @@ class Maintenance:
                     _delete(cursor, (table,), horizon, horizon.before(kept.processes))
         finally:
             cursor.close()
+
+
+def _unread_seconds(job: _Job, span_seconds: float, cpu_seconds: float) -> float:
+    """Pause after a job while nobody reads the history: for as much new data as takes `CHEAP_SECONDS`.
+
+    Args:
+        job: the job.
+        span_seconds: time since it was begun before; infinite the first time.
+        cpu_seconds: that it took.
+    """
+    if cpu_seconds < CHEAP_SECONDS:
+        return job.unread_seconds
+    if span_seconds == math.inf:
+        return min(job.large_seconds, job.unread_seconds)
+    return min(job.unread_seconds, max(job.large_seconds, span_seconds * CHEAP_SECONDS / cpu_seconds))
 
 
 def _delete(
