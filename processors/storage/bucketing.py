@@ -7,14 +7,16 @@ reduction over whole rows of it. The few runs of other lengths, and values among
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from .protocol import ArrowTable
-from .rollup_columns import Level
+
+if TYPE_CHECKING:
+    from .rollup_columns import Level
 
 Array: TypeAlias = NDArray[Any]
 Indexes: TypeAlias = NDArray[np.int64]

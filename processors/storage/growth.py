@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from ...schemas.metrics import Metric
 from .rollup_columns import FELL, Level, bigint_or_null
-from .statements import put
+from .statements import column_names, put
 
 PASSING_SECONDS: Final = 120
 """A value that lasts no longer than this is judged by the value after it: it may be passing, and then is no reset.
@@ -50,6 +50,7 @@ class Tables(Struct, frozen=True):
         readings: the SELECT of raw samples between two times in microseconds (with columns of the key and `time`).
         stamp: assignment for a stored row that changes, such as `batch = 7`; empty for none.
         falls_marked: true if `…_inner` of staged rows is `FELL` wherever a counter fell, even if it rose again.
+        rows: subqueries in brackets for the rows of the tables, if these leave out values that follow from others.
     """
 
     level: Level
@@ -59,6 +60,12 @@ class Tables(Struct, frozen=True):
     readings: Callable[[int, int], str]
     stamp: str = ""
     falls_marked: bool = False
+    rows: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Rows of the stored tables, each as a table name or a subquery in brackets."""
+        return self.rows or self.stored
 
     @property
     def width(self) -> int:
@@ -77,6 +84,27 @@ class Tables(Struct, frozen=True):
     def same(self, one: str, other: str) -> str:
         """SQL condition that two rows are of one device."""
         return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key)
+
+
+class LacksColumns(Exception):
+    """A table has no room for values that are to be stored, and gets none in a transaction that has changed its rows.
+
+    Attributes:
+        table: which.
+        columns: name and type of what it lacks.
+    """
+
+    def __init__(self, table: str, columns: Sequence[tuple[str, str]]) -> None:
+        super().__init__(f"{table} lacks {', '.join(name for name, _ in columns)}")
+        self.table = table
+        self.columns = columns
+
+
+def require(cursor: DuckDBPyConnection, table: str, columns: Sequence[tuple[str, str]]) -> None:
+    """Raise `LacksColumns` unless a table has some columns, given by name and type."""
+    have = column_names(cursor, table)
+    if lacking := [column for column in columns if column[0] not in have]:
+        raise LacksColumns(table, lacking)
 
 
 def max_per_minute(metric: Metric) -> int | None:
@@ -207,7 +235,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
     stored = " UNION ALL ".join(
         f"SELECT {kept} FROM {table} WHERE time >= make_timestamptz({start - reach}) "
         f"AND time < make_timestamptz({end + reach})"
-        for table in tables.stored
+        for table in tables.read
     )
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE nearby AS SELECT {kept}, true AS staged, false AS far FROM temp.main.staged "
@@ -220,7 +248,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
     if cursor.execute(f"SELECT 1 FROM ({late}) LIMIT 1").fetchone() is None:
         return
     ahead = " UNION ALL ".join(
-        f"SELECT {kept} FROM {table} WHERE time >= make_timestamptz({end + reach})" for table in tables.stored
+        f"SELECT {kept} FROM {table} WHERE time >= make_timestamptz({end + reach})" for table in tables.read
     )
     nexts = ", ".join(f"min(time) FILTER ({m.name}_first IS NOT NULL) AS {m.name}" for m in counters)
     cursor.execute(
@@ -304,9 +332,9 @@ def _find_last(
     for at, parts in enumerate(
         (
             [f"SELECT {names} FROM temp.main.nearby WHERE {near}"],
-            [f"SELECT {names} FROM {table} WHERE {hour}{among}" for table in tables.stored],
-            [f"SELECT {names} FROM {table} WHERE {day}{among}" for table in tables.stored],
-            [f"SELECT {names} FROM {table} WHERE {long_ago}{among}" for table in tables.stored],
+            [f"SELECT {names} FROM {table} WHERE {hour}{among}" for table in tables.read],
+            [f"SELECT {names} FROM {table} WHERE {day}{among}" for table in tables.read],
+            [f"SELECT {names} FROM {table} WHERE {long_ago}{among}" for table in tables.read],
             [
                 f"SELECT {names} FROM (SELECT * REPLACE (time + INTERVAL 59 MINUTE AS time) FROM {tables.hours}) "
                 f"WHERE {long_ago}"
@@ -358,15 +386,23 @@ def _update_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequ
         for m in counters
     }
     for table in tables.stored:
-        _set(cursor, tables, table, values, "temp.main.changed_rows")
+        _set(cursor, tables, table, counters, values, "temp.main.changed_rows")
 
 
 def _set(
-    cursor: DuckDBPyConnection, tables: Tables, table: str, values: Mapping[str, str], found: str, where: str = ""
+    cursor: DuckDBPyConnection,
+    tables: Tables,
+    table: str,
+    counters: Sequence[Metric],
+    values: Mapping[str, str],
+    found: str,
+    where: str = "",
 ) -> None:
-    """Update columns of the stored rows (`t`) that match rows of a table (`g`) by device and time."""
+    """Update the growth of counters in the stored rows (`t`) that match rows of a table (`g`) by device and time."""
     match = f"{tables.same('g', 't')} AND g.time = t.time{where and f' AND {where}'}"
     if tables.stamp:
+        types = {f"{m.name}_increase": m.row.unit.sql for m in counters}
+        require(cursor, table, [(name, types[name]) for name in values])
         column, _, value = tables.stamp.partition(" = ")
         assigned = ", ".join(f"{value} AS {name}" for name, value in {**values, column: value}.items())
         rows = f"SELECT t.* REPLACE ({assigned}) FROM {table} t JOIN {found} g ON {match}"
@@ -420,4 +456,4 @@ def _go_through(cursor: DuckDBPyConnection, tables: Tables, metric: Metric, gath
     )
     for table in tables.stored:
         other = f"t.{name}_increase IS DISTINCT FROM g.growth"
-        _set(cursor, tables, table, {f"{name}_increase": "g.growth"}, "temp.main.stepped", other)
+        _set(cursor, tables, table, [metric], {f"{name}_increase": "g.growth"}, "temp.main.stepped", other)

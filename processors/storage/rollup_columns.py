@@ -13,7 +13,8 @@ from msgspec import Struct
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.rows import CELSIUS, PERCENT
 from .rollup_derived import Derived, idleness, known, throttling
-from .statements import add_missing
+from .rollup_omission import restored
+from .statements import add_missing, column_names
 
 BIN_RATIO: Final = 1.02
 ZERO_BIN: Final = -32768
@@ -48,6 +49,10 @@ LEVELS: Final = (TEN_SECONDS, MINUTE, HOUR)
 
 TEMPLATE: Final = "store.rollup_none"
 """An empty table with every column: the tables of the levels have those of the metrics that have come."""
+
+_KEY: Final = "time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL"
+_EMPTY: Final = f"{_KEY}, batch BIGINT NOT NULL, samples UINTEGER"
+"""Columns of a new table."""
 
 WEIGHTED_QUANTILE: Final = """weighted_quantile(values_and_counts, q) AS list_reduce(
     list_transform(
@@ -100,14 +105,34 @@ def columns(metrics: Sequence[Metric], level: Level) -> list[tuple[str, str]]:
 
 def shown(level: Level) -> list[str]:
     """Columns of a level's view, apart from time and device."""
+    # Of hours every column is stored.
+    values = restored(list(METRICS.values())) if level is not HOUR else {}
+
+    def value(column: str) -> str:
+        return f"{values[column]} AS {column}" if column in values else column
+
     found = ["samples"]
     for name, metric in METRICS.items():
         for aggregate in metric.row.rollup:
             if aggregate == "mean":
-                found += [f"{name}_sum / {name}_count AS {name}_mean", f"{name}_count"]
+                mean = f"{name}_sum / {name}_count"
+                if values:
+                    mean = f"coalesce({mean}, {name}_last)"
+                found += [f"{mean} AS {name}_mean", value(f"{name}_count")]
             else:
-                found.append(f"{name}_{aggregate}")
-    return found + [column.name for column in derived(METRICS.values(), level)]
+                found.append(value(f"{name}_{aggregate}"))
+    return found + [value(column.name) for column in derived(METRICS.values(), level)]
+
+
+def stored_rows(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric], level: Level) -> str:
+    """SELECT of the rows of a level's table with all columns of some metrics, those included that it was spared."""
+    have = column_names(cursor, table)
+    values = restored(metrics, have)
+    found = ["time", "series", "batch"]
+    for name, sql in columns(metrics, level):
+        value = values.get(name) or (name if name in have else f"NULL::{sql}")
+        found.append(f"{value} AS {name}")
+    return f"SELECT {', '.join(found)} FROM {table}"
 
 
 def create(cursor: DuckDBPyConnection) -> None:
@@ -122,17 +147,16 @@ def create(cursor: DuckDBPyConnection) -> None:
                 "INSERT INTO store.metrics SELECT coalesce(max(metric) + 1, 0), ?, ? FROM store.metrics",
                 [metric.name, is_linear(metric)],
             )
-    key = "time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL"
     # A new table gets all columns at once: a statement for each of its hundreds of columns takes a quarter of a second.
     every = ", ".join(f'"{name}" {kind}' for name, kind in columns(list(METRICS.values()), HOUR))
-    cursor.execute(f"CREATE TABLE IF NOT EXISTS {TEMPLATE} ({key}, batch BIGINT NOT NULL, {every})")
+    cursor.execute(f"CREATE TABLE IF NOT EXISTS {TEMPLATE} ({_KEY}, batch BIGINT NOT NULL, {every})")
     add_columns(cursor, TEMPLATE, list(METRICS.values()), HOUR)
     for level in LEVELS:
         for table in (level.table, f"{level.table}_open"):
-            cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} ({key}, batch BIGINT NOT NULL, samples UINTEGER)")
+            cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} ({_EMPTY})")
             if level.bins:
                 cursor.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table}_bins ({key}, metric SMALLINT, bin SMALLINT, n UINTEGER)"
+                    f"CREATE TABLE IF NOT EXISTS {table}_bins ({_KEY}, metric SMALLINT, bin SMALLINT, n UINTEGER)"
                 )
     for level in LEVELS:
         if cursor.execute("FROM store.rolled WHERE level = ?", [level.name]).fetchone() is None:
@@ -160,6 +184,19 @@ def _create_views(cursor: DuckDBPyConnection) -> None:
 def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric], level: Level) -> None:
     """Add the columns that a table of a level does not have yet."""
     add_missing(cursor, table, columns(metrics, level))
+
+
+def add_room(cursor: DuckDBPyConnection, table: str, wanted: Sequence[tuple[str, str]]) -> None:
+    """Add the columns, by name and type, that a table of a level does not have yet; a new table gets them at once."""
+    have = column_names(cursor, table)
+    missing = [(name, kind) for name, kind in wanted if name not in have]
+    is_new = bool(missing) and len(have) == _EMPTY.count(",") + 1
+    if is_new and cursor.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None:
+        added = ", ".join(f'"{name}" {kind}' for name, kind in missing)
+        cursor.execute(f"CREATE OR REPLACE TABLE {table} ({_EMPTY}, {added})")
+        return
+    for name, kind in missing:
+        cursor.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
 
 
 def _views(level: Level) -> list[str]:

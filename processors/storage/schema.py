@@ -21,7 +21,7 @@ VERSION: Final = 6
 """Version of the tables; `migrations.py` upgrades older ones. 2 counts throttled samples in all rollups, and keeps the
 idle minutes of an hour. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
 replaced. 5 keeps totals of leases, and their peaks of memory by process lists. 6 has sorted samples in tables of their
-own."""
+own, and leaves values out of rollups that follow from others."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 CLOSED: Final = "_closed"

@@ -280,7 +280,7 @@ def test_devices_now_and_stranded_capacity(history: Any) -> None:
         cursor.execute(
             "INSERT INTO store.rollup_10s BY NAME SELECT now() - INTERVAL 5 SECONDS AS time, series, 9 AS batch, "
             "1 AS samples, ? AS memory_used_bytes_last, 80 * 2::BIGINT ** 30 AS memory_total_bytes_last, "
-            "50 AS gpu_utilization_percent_sum, 1 AS gpu_utilization_percent_count "
+            "50 AS gpu_utilization_percent_last "
             "FROM (SELECT series FROM store.series WHERE device = ? UNION SELECT 99 WHERE ? = 'g2')",
             [used, device, device],
         )

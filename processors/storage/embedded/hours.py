@@ -20,11 +20,12 @@ from ..rollup_columns import (
     MINUTE,
     ZERO_BIN,
     Level,
-    add_columns,
+    add_room,
     binned,
     columns,
     from_minutes,
     is_linear,
+    stored_rows,
 )
 from ..schema import sql_text
 from ..statements import column_names, put, registered, transaction
@@ -68,9 +69,10 @@ def set_done(cursor: DuckDBPyConnection, level: Level, through: int) -> None:
 
 def metrics_with_data(cursor: DuckDBPyConnection, level: Level, samples: Sequence[str] = ()) -> list[Metric]:
     """Metrics that a level has columns for, or the minutes that hours are made of, or any of some tables of samples."""
-    had = column_names(cursor, level.table)
-    if level is HOUR:
-        had |= column_names(cursor, MINUTE.table)
+    levels = (HOUR, MINUTE) if level is HOUR else (level,)
+    had: set[str] = set()
+    for one in levels:
+        had |= column_names(cursor, one.table) | column_names(cursor, f"{one.table}_open")
     for table in samples:
         had |= {f"{name}_last" for name in column_names(cursor, table)}
     return [metric for metric in METRICS.values() if f"{metric.name}_last" in had]
@@ -159,7 +161,7 @@ def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> No
 def _write(cursor: DuckDBPyConnection, metrics: Sequence[Metric], through: int) -> int:
     """Recompute the hours in `touched_all`, the newest of each device as in `newest`."""
     for table in (HOUR.table, f"{HOUR.table}_open"):
-        add_columns(cursor, table, metrics, HOUR)
+        add_room(cursor, table, columns(metrics, HOUR))
     numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
     found = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
     written = 0
@@ -212,11 +214,14 @@ def _insert(
         middle, low, high = f"q.{metric.name}::{metric.row.unit.sql}", f"h.{metric.name}_min", f"h.{metric.name}_max"
         return f"CASE WHEN {middle} IS NOT NULL THEN least(greatest({middle}, {low}), {high}) END"
 
+    minutes = " UNION ALL ".join(
+        stored_rows(cursor, table, metrics, MINUTE) for table in (MINUTE.table, f"{MINUTE.table}_open")
+    )
     values = ", ".join(["h.time", "h.series", "h.batch", *(value(name) for name, _ in columns(metrics, HOUR))])
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {_WIDTH}) AS time, series, bucket, "
         f"{through}::BIGINT AS batch, {from_minutes(metrics)} FROM (SELECT *, epoch_us(time) // {_WIDTH} AS bucket "
-        f"FROM {_MINUTES} WHERE time >= {start} AND time < {end}) SEMI JOIN touched USING (series, bucket) "
+        f"FROM ({minutes}) WHERE time >= {start} AND time < {end}) SEMI JOIN touched USING (series, bucket) "
         "GROUP BY series, bucket"
     )
     for (is_open,) in cursor.execute("SELECT DISTINCT open FROM touched").fetchall():

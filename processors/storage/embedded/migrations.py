@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ....schemas.metrics import METRICS
+from ....schemas.metrics import METRICS, Metric
 from .. import peaks, schema
-from ..rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
+from ..rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns, stored_rows
 from ..rollup_derived import (
     ALL_MINUTES,
     HEAT,
@@ -102,12 +102,12 @@ def _fill_derived(cursor: DuckDBPyConnection) -> None:
             add_columns(cursor, table, metrics, level)
     if "throttle_reasons_bitmask" in names:
         for level, recent in ((MINUTE, f" AND t.time > now() - INTERVAL '{RECENT}'"), (HOUR, "")):
-            _set(cursor, level, throttling(names), _from_ten_seconds(names, level), recent)
+            _set(cursor, level, throttling(names), _from_ten_seconds(cursor, names, level), recent)
     if "gpu_utilization_percent" in names:
         found = idleness(names)
         values = ", ".join(f"{column.merged} AS {column.name}" for column in found)
         hours = f"SELECT series, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS bucket, {values} FROM "
-        hours += f"(FROM {MINUTE.table} UNION ALL BY NAME FROM {MINUTE.table}_open) GROUP BY ALL"
+        hours += f"({_rows(cursor, metrics, MINUTE)}) GROUP BY ALL"
         _set(cursor, HOUR, found, hours, "")
         # If the minutes are not kept any more, only hours that were all idle or all busy can be filled in.
         load = "gpu_utilization_percent"
@@ -135,7 +135,12 @@ def _fill_known(cursor: DuckDBPyConnection) -> None:
     _set(cursor, HOUR, known(), minutes, "")
 
 
-def _from_ten_seconds(names: set[str], level: Level) -> str:
+def _rows(cursor: DuckDBPyConnection, metrics: Sequence[Metric], level: Level) -> str:
+    tables = (level.table, f"{level.table}_open")
+    return " UNION ALL ".join(stored_rows(cursor, table, metrics, level) for table in tables)
+
+
+def _from_ten_seconds(cursor: DuckDBPyConnection, names: set[str], level: Level) -> str:
     held = f"(throttle_reasons_bitmask_any & {HELD_BACK}) <> 0"
     parts = [
         f"sum(CASE WHEN (throttle_reasons_bitmask_any & {bits}) <> 0 THEN samples ELSE 0 END)::UINTEGER AS {name}"
@@ -154,7 +159,7 @@ def _from_ten_seconds(names: set[str], level: Level) -> str:
     width = level.seconds * 1_000_000
     return (
         f"SELECT series, make_timestamptz(epoch_us(time) // {width} * {width}) AS bucket, {', '.join(parts)} FROM "
-        f"(FROM {TEN_SECONDS.table} UNION ALL BY NAME FROM {TEN_SECONDS.table}_open) GROUP BY ALL"
+        f"({_rows(cursor, [METRICS[name] for name in METRICS if name in names], TEN_SECONDS)}) GROUP BY ALL"
     )
 
 

@@ -23,14 +23,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
+from msgspec import structs
 from numpy.typing import NDArray
 
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
 from ..bucketing import Buckets, Samples, buckets, data_of
 from ..folding import Folded, Grown, fold
-from ..growth import Tables
-from ..protocol import ROW_GROUP_ROWS, ArrowTable
+from ..growth import LacksColumns, Tables
+from ..protocol import ROW_GROUP_ROWS
 from ..readings import Readings
 from ..rollup_columns import (
     HOUR,
@@ -39,13 +40,12 @@ from ..rollup_columns import (
     TEMPLATE,
     TEN_SECONDS,
     Level,
-    add_columns,
     counters,
     create,
 )
 from ..schema import NO_SERIES, day_of, day_table, sql_text
-from ..statements import registered, transaction
-from . import hours
+from ..statements import add_missing, registered, transaction
+from . import hours, replacement
 from .hours import done, metrics_with_data, runs, set_done
 
 __all__ = ["HOUR", "LEVELS", "MINUTE", "TEN_SECONDS", "Level", "Rollups", "create", "runs"]
@@ -96,6 +96,30 @@ class _Due(NamedTuple):
     touched: _Touched
     open_before: Numbers
     newest: Numbers
+
+
+class _Step(NamedTuple):
+    """Buckets of a level that are written at once.
+
+    Attributes:
+        due: the level.
+        metrics: that are aggregated.
+        chosen: the buckets, in the order of device and time.
+        is_open: true for each that is the newest of its device.
+        order: index among them of each that is folded: those that are closed, then those that are open.
+        closed: number of the closed ones.
+        folded: their aggregates, in that order; the growth of counters is still to be computed.
+        left_out: columns that are not stored for the closed and for the open ones, as `replacement.make_room` says.
+    """
+
+    due: _Due
+    metrics: Sequence[Metric]
+    chosen: Buckets
+    is_open: NDArray[np.bool_]
+    order: Numbers
+    closed: int
+    folded: Folded
+    left_out: Sequence[set[str]]
 
 
 class Rollups:
@@ -206,9 +230,6 @@ class Rollups:
         through: int,
     ) -> int:
         """Recompute the touched buckets of all levels, and replace the old ones."""
-        for due in found:
-            for table in (due.level.table, f"{due.level.table}_open"):
-                add_columns(cursor, table, metrics, due.level)
         numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
         widest = max((due.level for due in found), key=lambda level: level.seconds)
         read = _Touched(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
@@ -222,9 +243,8 @@ class Rollups:
             factor = widest.seconds
             within = _between(days, archived, first * factor, (last + 1) * factor)
             samples = _read(cursor, metrics, widest, within, read.series[chosen], read.bucket[chosen])
-            with transaction(cursor):
-                for due in found:
-                    written += self._write_level(cursor, due, metrics, numbers, samples, days, archived, through)
+            for due in found:
+                written += self._write_level(cursor, due, metrics, numbers, samples, days, archived, through)
         return written
 
     def _write_level(
@@ -249,7 +269,23 @@ class Rollups:
         order = np.concatenate((np.flatnonzero(~is_open), np.flatnonzero(is_open)))
         closed = len(order) - int(np.count_nonzero(is_open))
         folded = fold(samples, metrics, level, numbers, chosen.take(order), closed)
-        counted = counters(metrics)
+        tables = _tables(level, partial(_within, days, archived), through)
+        # DuckDB does not commit rows of a table that gets a column in the same transaction.
+        left_out = replacement.make_room(cursor, level, metrics, folded.rows, closed)
+        step = _Step(due, metrics, chosen, is_open, order, closed, folded, left_out)
+        while True:
+            try:
+                with transaction(cursor):
+                    self._store(cursor, step, tables, through)
+                return len(order)
+            except LacksColumns as lacking:
+                self._readings[level.name].forget()
+                add_missing(cursor, lacking.table, lacking.columns)
+
+    def _store(self, cursor: DuckDBPyConnection, step: _Step, tables: Tables, through: int) -> None:
+        """Compute the growth of counters in the buckets of a step, and replace their rows."""
+        due, metrics, chosen, is_open, order, closed, folded, left_out = step
+        level, counted = due.level, counters(metrics)
         if counted:
             places = np.empty(len(order), dtype=np.int64)
             places[order] = np.arange(len(order))
@@ -257,14 +293,13 @@ class Rollups:
             kept = self._readings[level.name]
             found = kept.growth(counted, chosen, grown)
             if not found.settled.all():
-                tables = _tables(level, partial(_within, days, archived), through)
+                tables = structs.replace(tables, rows=replacement.stored(cursor, level, counted))
                 _join(cursor, tables, counted, folded, order, ~found.settled, is_open, found.increases, kept, due)
             folded = _with_increases(folded, found.increases, grown, order)
         before = due.open_before[chosen.series]
-        _delete(cursor, level, chosen, f"{level.table}_open", chosen.number == before)
-        _delete(cursor, level, chosen, level.table, (before < 0) | (chosen.number < before))
-        _insert(cursor, level, folded, closed, through)
-        return len(order)
+        replacement.delete(cursor, level, chosen, f"{level.table}_open", chosen.number == before)
+        replacement.delete(cursor, level, chosen, level.table, (before < 0) | (chosen.number < before))
+        replacement.insert(cursor, level, metrics, folded, closed, left_out, through)
 
 
 def refresh(
@@ -461,37 +496,3 @@ def _with_increases(
         array = pa.array(increase[order], type=rows.schema.field(column).type, mask=nulls[order])
         rows = rows.set_column(rows.column_names.index(column), column, array)
     return folded._replace(rows=rows)
-
-
-def _delete(cursor: DuckDBPyConnection, level: Level, found: Buckets, table: str, chosen: NDArray[np.bool_]) -> None:
-    """Delete the stored rows of some buckets from a table."""
-    if not chosen.any():
-        return
-    numbers = found.number[chosen]
-    width = level.seconds * 1_000_000
-    start, end = (f"make_timestamptz({number * width})" for number in (int(numbers.min()), int(numbers.max()) + 1))
-    keys = pa.table({"series": pa.array(found.series[chosen], type=pa.int32()), "us": numbers * width})
-    with registered(cursor, "old", keys):
-        for suffix in ("", "_bins") if level.bins else ("",):
-            cursor.execute(
-                f"DELETE FROM {table}{suffix} AS t USING (SELECT series, make_timestamptz(us) AS time FROM old) o "
-                f"WHERE t.series = o.series AND t.time = o.time AND t.time >= {start} AND t.time < {end}"
-            )
-
-
-def _insert(cursor: DuckDBPyConnection, level: Level, folded: Folded, closed: int, through: int) -> None:
-    """Insert the buckets, the first of them as closed ones."""
-    names = ", ".join(folded.rows.column_names)
-
-    def put(table: str, columns: str, values: str, rows: ArrowTable) -> None:
-        # Most refreshes close no bucket, and to plan an insert of hundreds of columns takes as long without rows.
-        if rows.num_rows:
-            with registered(cursor, "folded", rows.to_reader(max_chunksize=ROW_GROUP_ROWS)):
-                cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM folded")
-
-    for table, part in ((level.table, slice(0, closed)), (f"{level.table}_open", slice(closed, None))):
-        put(table, f"{names}, batch", f"{names}, {through}::BIGINT", folded.rows[part])
-    if folded.bins is not None:
-        keys = "time, series, metric, bin, n"
-        put(f"{level.table}_bins", keys, keys, folded.bins[: folded.closed_bins])
-        put(f"{level.table}_open_bins", keys, keys, folded.bins[folded.closed_bins :])
