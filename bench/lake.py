@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.ingest.partitions import ensure_stream
 from corral.processors.storage.lake import lake as lakes
-from corral.processors.storage.lake import rollups
-from corral.processors.storage.rollup_columns import LEVELS
+from corral.processors.storage.lake.partition import PartRollups
 from servers import cpu_seconds
 
 if TYPE_CHECKING:
@@ -120,40 +120,69 @@ def commits(postgres: Postgres) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def writing(data: dict[str, np.ndarray[Any, Any]], postgres: Postgres) -> None:
-    """What the transactions of large batches and the rollups cost by themselves: no bus, values ready in memory."""
+def writing(data: dict[str, np.ndarray[Any, Any]], parts: int, postgres: Postgres) -> None:
+    """What the transactions of large batches and the rollups cost by themselves: no bus, values ready in memory.
+
+    Each part has a share of the devices. Rollups of 10 s and 1 min follow each batch, which is some minutes of its
+    devices, and those of 1 h every ten minutes of them. Those of all parts run at once, in threads of this process.
+    """
     folder = Path(tempfile.mkdtemp(prefix="bench-lake-"))
     ticks, devices = next(iter(data.values())).shape
     rows = ticks * devices
+    step = max(1, BATCH_ROWS // devices // 60) * 60
     try:
-        lake = lakes.Lake(postgres.database("bench_writing"), str(folder))
-        part = lakes.LakePart(lake, lakes.prepare(lake, 1), "CORRAL_PARTITIONS/0")
-        part.resume(part.part, "now")
-        numbers = [part.series.number(f"node-{at // 8}", f"GPU-{at:08x}") for at in range(devices)]
-        times = np.repeat(ingest.START_NS // 1000 + np.arange(ticks, dtype="<i8") * 10**6, devices)
-        columns = {"time": pa.array(times).cast(SCHEMA.field("time").type), "series": np.tile(numbers, ticks)}
-        columns |= {name: array.reshape(-1) for name, array in data.items()}
-        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in SCHEMA]
-        table = pa.Table.from_arrays(arrays, schema=SCHEMA)
-        cpu, began = time.process_time(), time.perf_counter()
-        for sequence, first in enumerate(range(0, rows, BATCH_ROWS), start=1):
-            part.commit(lakes.Batch(stream=part.part, sequence=sequence, samples=table.slice(first, BATCH_ROWS)))
-        cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
-        print(f"transactions of {BATCH_ROWS:,} samples: {rows / cpu / 1e6:.2f} M per CPU-second, {seconds:.1f} s")
-        connection = lakes.attach(lake)
-        for level in LEVELS:
+        lake = lakes.Lake(postgres.database(f"bench_writing_{parts}"), str(folder))
+        history = lakes.prepare(lake, parts)
+        owned = [lakes.LakePart(lake, history, f"CORRAL_PARTITIONS/{number}") for number in range(parts)]
+        rolled = [PartRollups(part) for part in owned]
+        shares = np.array_split(np.arange(devices), parts)
+        for part in owned:
+            part.resume(part.part, "now")
+        committing = rolling = waited = 0.0
+        for sequence, first in enumerate(range(0, ticks, step), start=1):
+            cpu = time.process_time()
+            for part, share in zip(owned, shares, strict=True):
+                part.commit(
+                    lakes.Batch(stream="s", sequence=sequence, samples=table_of(part, data, share, first, step))
+                )
+            committing += time.process_time() - cpu
             cpu, began = time.process_time(), time.perf_counter()
-            buckets = rollups.refresh(connection, level)
-            cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
-            print(
-                f"rollup {level.name}: {cpu / rows * 1e6:.1f} µs of CPU time a sample, {seconds:.1f} s, "
-                f"{buckets:,} buckets of {rows:,} samples",
-                flush=True,
-            )
-        connection.close()
-        part.close()
+            with ThreadPoolExecutor(parts) as threads:
+                hours = first + step >= ticks or (first + step) % 600 == 0
+                list(threads.map(lambda each, hours=hours: each.refresh(everything=hours), rolled))
+            rolling += time.process_time() - cpu
+            waited += time.perf_counter() - began
+        print(
+            f"{parts} part(s), transactions of {step * devices // parts:,} samples: "
+            f"{rows / committing / 1e6:.2f} M samples per CPU-second"
+        )
+        print(
+            f"{parts} part(s), rollups of 10 s, 1 min and 1 h by their owners: {rows / rolling / 1e6:.3f} M samples "
+            f"per CPU-second ({rolling / rows * 1e6:.2f} µs a sample), {rows:,} samples in {waited:.1f} s",
+            flush=True,
+        )
+        for each in (*rolled, *owned):
+            each.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def table_of(
+    part: lakes.LakePart, data: dict[str, np.ndarray[Any, Any]], share: np.ndarray[Any, Any], first: int, ticks: int
+) -> pa.Table:
+    """Samples of some devices over some ticks, as ingest commits them."""
+    values = {name: array[first : first + ticks, share] for name, array in data.items()}
+    count = len(next(iter(values.values())))
+    numbers = [part.series.number(f"node-{at // 8}", f"GPU-{at:08x}") for at in share]
+    start = -(-ingest.START_NS // (60 * 10**9)) * 60 * 10**6 + first * 10**6
+    times = np.repeat(start + np.arange(count, dtype="<i8") * 10**6, len(share))
+    columns = {"time": pa.array(times).cast(SCHEMA.field("time").type), "series": np.tile(numbers, count)}
+    columns |= {name: array.reshape(-1) for name, array in values.items()}
+    rows = count * len(share)
+    return pa.Table.from_arrays(
+        [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in SCHEMA],
+        schema=SCHEMA,
+    )
 
 
 def main() -> None:
@@ -173,7 +202,8 @@ def main() -> None:
     postgres.start()
     try:
         commits(postgres)
-        writing(data, postgres)
+        for parts in (1, 2):
+            writing(data, parts, postgres)
         if given.alone:
             return
         few = {name: array[:60, : 8 * PARTITIONS * 4] for name, array in data.items()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from duckdb import DuckDBPyConnection
 from nats.aio.client import Client
 
+from ..bus.connect import first_of
 from ..bus.layout import ensure_layout
 from .ingest import partitions
 from .ingest.deadletters import DeadLetters
@@ -26,6 +27,8 @@ from .metrics import ProcessorMetrics
 from .storage.errors import Deposed, StorageError, StoragePaused
 from .storage.lake.lake import Lake, LakePart, prepare
 from .storage.lake.maintenance import LakeMaintenance
+from .storage.lake.partition import PartRollups
+from .storage.lake.progress import number_of
 from .storage.lake.readers import Readers
 from .storage.lake.snapshot import write_snapshot
 from .storage.retention import Retention
@@ -62,16 +65,19 @@ class LakeHistory:
         self._metrics: ProcessorMetrics
         self._origin: Origin
         self._consumers = partitions.consumers(count)
+        self._rollups: dict[str, PartRollups] = {}
 
     @property
     def failing(self) -> Mapping[str, str]:
-        """Maintenance steps that fail at the moment."""
-        return self._maintenance.failing
+        """Maintenance steps that fail at the moment, and parts whose rollups do."""
+        rolled = {f"rollups of {part}": found.failing for part, found in self._rollups.items() if found.failing}
+        return {**self._maintenance.failing, **rolled}
 
     @property
     def behind(self) -> Mapping[str, float]:
-        """Maintenance that is behind, each job with the seconds since it was due."""
-        return self._maintenance.behind
+        """Maintenance that is behind, and parts whose rollups are, each with the seconds since it was due."""
+        rolled = {part: found.behind_seconds for part, found in self._rollups.items()}
+        return {**self._maintenance.behind, **{f"rollups of {part}": late for part, late in rolled.items() if late}}
 
     @property
     def held_back(self) -> str:
@@ -120,16 +126,25 @@ class LakeHistory:
         consumer = self._consumers[part]
         storage = await asyncio.to_thread(LakePart, self._lake, self.processor, part)
         origin = self._origin if consumer.stream == partitions.STREAM else None
+        rolled = PartRollups(storage, self._retention.minutes) if number_of(part) is not None else None
         ingest = Ingest(self._nc, storage, consumer, self._letters, self._make_streams, origin)
         self._metrics.add(ingest)
         try:
-            await ingest.run()
+            async with asyncio.TaskGroup() as tasks:
+                ingesting = tasks.create_task(ingest.run())
+                if rolled is not None:
+                    self._rollups[part] = rolled
+                    rolling = tasks.create_task(rolled.run())
+                    ingesting.add_done_callback(lambda _: rolling.cancel())
         except* Deposed as gone:
-            log.warning("%s", gone.exceptions[0])
+            log.warning("%s", first_of(gone))
         except* (StorageError, StoragePaused) as failed:
-            log.error("%s: %s", part, failed.exceptions[0])
+            log.error("%s: %s", part, first_of(failed))
         finally:
             self._metrics.remove(ingest)
+            self._rollups.pop(part, None)
+            if rolled is not None:
+                await asyncio.to_thread(rolled.finish)
             await asyncio.to_thread(storage.close)
 
     async def store_received(self) -> None:

@@ -51,6 +51,8 @@ class Tables(Struct, frozen=True):
         stamp: assignment for a stored row that changes, such as `batch = 7`; empty for none.
         falls_marked: true if `…_inner` of staged rows is `FELL` wherever a counter fell, even if it rose again.
         rows: subqueries in brackets for the rows of the tables, if these leave out values that follow from others.
+        corrected: table (key, time, name, value, old) that collects the growth of stored rows, in place of an update:
+            of rows of one key, time and name the last counts, if its value is not the old one.
     """
 
     level: Level
@@ -60,6 +62,7 @@ class Tables(Struct, frozen=True):
     readings: Callable[[int, int], str]
     stamp: str = ""
     falls_marked: bool = False
+    corrected: str = ""
     rows: tuple[str, ...] = ()
 
     @property
@@ -399,7 +402,16 @@ def _set(
     where: str = "",
 ) -> None:
     """Update the growth of counters in the stored rows (`t`) that match rows of a table (`g`) by device and time."""
-    match = f"{tables.same('g', 't')} AND g.time = t.time{where and f' AND {where}'}"
+    match = f"{tables.same('g', 't')} AND g.time = t.time"
+    if tables.corrected:
+        for name, value in values.items():
+            # Even if it is as stored: an earlier correction may say otherwise.
+            cursor.execute(
+                f"INSERT INTO {tables.corrected} SELECT {tables.keys('t')}, t.time, '{name}', {value}, t.{name} "
+                f"FROM {table} t JOIN {found} g ON {match}"
+            )
+        return
+    match += where and f" AND {where}"
     if tables.stamp:
         types = {f"{m.name}_increase": m.row.unit.sql for m in counters}
         require(cursor, table, [(name, types[name]) for name in values])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -101,11 +102,11 @@ class Batch(Struct, frozen=True, kw_only=True):
 class Series:
     """Numbers for devices: `(host, device)` to a number from 0, in the order of their first sample.
 
-    Only the thread that decodes may ask for new ones; a storage writes those that it does not have yet with the next
-    batch.
+    Any thread may ask for new ones; a storage writes those that it does not have yet with the next batch.
     """
 
     def __init__(self, known: Sequence[tuple[str, str]] = ()) -> None:
+        self._lock = threading.Lock()
         self.names: list[tuple[str, str]] = list(known)
         self._numbers: dict[tuple[str, str], int] = {name: at for at, name in enumerate(self.names)}
 
@@ -114,8 +115,11 @@ class Series:
         key = (host, device)
         found = self._numbers.get(key)
         if found is None:
-            found = self._numbers[key] = len(self.names)
-            self.names.append(key)
+            with self._lock:
+                found = self._numbers.get(key)
+                if found is None:
+                    self.names.append(key)
+                    found = self._numbers[key] = len(self.names) - 1
         return found
 
 

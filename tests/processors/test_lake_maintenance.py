@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import subprocess
@@ -18,10 +19,12 @@ from corral.processors.ingest import partitions
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage.lake import lake as lakes
 from corral.processors.storage.lake import maintenance
+from corral.processors.storage.lake.progress import partition_of
 from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.storage.retention import Retention
 from corral.schemas import codec, subjects
 from support.history import sample_batch
+from support.lake_owner import Owned
 from support.postgres import Postgres
 
 PART = "CORRAL_PARTITIONS/0"
@@ -29,10 +32,10 @@ DAYS = 3
 KEPT = 2
 
 
-def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:
-    """Batches of 8 devices and 60 ticks at 06:00 of each of the last days, today not among them."""
-    part = lakes.LakePart(lake, lakes.prepare(lake, 1), PART)
-    sequence = part.resume(PART, "made")
+def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1, *, rolled_up: bool = True) -> None:
+    """Batches with their rollups, of 8 devices and 60 ticks at 06:00 of each of the last days, today not among them."""
+    part = Owned(lake, lakes.prepare(lake, 1), PART)
+    sequence = part.watermarks()[PART]
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     for day in range(days, 0, -1):
         for at in range(times):
@@ -43,6 +46,8 @@ def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:
             table, _, refused = Decoder(part.series).decode([incoming], lambda *_: True, time.time_ns())
             assert not refused
             part.commit(Batch(stream=PART, sequence=sequence, samples=table, messages=1))
+    if rolled_up:
+        part.roll_up()
     part.close()
 
 
@@ -69,7 +74,7 @@ def test_killed_at_any_point_maintenance_loses_nothing_and_deletes_what_is_expir
     fill(lake, times=2)
     dice = random.Random(7)
     for kept in (DAYS, KEPT, KEPT):
-        # The first life compacts and rolls up, the others delete too.
+        # The first life compacts, the others delete too.
         command = [sys.executable, "-c", CRASHING, lake.catalog, lake.data, str(kept * 86400)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None
@@ -118,24 +123,11 @@ def test_files_stay_few_however_often_rollups_are_corrected(lake: lakes.Lake) ->
     for _ in range(3):
         # The same minutes again: each time their rollups are written anew.
         fill(lake, days=1)
-        maintenance.once(lake, ["10s", "1m", "inlined rows", "files with deleted rows", "small files"])
+        maintenance.once(lake, ["inlined rows", "files with deleted rows", "small files"])
     reader = lakes.attach(lake)
     files = dict(reader.execute("SELECT table_name, file_count FROM ducklake_table_info('lake')").fetchall())
     assert reader.execute("SELECT max(samples) FROM rollup_10s").fetchone() == (30,)
     assert {name: count for name, count in files.items() if count > 3} == {}
-    reader.close()
-
-
-def test_a_feed_that_no_rollup_has_read_is_kept(lake: lakes.Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "SNAPSHOTS_KEPT", timedelta(0))
-    fill(lake, days=1)
-    maintenance.once(lake)
-    fill(lake, days=1)
-    # The hours have not seen what came last, and all that is old enough to forget goes.
-    maintenance.once(lake, ["10s", "1m", "old snapshots", "small files"])
-    maintenance.once(lake, ["1h"])
-    reader = lakes.attach(lake)
-    assert reader.execute("SELECT sum(samples) FROM rollup_1h").fetchone() == (2 * 480,)
     reader.close()
 
 
@@ -166,7 +158,7 @@ def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.Monkey
         client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
         client.create_bucket(Bucket="corral")
         fill(lake, times=2)
-        maintenance.once(lake, ["1m", "retention", "inlined rows", "small files", "old files"], retention(KEPT))
+        maintenance.once(lake, ["retention", "inlined rows", "small files", "old files"], retention(KEPT))
         found = client.list_objects_v2(Bucket="corral")["Contents"]
         assert any(entry["Key"].startswith("history/main/samples/") for entry in found)
         reader = for_readers(lake)
@@ -200,9 +192,8 @@ def test_maintenance_succeeds_while_eight_partitions_write(lake: lakes.Lake, pos
     failed: dict[str, str] = {}
 
     def write(number: int) -> None:
-        part = lakes.LakePart(lake, processor, f"CORRAL_PARTITIONS/{number}")
-        part.resume("x", "made")
-        host = f"h{number}"
+        part = Owned(lake, processor, f"CORRAL_PARTITIONS/{number}")
+        host = next(host for at in itertools.count() if partition_of(host := f"h{at}", WRITERS) == number)
         while not stop.is_set():
             sequence = sent[number] + 1
             start_ns = int(old.timestamp()) * 10**9 + sequence * 10**10 if sequence <= 3 else None
@@ -212,6 +203,8 @@ def test_maintenance_succeeds_while_eight_partitions_write(lake: lakes.Lake, pos
             seen = [Arrival(f"run-{host}", sequence, 1)]
             part.commit(Batch(stream="x", sequence=sequence, samples=table, arrivals=seen, messages=1))
             sent[number] = sequence
+            if sequence % 3 == 0:
+                part.rollups.refresh()
             stop.wait(partitions.LINGER_SECONDS)
         part.close()
 
@@ -268,9 +261,9 @@ def inlined(lake: lakes.Lake, postgres: Postgres) -> int:
 
 def test_a_table_that_fails_stops_none_behind_it_and_is_reported(lake: lakes.Lake) -> None:
     fill(lake, days=1, times=2)
-    assert maintenance.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    assert maintenance.once(lake, ["inlined rows"]) == {}
     fill(lake, days=1, times=2)
-    assert maintenance.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    assert maintenance.once(lake, ["inlined rows"]) == {}
     reader = lakes.attach(lake)
 
     def files(table: str) -> int:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -35,13 +35,15 @@ from ..requests import write_requests, write_waiting
 from ..rollup_columns import LEVELS
 from ..statements import add_missing, columns_of, registered, transaction
 from . import facts as lake_facts
-from . import object_storage, rollups
+from . import object_storage, progress, rollups
+from .progress import Progress
 
 log = logging.getLogger("corral.lake")
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Version of the tables: an older lake is upgraded. 2 counts throttled samples, and keeps the idle minutes of hours; 3
-has `agents.samples` and `devices.mig_instance`; 4 has peaks of the memory of leases."""
+has `agents.samples` and `devices.mig_instance`; 4 has peaks of the memory of leases; 5
+has rollups by partition."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
@@ -51,7 +53,7 @@ FEW_ROWS: Final = 1000
 RENEW_COMMITS: Final = 200
 """Number of commits after which a part attaches the lake again: DuckLake keeps what it has read of each snapshot for as
 long as it is attached, 30 to 200 KB a commit (of DuckDB 1.5.5)."""
-OPTIONS: Final = "1"
+OPTIONS: Final = "2"
 """Version of what `_set_options` sets."""
 CONFLICT_TRIES: Final = 8
 CONFLICT_SECONDS: Final = 0.05
@@ -187,9 +189,9 @@ def prepare(lake: Lake, partitions: int) -> str:
             with transaction(connection):
                 return _create_or_upgrade(connection, partitions)
 
-        meta = _with_retries(make)
+        meta = with_retries(make)
         if meta.get("options") != OPTIONS:
-            _with_retries(lambda: _set_options(connection, meta))
+            with_retries(lambda: _set_options(connection, meta))
     except duckdb.Error as error:
         raise as_storage_error(error) from error
     finally:
@@ -255,23 +257,32 @@ def _create_or_upgrade(connection: DuckDBPyConnection, partitions: int) -> dict[
     for key, value in meta.items():
         connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
     rollups.create(connection)
+    # Whatever is committed after this transaction is to be rolled up.
+    began = current_snapshot(connection) + 1
+    progress.create(connection, partitions, Progress(began, began))
     _upgrade(connection, meta)
     return meta
 
 
 def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     """Set DuckLake's options of single tables, outside of the transaction that creates these."""
-    connection.execute(
-        f"CALL lake.set_option('data_inlining_row_limit', {FEW_ROWS}, schema => 'store', table_name => 'rolled')"
-    )
+    for number in range(int(meta["partitions"])):
+        table = progress.table_of(number).removeprefix("store.")
+        connection.execute(
+            f"CALL lake.set_option('data_inlining_row_limit', {FEW_ROWS}, schema => 'store', table_name => '{table}')"
+        )
     with transaction(connection):
         _put_meta(connection, meta, "options", OPTIONS)
 
 
 def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     """Upgrade the tables of an older lake to this version, and replace its views by those of this Corral."""
-    if int(meta["lake_version"]) < 2:
-        rollups.add_columns(connection)
+    if int(meta["lake_version"]) < 5:
+        partitions = int(meta["partitions"])
+        progress.create(connection, partitions, rollups.take_progress(connection))
+        if int(meta["lake_version"]) < 2:
+            rollups.add_columns(connection)
+            progress.reset(connection, partitions)
     rolled = [rollups.shape(level) for level in LEVELS]
     shape = hashlib.sha256(repr((TABLES, rolled)).encode()).hexdigest()[:16]
     if meta.get("tables") != shape:  # those of an older version, or of another catalog of metrics
@@ -308,10 +319,29 @@ def _put_meta(connection: DuckDBPyConnection, meta: dict[str, str], key: str, va
     meta[key] = value
 
 
+class Follower(Protocol):
+    """What follows the commits of a part."""
+
+    def taken_over(self, fence: int) -> None:
+        """The part has been taken over with a fence."""
+        ...
+
+    def committing(self, snapshot: int) -> None:
+        """A transaction begins with a snapshot; it may be repeated."""
+        ...
+
+    def committed(self, samples: ArrowTable | None) -> None:
+        """Samples are committed, by the last transaction that has begun or by one before it."""
+        ...
+
+
 class LakePart:
     """Storage of one part of a stream. The part has one owner at a time: the one with the greatest fence.
 
     `resume` makes this object the owner, with a fence one above the last.
+
+    Attributes:
+        follower: follows its commits, such as its rollups (`partition.py`).
 
     Args:
         lake: that holds the part.
@@ -333,6 +363,7 @@ class LakePart:
         self._sequence = 0
         self._commits = 0
         self._marked_ns = 0
+        self.follower: Follower | None = None
         self._connection: DuckDBPyConnection | None = attach_retrying(lake)
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
@@ -342,9 +373,12 @@ class LakePart:
             Sequence of its last stored message; 0 if none is, or if the stream was created again or set back.
         """
         try:
-            return _with_retries(lambda: self._take_over(created, last_sequence))
+            sequence = with_retries(lambda: self._take_over(created, last_sequence))
         except duckdb.Error as error:
             raise as_storage_error(error) from error
+        if self.follower is not None:
+            self.follower.taken_over(self.fence)
+        return sequence
 
     def _take_over(self, created: str, last_sequence: int | None) -> int:
         cursor = self._open()
@@ -379,6 +413,9 @@ class LakePart:
                 cursor.execute(
                     f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, fence]
                 )
+            number = progress.number_of(self.part)
+            if number is not None:
+                progress.take_over(cursor, number, fence)
         self.fence, self._sequence = fence, sequence
         self._marked_ns = marked_ns if sequence else 0
         return sequence
@@ -422,7 +459,7 @@ class LakePart:
             StoragePaused, Unstorable, StorageError: see `Storage.commit`.
         """
         try:
-            _with_retries(lambda: self._commit(batch))
+            with_retries(lambda: self._commit(batch))
         except duckdb.Error as error:
             raised = as_storage_error(error)
             if not isinstance(raised, Unstorable):
@@ -432,8 +469,11 @@ class LakePart:
         except NOT_A_VALUE as error:
             raise Unstorable(f"a value fits no column: {error}") from error
         self._peaks.committed()
-        if batch.sequence > self._sequence:
+        is_new = batch.sequence > self._sequence
+        if is_new:
             self._sequence, self._marked_ns = batch.sequence, batch.stored_ns
+        if self.follower is not None:
+            self.follower.committed(batch.samples if is_new else None)
         self._commits += 1
         if self._commits % RENEW_COMMITS == 0:
             self._abandon()
@@ -447,6 +487,8 @@ class LakePart:
             if row[1] != self.fence:
                 raise Deposed(f"{self.part} has another owner (its fence is {row[1]}, this processor's {self.fence})")
             self._peaks.begin()
+            if self.follower is not None:
+                self.follower.committing(current_snapshot(cursor))
             if batch.sequence <= row[0]:
                 return
             if batch.samples is not None:
@@ -518,15 +560,21 @@ class LakePart:
         self._abandon()
 
 
-def _with_retries(work: Callable[[], _T]) -> _T:
+def current_snapshot(cursor: DuckDBPyConnection) -> int:
+    """Newest snapshot of the lake; within a transaction the one that it has begun with."""
+    row = cursor.execute("SELECT id FROM lake.current_snapshot()").fetchone()
+    return int(row[0]) if row else 0
+
+
+def with_retries(work: Callable[[], _T], tries: int = CONFLICT_TRIES) -> _T:
     """Run a transaction, and retry it with backoff if it conflicts with another one: what it read may be outdated."""
-    for left in range(CONFLICT_TRIES, -1, -1):
+    for left in range(tries, -1, -1):
         try:
             return work()
         except duckdb.Error as error:
             if not left or not CONFLICT.search(str(error)):
                 raise
-        time.sleep(CONFLICT_SECONDS * (0.5 + random.random()) * 2 ** (CONFLICT_TRIES - left))
+        time.sleep(CONFLICT_SECONDS * (0.5 + random.random()) * 2 ** min(tries - left, CONFLICT_TRIES))
     raise AssertionError
 
 

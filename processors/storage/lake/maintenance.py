@@ -1,4 +1,4 @@
-"""Maintenance of a lake by one of its processors: rollups, merging of small files, and retention.
+"""Maintenance of a lake by one of its processors: merging of small files, and retention.
 
 Each step is a transaction of DuckLake, or several that may be repeated. A crash leaves every row once, and at most
 orphaned files, which a later step deletes. Writers commit in between all the time, and DuckLake then refuses a
@@ -26,9 +26,9 @@ from msgspec import Struct
 from .. import retention
 from ..errors import StorageError, StoragePaused
 from ..retention import Horizon, Retention
-from ..rollup_columns import HOUR, LEVELS, MINUTE, TEN_SECONDS
+from ..rollup_columns import HOUR, MINUTE, TEN_SECONDS
 from ..schema import sql_text
-from . import rollups
+from . import progress
 from .lake import CONFLICT, STATE, Lake, attach, without_password
 
 log = logging.getLogger("corral.lake")
@@ -44,7 +44,7 @@ _ENDS_INSTANCE: Final = (duckdb.InternalException, duckdb.FatalException)
 FLUSH: Final = "ducklake_flush_inlined_data"
 REWRITE: Final = "ducklake_rewrite_data_files"
 _NAMED: Final = "table_name => {}, schema_name => {}"
-_CHANGED: Final = frozenset({*STATE, "clocks", "corral_meta", "rolled"})
+_CHANGED: Final = frozenset({*STATE, "clocks", "corral_meta"})
 
 SECONDS: Final = 60.0
 BEHIND_SECONDS: Final = 900.0
@@ -166,7 +166,7 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
 
 def _changed_by_parts(table: str) -> bool:
     """True if parts change rows of a table, and do not only append. Such tables are few and small."""
-    return table.startswith("watermark_") or table in _CHANGED
+    return table.startswith(("watermark_", progress.PREFIX)) or table in _CHANGED
 
 
 def _repeated_whole(connection: DuckDBPyConnection, statement: str) -> None:
@@ -235,14 +235,15 @@ def _older(call: str, kept: timedelta) -> Callable[[Attached, Retention, Horizon
 
 
 def _expire(at: Attached, _: Retention, horizon: Horizon) -> None:
-    """Expire old snapshots, but none that a rollup has not processed: its feed is the changes since then."""
+    """Expire old snapshots, but none that the rollups of a partition still have to read the changes since."""
     kept = horizon.clocks - SNAPSHOTS_KEPT
-    row = at.connection.execute(
-        "SELECT min(snapshot_time) FROM lake.snapshots() "
-        "WHERE snapshot_id >= (SELECT min(snapshot) FROM store.rolled WHERE snapshot > 0)"
-    ).fetchone()
-    if row is not None and row[0] is not None:
-        kept = min(kept, row[0])
+    needed = progress.oldest_needed(at.connection)
+    if needed is not None:
+        row = at.connection.execute(
+            "SELECT min(snapshot_time) FROM lake.snapshots() WHERE snapshot_id >= ?", [needed]
+        ).fetchone()
+        if row is not None and row[0] is not None:
+            kept = min(kept, row[0])
     call = "CALL ducklake_expire_snapshots('lake', older_than => ?)"
     repeated(lambda: at.connection.execute(call, [kept]).fetchall())
 
@@ -351,8 +352,7 @@ class LakeMaintenance:
 
     async def run(self) -> None:
         """Run the steps that are due, every `SECONDS`, until cancelled."""
-        every = {level.name: rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
-        every |= {step.name: step.seconds for step in STEPS}
+        every = {step.name: step.seconds for step in STEPS}
         due = dict.fromkeys(every, 0.0)
         try:
             while True:
@@ -364,8 +364,8 @@ class LakeMaintenance:
                 try:
                     failed = await asyncio.to_thread(self._once, names)
                     # What fails is tried again with the next round, not when it would be due.
-                    due.update(dict.fromkeys((name for name in names if label(name) in failed), 0.0))
-                    self._report(failed, ("maintenance", *map(label, names)))
+                    due.update(dict.fromkeys((name for name in names if name in failed), 0.0))
+                    self._report(failed, ("maintenance", *names))
                 except (StorageError, StoragePaused) as error:
                     log.error("maintenance: retried in %g s: %s", SECONDS, error)
                     due.update(dict.fromkeys(names, 0.0))
@@ -420,7 +420,7 @@ def once(
 
     Args:
         lake: to maintain.
-        names: of rollups to bring up to date (`10s`, `1m`, `1h`), and of `STEPS`; all by default.
+        names: of `STEPS`; all by default.
         kept: how long data is kept.
         now: time by which all that is old goes at once; by this machine's clock by default.
         agree: in its place, a function from the time of the newest sample to the horizon.
@@ -432,9 +432,6 @@ def once(
     kept = kept or Retention()
     at = Attached(lake)
     try:
-        for level in LEVELS:
-            if names is None or level.name in names:
-                _step(at, failed, label(level.name), lambda level=level: rollups.refresh(at.connection, level))
         horizon = retention.forced(now or datetime.now(UTC)) if agree is None else agree(_newest(at.connection))
         for step in STEPS:
             if names is None or step.name in names:
@@ -447,13 +444,8 @@ def once(
     return failed
 
 
-def label(name: str) -> str:
-    """Name of a step or rollup in logs and reports."""
-    return f"rollup {name}" if name in rollups.REFRESH_SECONDS else name
-
-
 def _newest(connection: DuckDBPyConnection) -> datetime | None:
-    """Time of the newest sample as of the last refresh of the 10 s rollup: reading all samples would take long."""
+    """Time of the newest sample that has a rollup of 10 s: reading all samples would take long."""
     try:
         row = connection.execute(f"SELECT max(time) FROM {TEN_SECONDS.table}").fetchone()
     except duckdb.Error as error:
