@@ -138,6 +138,8 @@ def writing(data: dict[str, np.ndarray[Any, Any]], parts: int, postgres: Postgre
         shares = np.array_split(np.arange(devices), parts)
         for part in owned:
             part.resume(part.part, "now")
+        for each in rolled:
+            each.refresh()
         committing = rolling = waited = 0.0
         for sequence, first in enumerate(range(0, ticks, step), start=1):
             cpu = time.process_time()

@@ -100,6 +100,8 @@ class PartRollups:
             self._fence, self._started, self._begun = fence, False, None
             self._forget()
             self._done_at = time.monotonic()
+        # At once: what is committed before it has looked would be read from the lake.
+        self._full()
 
     def committing(self, snapshot: int) -> None:
         """Note that samples are committed by a transaction that has begun with a snapshot, and may be tried again."""
@@ -143,11 +145,17 @@ class PartRollups:
             work()
         except Deposed:
             raise
-        except (StorageError, StoragePaused) as error:
+        except Exception as error:  # whatever it is, it must not stop ingest
             self._failed_rounds += 1
-            log.warning("rollups of %s: tried again in a minute: %s", self._part.part, error)
+            expected = isinstance(error, StorageError | StoragePaused)
+            log.warning(
+                "rollups of %s: tried again in a minute: %s",
+                self._part.part,
+                error,
+                exc_info=None if expected else error,
+            )
             if self._failed_rounds >= REPORTED_AFTER_ROUNDS:
-                self.failing = str(error)
+                self.failing = str(error) or type(error).__name__
         else:
             self._failed_rounds, self.failing = 0, ""
 
