@@ -204,20 +204,10 @@ def _insert(
 ) -> None:
     """Insert the touched hours and their counts in bins, each into the table where it belongs."""
     wide = ", ".join(("time", "series", "batch", *(name for name, _ in columns(metrics, HOUR))))
-    p95 = {f"{metric.name}_p95": metric for metric in binned(metrics)}
-
-    def value(name: str) -> str:
-        # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
-        metric = p95.get(name)
-        if metric is None:
-            return f"h.{name}"
-        middle, low, high = f"q.{metric.name}::{metric.row.unit.sql}", f"h.{metric.name}_min", f"h.{metric.name}_max"
-        return f"CASE WHEN {middle} IS NOT NULL THEN least(greatest({middle}, {low}), {high}) END"
-
     minutes = " UNION ALL ".join(
         stored_rows(cursor, table, metrics, MINUTE) for table in (MINUTE.table, f"{MINUTE.table}_open")
     )
-    values = ", ".join(["h.time", "h.series", "h.batch", *(value(name) for name, _ in columns(metrics, HOUR))])
+    values = ", ".join(["h.time", "h.series", "h.batch", *values_of(metrics)])
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {_WIDTH}) AS time, series, bucket, "
         f"{through}::BIGINT AS batch, {from_minutes(metrics)} FROM (SELECT *, epoch_us(time) // {_WIDTH} AS bucket "
@@ -237,20 +227,48 @@ def _insert(
             )
 
 
+def values_of(metrics: Sequence[Metric]) -> list[str]:
+    """SQL of each column of an hour: of rows that `from_minutes` made (`h`), and of the values of p95 (`q`)."""
+    p95 = {f"{metric.name}_p95": metric for metric in binned(metrics)}
+
+    def value(name: str) -> str:
+        # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
+        metric = p95.get(name)
+        if metric is None:
+            return f"h.{name}"
+        middle, low, high = f"q.{metric.name}::{metric.row.unit.sql}", f"h.{metric.name}_min", f"h.{metric.name}_max"
+        return f"CASE WHEN {middle} IS NOT NULL THEN least(greatest({middle}, {low}), {high}) END"
+
+    return [value(name) for name, _ in columns(metrics, HOUR)]
+
+
 def _merge_bins(
     cursor: DuckDBPyConnection, metrics: Sequence[Metric], numbers: Mapping[str, int], start: str, end: str
 ) -> tuple[ArrowTable, ArrowTable]:
-    """Add up the minutes' counts of the touched hours, and find the p95 of each.
-
-    Returns:
-        The counts (`series`, `bucket`, `metric`, `bin`, `n`); and for each hour the value of the bin of each metric's
-        p95, by the metric's name.
-    """
+    """Read the minutes' counts of the touched hours; see `merge_bins`."""
     found = cursor.execute(
         f"SELECT series, epoch_us(time) // {_WIDTH} AS bucket, metric, bin, n FROM {_BINS} "
         f"WHERE time >= {start} AND time < {end}"
     ).to_arrow_table()
     touched = cursor.execute("SELECT series, bucket FROM touched ORDER BY series, bucket").to_arrow_table()
+    return merge_bins(found, touched, metrics, numbers)
+
+
+def merge_bins(
+    found: ArrowTable, touched: ArrowTable, metrics: Sequence[Metric], numbers: Mapping[str, int]
+) -> tuple[ArrowTable, ArrowTable]:
+    """Add up the minutes' counts of hours, and find the p95 of each.
+
+    Args:
+        found: counts of minutes: `series`, `bucket` (the hour), `metric`, `bin`, `n`.
+        touched: the hours: `series`, `bucket`, in this order.
+        metrics: that have bins.
+        numbers: of the metrics.
+
+    Returns:
+        The counts (`series`, `bucket`, `metric`, `bin`, `n`); and for each hour the value of the bin of each metric's
+        p95, by the metric's name.
+    """
     series, bucket = data_of(touched["series"]), data_of(touched["bucket"])
     hours = len(series)
     first = int(bucket.min()) if hours else 0

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from ....schemas.metrics import METRICS, Metric
 from .. import retention
-from ..rollup_columns import BIN_RATIO, HOUR, MINUTE, ZERO_BIN, binned, columns, from_minutes, is_linear
-from ..schema import sql_text
+from ..bucketing import data_of
+from ..embedded.hours import merge_bins, values_of
+from ..rollup_columns import HOUR, MINUTE, binned, columns, from_minutes
 from ..statements import registered
 from .unwritten import Numbers, minutes_of, series_of
 from .writing import Devices, between
@@ -23,6 +24,7 @@ AT_ONCE: Final = 10_000
 """Hours of devices that are computed at once: 600,000 minutes."""
 _WIDTH: Final = 3_600_000_000
 _TIME: Final = pa.timestamp("us", "UTC")
+_NUMBERS: Final = {metric.name: number for number, metric in enumerate(binned(METRICS.values()))}
 
 
 class Staged(Struct, frozen=True):
@@ -85,29 +87,33 @@ def stage(cursor: DuckDBPyConnection, devices: Devices, keys: Numbers, minutes_f
         f"CREATE OR REPLACE TEMP TABLE hour_rows AS SELECT hour, series, any_value(host) AS host, "
         f"any_value(device) AS device, {from_minutes(metrics)} FROM {minutes()} GROUP BY hour, series"
     )
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE hour_bins AS SELECT hour, series, metric, bin, sum(n)::UINTEGER AS n "
-        f"FROM {minutes('_bins')} GROUP BY ALL"
-    )
-    _find_quantiles(cursor, binned(metrics))
+    _merge_bins(cursor, devices, binned(metrics), minutes("_bins"))
     return Staged(metrics, between(first, end, "t.time"))
 
 
-def _find_quantiles(cursor: DuckDBPyConnection, metrics: Sequence[Metric]) -> None:
-    """Create the table `hour_quantiles` of the value of the bin of each metric's p95, by the metric's name."""
-    quantiles = "".join(f", max(value) FILTER (metric = {sql_text(m.name)}) AS {m.name}" for m in metrics)
-    linear = ", ".join(sql_text(metric.name) for metric in metrics if is_linear(metric)) or "''"
-    value = (
-        f"CASE WHEN metric IN ({linear}) THEN min(bin) WHEN min(bin) = {ZERO_BIN} THEN 0 "
-        f"ELSE pow({BIN_RATIO}, min(bin)) END AS value"
-    )
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE hour_quantiles AS SELECT series, hour{quantiles} FROM ("
-        f"SELECT series, hour, metric, {value} FROM ("
-        "SELECT *, sum(n) OVER (PARTITION BY series, hour, metric ORDER BY bin) AS upto, "
-        "sum(n) OVER (PARTITION BY series, hour, metric) AS total FROM temp.main.hour_bins) "
-        "WHERE upto * 100 >= total * 95 GROUP BY series, hour, metric) GROUP BY series, hour"
-    )
+def _merge_bins(cursor: DuckDBPyConnection, devices: Devices, metrics: Sequence[Metric], minutes: str) -> None:
+    """Create the table `hour_bins` of the counts, and `hour_quantiles` of the values of each p95's bin."""
+    numbers = pa.table({"metric": pa.array(list(_NUMBERS)), "number": pa.array(list(_NUMBERS.values()), pa.int16())})
+    with registered(cursor, "numbers", numbers):
+        found = cursor.execute(
+            f"SELECT series, epoch_us(hour) // {_WIDTH} AS bucket, number AS metric, bin, n "
+            f"FROM {minutes} JOIN numbers USING (metric)"
+        ).to_arrow_table()
+    touched = cursor.execute(
+        f"SELECT series, epoch_us(time) // {_WIDTH} AS bucket FROM temp.main.touched ORDER BY ALL"
+    ).to_arrow_table()
+    merged, quantiles = merge_bins(found.combine_chunks(), touched.combine_chunks(), metrics, _NUMBERS)
+    numbers_of = merged["metric"].combine_chunks().cast(pa.int32())
+    bins = {
+        "time": pa.array(data_of(merged["bucket"]) * _WIDTH).cast(_TIME),
+        **devices.named(merged["series"].combine_chunks()),
+        "metric": pa.DictionaryArray.from_arrays(numbers_of, pa.array(list(_NUMBERS), pa.string())),
+        "bin": merged["bin"],
+        "n": merged["n"],
+    }
+    for name, table in (("hour_bins", pa.table(bins)), ("hour_quantiles", quantiles)):
+        with registered(cursor, "merged", table):
+            cursor.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM merged")
 
 
 def write(cursor: DuckDBPyConnection, staged: Staged) -> None:
@@ -118,23 +124,10 @@ def write(cursor: DuckDBPyConnection, staged: Staged) -> None:
             f"AND t.device = d.device AND t.time = d.time AND {staged.within}"
         )
     names = [name for name, _ in columns(staged.metrics, HOUR)]
-    p95 = {f"{metric.name}_p95": metric for metric in binned(staged.metrics)}
-
-    def value(name: str) -> str:
-        # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
-        metric = p95.get(name)
-        if metric is None:
-            return f"h.{name}"
-        middle, low, high = f"q.{metric.name}::{metric.row.unit.sql}", f"h.{metric.name}_min", f"h.{metric.name}_max"
-        return f"CASE WHEN {middle} IS NOT NULL THEN least(greatest({middle}, {low}), {high}) END"
-
+    values = ", ".join(values_of(staged.metrics))
     cursor.execute(
         f"INSERT INTO lake.{HOUR.table} (time, host, device, {', '.join(names)}) "
-        f"SELECT h.hour, h.host, h.device, {', '.join(value(name) for name in names)} FROM temp.main.hour_rows h "
-        f"LEFT JOIN temp.main.hour_quantiles q ON q.series = h.series AND q.hour = h.hour ORDER BY h.series, h.hour"
+        f"SELECT h.hour, h.host, h.device, {values} FROM temp.main.hour_rows h LEFT JOIN temp.main.hour_quantiles q "
+        f"ON q.series = h.series AND q.bucket = epoch_us(h.hour) // {_WIDTH} ORDER BY h.series, h.hour"
     )
-    cursor.execute(
-        f"INSERT INTO lake.{HOUR.table}_bins (time, host, device, metric, bin, n) "
-        "SELECT b.hour, d.host, d.device, b.metric, b.bin, b.n FROM temp.main.hour_bins b "
-        "JOIN temp.main.touched d ON d.series = b.series AND d.time = b.hour ORDER BY b.series, b.metric, b.bin"
-    )
+    cursor.execute(f"INSERT INTO lake.{HOUR.table}_bins BY NAME FROM temp.main.hour_bins")

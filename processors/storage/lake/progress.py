@@ -66,8 +66,8 @@ def reset(connection: DuckDBPyConnection, partitions: int) -> None:
 
 
 def take_over(cursor: DuckDBPyConnection, number: int, fence: int) -> None:
-    """Set the fence of a partition's new owner, in the transaction that takes the part over."""
-    cursor.execute(f"UPDATE {table_of(number)} SET fence = ?", [fence])
+    """Set the fence of a partition's new owner, in a transaction. A later owner's stays."""
+    cursor.execute(f"UPDATE {table_of(number)} SET fence = ? WHERE fence < ?", [fence, fence])
 
 
 def read(cursor: DuckDBPyConnection, number: int) -> Progress:
