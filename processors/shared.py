@@ -144,7 +144,8 @@ class LakeHistory:
             self._metrics.remove(ingest)
             self._rollups.pop(part, None)
             if rolled is not None:
-                await asyncio.to_thread(rolled.finish)
+                # Not awaited, since a refresh may take seconds: the next owner finds what is not written.
+                asyncio.get_running_loop().run_in_executor(None, rolled.close)
             await asyncio.to_thread(storage.close)
 
     async def store_received(self) -> None:

@@ -188,14 +188,8 @@ class PartRollups:
                 if self._rounds % RENEW_COMMITS == 0:
                     self._abandon()
 
-    def finish(self) -> None:
-        """Write everything if possible, and close the connection. The next owner finds what is not written."""
-        with contextlib.suppress(Deposed, StorageError, StoragePaused):
-            self.refresh(everything=True)
-        self.close()
-
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once a refresh in progress has ended. What is not written the next owner finds."""
         with self._running:
             self._abandon()
 
