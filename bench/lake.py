@@ -124,7 +124,8 @@ def writing(data: dict[str, np.ndarray[Any, Any]], parts: int, postgres: Postgre
     """What the transactions of large batches and the rollups cost by themselves: no bus, values ready in memory.
 
     Each part has a share of the devices. Rollups of 10 s and 1 min follow each batch, which is some minutes of its
-    devices, and those of 1 h every ten minutes of them. Those of all parts run at once, in threads of this process.
+    devices, and those of 1 h every ten minutes of them. Those of all parts run at once, in threads of this process. The
+    first batch is told by itself, since a new owner looks up the counters of its devices.
     """
     folder = Path(tempfile.mkdtemp(prefix="bench-lake-"))
     ticks, devices = next(iter(data.values())).shape
@@ -140,7 +141,7 @@ def writing(data: dict[str, np.ndarray[Any, Any]], parts: int, postgres: Postgre
             part.resume(part.part, "now")
         for each in rolled:
             each.refresh()
-        committing = rolling = waited = 0.0
+        committing = rolling = waited = taken = 0.0
         for sequence, first in enumerate(range(0, ticks, step), start=1):
             cpu = time.process_time()
             for part, share in zip(owned, shares, strict=True):
@@ -152,15 +153,20 @@ def writing(data: dict[str, np.ndarray[Any, Any]], parts: int, postgres: Postgre
             with ThreadPoolExecutor(parts) as threads:
                 hours = first + step >= ticks or (first + step) % 600 == 0
                 list(threads.map(lambda each, hours=hours: each.refresh(everything=hours), rolled))
-            rolling += time.process_time() - cpu
-            waited += time.perf_counter() - began
+            if first:
+                rolling += time.process_time() - cpu
+                waited += time.perf_counter() - began
+            else:
+                taken = time.process_time() - cpu
         print(
             f"{parts} part(s), transactions of {step * devices // parts:,} samples: "
             f"{rows / committing / 1e6:.2f} M samples per CPU-second"
         )
+        rows -= step * devices
         print(
             f"{parts} part(s), rollups of 10 s, 1 min and 1 h by their owners: {rows / rolling / 1e6:.3f} M samples "
-            f"per CPU-second ({rolling / rows * 1e6:.2f} µs a sample), {rows:,} samples in {waited:.1f} s",
+            f"per CPU-second ({rolling / rows * 1e6:.2f} µs a sample), {rows:,} samples in {waited:.1f} s; the batch "
+            f"after the takeover, with its lookup of counters: {taken:.1f} CPU-seconds",
             flush=True,
         )
         for each in (*rolled, *owned):

@@ -13,7 +13,7 @@ from msgspec import Struct
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.rows import CELSIUS, PERCENT
 from .rollup_derived import Derived, idleness, known, throttling
-from .rollup_omission import restored
+from .rollup_restoring import restored
 from .statements import add_missing, column_names
 
 BIN_RATIO: Final = 1.02

@@ -15,7 +15,8 @@ from corral.processors.storage.bucketing import Samples, buckets
 from corral.processors.storage.embedded.rollups import LEVELS, MINUTE, TEN_SECONDS, Level, Rollups
 from corral.processors.storage.folding import fold
 from corral.processors.storage.rollup_columns import binned, columns, counters
-from corral.processors.storage.rollup_omission import following, restored
+from corral.processors.storage.rollup_omission import following
+from corral.processors.storage.rollup_restoring import restored
 from corral.schemas.metrics import METRICS
 from support.empty_history import new_database
 

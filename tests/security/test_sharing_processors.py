@@ -33,8 +33,8 @@ async def test_the_parts_of_a_history_are_shared_with_a_processors_credentials(t
             await reader.identify()
             await reader.start(0)
             while True:
-                for _, reply in await reader.take(1, 0.1):
-                    await reader.acknowledge(reply)
+                for message in await reader.take(1, 0.1):
+                    await reader.acknowledge(message.reply)
                     came.set()
 
         claims = partitions.Claims(nc, "history", "one", [*consumers], work)
