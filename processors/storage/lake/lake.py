@@ -320,7 +320,7 @@ def _put_meta(connection: DuckDBPyConnection, meta: dict[str, str], key: str, va
 
 
 class Follower(Protocol):
-    """What follows the commits of a part."""
+    """Observer of the commits of a part."""
 
     def taken_over(self, fence: int) -> None:
         """The part has been taken over with a fence."""

@@ -1,4 +1,4 @@
-"""How far the rollups of each partition are: a table of one row for each, rewritten with every rollup that is written.
+"""Progress of the rollups of each partition: a table of one row for each, rewritten with every rollup that is written.
 
 The row has the fence of the partition's owner, as its watermark has (see `lake.py`). So of two processors that both act
 as the owner, one conflicts with the other, or reads its fence, and writes no rollup.

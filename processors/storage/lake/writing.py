@@ -32,7 +32,7 @@ KNOWN: Final = "temp.main.known_devices"
 
 
 class Rows(Struct, frozen=True):
-    """What is to be written of a level.
+    """Rows of a level that are to be written.
 
     Attributes:
         level: which.
