@@ -103,6 +103,14 @@ def test_a_processor_makes_them_once_whatever_is_killed(server: EmbeddedServer, 
     processor = start()
     try:
         wait_for(lambda: made() == {f"groups-{last}.csv", f"groups-{last}.md"})
+        # Once it is written down: a processor that is killed before makes them again.
+        wait_for(
+            lambda: (
+                last in (folder / ".corral-reports.json").read_text()
+                if (folder / ".corral-reports.json").exists()
+                else False
+            )
+        )
         processor.kill()
         processor.wait()
         # A file that was taken away is not made again; what is missed is made, also where a kill came in between.
