@@ -114,6 +114,16 @@ def _one_chunk(column: ArrowArray) -> ArrowArray:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
 
 
+def among(keys: Indexes, wanted: Indexes) -> NDArray[np.bool_]:
+    """True for each key that is among others, both in order."""
+    if len(keys) == len(wanted) and bool((keys == wanted).all()):
+        return np.ones(len(keys), dtype=np.bool_)
+    if not len(wanted):
+        return np.zeros(len(keys), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    return wanted[at] == keys
+
+
 def buckets(samples: Samples, level: Level) -> Buckets:
     """Buckets of a level, in the order of device and time."""
     rows = len(samples.times)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...schemas.metrics import Metric
 from .bucketing import ARROW_TYPES, Array, ArrowArray, Buckets, Indexes, Runs, Samples, Values
+from .growth import NOTHING
 from .protocol import ArrowTable
 from .rollup_columns import BIN_RATIO, FELL, ZERO_BIN, Level, binned, columns, is_linear
 from .rollup_derived import CLOCKS, KNOWN, MASK, REASONS
@@ -101,6 +102,31 @@ def fold(
     if not level.bins:
         return Folded(rows, None, 0, readings)
     return Folded(rows, *_bins_table(bins, found.number * width, found.series, closed), readings)
+
+
+def with_increases(
+    folded: Folded, increases: Mapping[str, Array], grown: Mapping[str, Grown], order: Indexes | None = None
+) -> Folded:
+    """Set the growth of counters.
+
+    Args:
+        folded: rows of a level.
+        increases: of each counter, for each bucket.
+        grown: readings of each counter in the same buckets.
+        order: index of each folded row among these buckets; None if they are in the same order.
+    """
+    rows = folded.rows
+    for name, increase in increases.items():
+        there = grown[name].there
+        nulls = increase == NOTHING
+        if there is not None:
+            nulls |= ~there
+        if order is not None:
+            increase, nulls = increase[order], nulls[order]
+        column = f"{name}_increase"
+        array = pa.array(increase, type=rows.schema.field(column).type, mask=nulls)
+        rows = rows.set_column(rows.column_names.index(column), column, array)
+    return folded._replace(rows=rows)
 
 
 def _aggregates(metric: Metric, values: Values, p95: Array | None, readings: dict[str, Grown]) -> dict[str, ArrowArray]:

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
-from ..bucketing import Buckets, Samples, buckets, data_of
-from ..folding import Folded, Grown, fold
+from ..bucketing import Buckets, Samples, among, buckets, data_of
+from ..folding import Folded, fold, with_increases
 from ..growth import LacksColumns, Tables
 from ..protocol import ROW_GROUP_ROWS
 from ..readings import Readings
@@ -262,7 +262,7 @@ class Rollups:
         level = due.level
         chosen = buckets(samples, level)
         of_due = _keys(due.touched.series, due.touched.bucket)
-        chosen = chosen.take(np.flatnonzero(_among(_keys(chosen.series, chosen.number), of_due)))
+        chosen = chosen.take(np.flatnonzero(among(_keys(chosen.series, chosen.number), of_due)))
         if not len(chosen.number):
             return 0
         is_open = chosen.number == due.newest[chosen.series]
@@ -295,7 +295,7 @@ class Rollups:
             if not found.settled.all():
                 tables = structs.replace(tables, rows=replacement.stored(cursor, level, counted))
                 _join(cursor, tables, counted, folded, order, ~found.settled, is_open, found.increases, kept, due)
-            folded = _with_increases(folded, found.increases, grown, order)
+            folded = with_increases(folded, found.increases, grown, order)
         before = due.open_before[chosen.series]
         replacement.delete(cursor, level, chosen, f"{level.table}_open", chosen.number == before)
         replacement.delete(cursor, level, chosen, level.table, (before < 0) | (chosen.number < before))
@@ -325,16 +325,6 @@ def _size(series: Numbers) -> int:
 def _keys(series: NDArray[Any], bucket: Numbers) -> Numbers:
     """One number for each device and bucket, in their order."""
     return (series.astype(np.int64) << 40) | (bucket & ((1 << 40) - 1))
-
-
-def _among(keys: Numbers, wanted: Numbers) -> NDArray[np.bool_]:
-    """True for each key that is among others, both in order."""
-    if len(keys) == len(wanted) and bool((keys == wanted).all()):
-        return np.ones(len(keys), dtype=np.bool_)
-    if not len(wanted):
-        return np.zeros(len(keys), dtype=np.bool_)
-    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-    return wanted[at] == keys
 
 
 def _merged(series: Numbers, bucket: Numbers, rows: Numbers) -> _Touched:
@@ -480,19 +470,3 @@ def _join(
     # A late step comes before that of the device's open bucket, whose readings it may change.
     current = rows_now["bucket"] >= due.open_before[rows_now["series"]]
     kept.learn(counted, {name: column[current] for name, column in rows_now.items()})
-
-
-def _with_increases(
-    folded: Folded, increases: Mapping[str, NDArray[Any]], grown: Mapping[str, Grown], order: Numbers
-) -> Folded:
-    """Set the growth of counters, in the order of the folded rows."""
-    rows = folded.rows
-    for name, increase in increases.items():
-        there = grown[name].there
-        nulls = increase == growth.NOTHING
-        if there is not None:
-            nulls |= ~there
-        column = f"{name}_increase"
-        array = pa.array(increase[order], type=rows.schema.field(column).type, mask=nulls[order])
-        rows = rows.set_column(rows.column_names.index(column), column, array)
-    return folded._replace(rows=rows)

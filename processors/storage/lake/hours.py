@@ -18,13 +18,12 @@ from ..embedded.hours import merge_bins, values_of
 from ..rollup_columns import HOUR, MINUTE, binned, columns, from_minutes
 from ..statements import registered
 from .unwritten import Numbers, minutes_of, series_of
-from .writing import Devices, between
+from .writing import NUMBERS, Devices, between
 
 AT_ONCE: Final = 10_000
 """Hours of devices that are computed at once: 600,000 minutes."""
 _WIDTH: Final = 3_600_000_000
 _TIME: Final = pa.timestamp("us", "UTC")
-_NUMBERS: Final = {metric.name: number for number, metric in enumerate(binned(METRICS.values()))}
 
 
 class Staged(Struct, frozen=True):
@@ -93,7 +92,7 @@ def stage(cursor: DuckDBPyConnection, devices: Devices, keys: Numbers, minutes_f
 
 def _merge_bins(cursor: DuckDBPyConnection, devices: Devices, metrics: Sequence[Metric], minutes: str) -> None:
     """Create the table `hour_bins` of the counts, and `hour_quantiles` of the values of each p95's bin."""
-    numbers = pa.table({"metric": pa.array(list(_NUMBERS)), "number": pa.array(list(_NUMBERS.values()), pa.int16())})
+    numbers = pa.table({"metric": pa.array(list(NUMBERS)), "number": pa.array(list(NUMBERS.values()), pa.int16())})
     with registered(cursor, "numbers", numbers):
         found = cursor.execute(
             f"SELECT series, epoch_us(hour) // {_WIDTH} AS bucket, number AS metric, bin, n "
@@ -102,12 +101,12 @@ def _merge_bins(cursor: DuckDBPyConnection, devices: Devices, metrics: Sequence[
     touched = cursor.execute(
         f"SELECT series, epoch_us(time) // {_WIDTH} AS bucket FROM temp.main.touched ORDER BY ALL"
     ).to_arrow_table()
-    merged, quantiles = merge_bins(found.combine_chunks(), touched.combine_chunks(), metrics, _NUMBERS)
+    merged, quantiles = merge_bins(found.combine_chunks(), touched.combine_chunks(), metrics, NUMBERS)
     numbers_of = merged["metric"].combine_chunks().cast(pa.int32())
     bins = {
         "time": pa.array(data_of(merged["bucket"]) * _WIDTH).cast(_TIME),
         **devices.named(merged["series"].combine_chunks()),
-        "metric": pa.DictionaryArray.from_arrays(numbers_of, pa.array(list(_NUMBERS), pa.string())),
+        "metric": pa.DictionaryArray.from_arrays(numbers_of, pa.array(list(NUMBERS), pa.string())),
         "bin": merged["bin"],
         "n": merged["n"],
     }

@@ -16,7 +16,7 @@ import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from ..bucketing import data_of
+from ..bucketing import among, data_of
 from ..protocol import ArrowTable
 
 Numbers = NDArray[np.int64]
@@ -42,14 +42,6 @@ def series_of(keys: Numbers) -> Numbers:
 def minutes_of(keys: Numbers) -> Numbers:
     """Minutes (or hours) of keys."""
     return keys & _MASK
-
-
-def among(keys: Numbers, wanted: Numbers) -> NDArray[np.bool_]:
-    """True for each key that is among others, which are in order."""
-    if not len(wanted):
-        return np.zeros(len(keys), dtype=np.bool_)
-    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-    return wanted[at] == keys
 
 
 class _Chunk(Struct):

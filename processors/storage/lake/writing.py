@@ -16,7 +16,7 @@ from msgspec import Struct
 from ....schemas.metrics import METRICS, Metric
 from .. import growth
 from ..bucketing import Array, Buckets, Samples, buckets, data_of
-from ..folding import Folded, fold
+from ..folding import Folded, fold, with_increases
 from ..growth import Tables
 from ..protocol import ArrowTable, Series
 from ..readings import Readings
@@ -26,7 +26,8 @@ from .unwritten import MINUTE_US, NO_KEYS, Numbers, minute_keys, minutes_of, ser
 
 _HOUR_US: Final = 3_600_000_000
 _BINNED: Final = [metric.name for metric in binned(METRICS.values())]
-_NUMBERS: Final = {name: at for at, name in enumerate(_BINNED)}
+NUMBERS: Final = {name: at for at, name in enumerate(_BINNED)}
+"""Number of each metric that has bins."""
 _COUNTED: Final = [metric.name for metric in counters(METRICS.values())]
 KNOWN: Final = "temp.main.known_devices"
 
@@ -161,7 +162,7 @@ class Fold:
         written: list[Rows] = []
         for level in (TEN_SECONDS, MINUTE):
             found = buckets(samples, level)
-            folded = fold(samples, metrics, level, _NUMBERS, found, len(found.number))
+            folded = fold(samples, metrics, level, NUMBERS, found, len(found.number))
             corrected, hours = "", NO_KEYS
             if counted:
                 kept = self._readings[level.name]
@@ -173,7 +174,7 @@ class Fold:
                     if cursor.execute(f"SELECT 1 FROM {tables.corrected} LIMIT 1").fetchone():
                         corrected = tables.corrected
                         hours = _corrected_hours(cursor, corrected) if level is MINUTE else hours
-                folded = _with_increases(folded, grown.increases)
+                folded = with_increases(folded, grown.increases, folded.counters)
             written.append(Rows(level, folded, corrected, hours))
         return written
 
@@ -302,20 +303,6 @@ def _join(
     newest = np.zeros(int(found.series.max()) + 1, dtype=np.bool_)
     newest[found.series] = is_newest
     kept.learn(counted, {name: column[newest[last["series"]]] for name, column in last.items()})
-
-
-def _with_increases(folded: Folded, increases: Mapping[str, Array]) -> Folded:
-    """Set the growth of counters."""
-    rows = folded.rows
-    for name, increase in increases.items():
-        there = folded.counters[name].there
-        nulls = increase == growth.NOTHING
-        if there is not None:
-            nulls |= ~there
-        column = f"{name}_increase"
-        array = pa.array(increase, type=rows.schema.field(column).type, mask=nulls)
-        rows = rows.set_column(rows.column_names.index(column), column, array)
-    return folded._replace(rows=rows)
 
 
 def _corrected_hours(cursor: DuckDBPyConnection, corrected: str) -> Numbers:
