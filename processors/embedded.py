@@ -29,7 +29,7 @@ log = logging.getLogger("corral.processor")
 SETTLED_SECONDS: Final = 3.0
 UNREAD_ROLLUP_SECONDS: Final = 900.0
 """Longest pause between two refreshes of a rollup while nobody reads the history."""
-UNREAD_SECONDS: Final = 60.0
+UNREAD_SECONDS: Final = 15.0
 """How long messages wait for a transaction while nobody reads the history. A transaction costs as much for one row as
 for a thousand. The stream keeps them until they are acknowledged, and longer."""
 RELEASE_SECONDS: Final = 45.0
@@ -38,7 +38,7 @@ FLUSH_SECONDS: Final = 2.0
 """How long a query waits at most for what was received before it, as when the disk is full."""
 REST_SECONDS: Final = 60.0
 """How long after the last query DuckDB goes back to one thread."""
-ROLLUP_SECONDS: Final = 1.0
+ROLLUP_SECONDS: Final = 5.0
 """How long the first query for some time waits at most for rollups."""
 
 

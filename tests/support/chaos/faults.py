@@ -158,7 +158,7 @@ async def history_disk_full(folder: Path, account: Account, seconds: float) -> N
     with small_disk(folder / "disk", 64) as disk:
         async with world(folder, account, history=disk / "history.duckdb") as made:
             ballast = fill(disk)
-            # While nobody reads the history, messages wait up to a minute for a transaction.
+            # While nobody reads the history, messages wait up to 15 s for a transaction.
             deadline = time.monotonic() + 90
             while not (await made.load.status()).paused and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
